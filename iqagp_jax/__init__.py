@@ -1,0 +1,30 @@
+"""iqagp_jax: Gaussian-process potentials of atomic energies in JAX, trained, tested and driven hot."""
+
+from iqagp_jax.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
+from iqagp_jax.fit import fit_gp
+from iqagp_jax.modelfile import load_model, save_model
+from iqagp_jax.potential import Model, atomic_energies, energy_and_forces, energy_fn, leave_one_out, predictive_variance
+from iqagp_jax.simulate import simulate
+from iqagp_jax.trajectory import load_trajectory
+from iqagp_jax.validation import validate
+
+__all__ = [
+    "Dataset",
+    "Model",
+    "atomic_energies",
+    "embedded_datasets",
+    "energy_and_forces",
+    "energy_fn",
+    "fit_gp",
+    "leave_one_out",
+    "load_dataset",
+    "load_model",
+    "load_trajectory",
+    "predictive_variance",
+    "save_dataset",
+    "save_model",
+    "simulate",
+    "validate",
+]
+
+__version__ = "0.1.0"

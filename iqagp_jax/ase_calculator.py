@@ -1,0 +1,31 @@
+"""The potential as an ASE calculator."""
+
+from ase.calculators.calculator import Calculator, all_changes
+
+from iqagp_jax.potential import atomic_energies, energy_and_forces
+
+
+class IQAGP(Calculator):
+    """``energy``, ``forces`` and atomic ``energies`` of a model (eV, eV/angstrom) for ASE."""
+
+    implemented_properties = ("energy", "free_energy", "forces", "energies")
+
+    def __init__(self, model):
+        """``model`` as `fit_gp` or `load_model` gives it; the atoms must be the model's in its order."""
+        super().__init__()
+        self.model = model
+        self._energy_and_forces = energy_and_forces(model)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill ``results``; raises ValueError where the atoms are not the model's."""
+        super().calculate(atoms, properties, system_changes)
+        found = tuple(self.atoms.get_chemical_symbols())
+        if found != self.model.species:
+            raise ValueError(
+                f"expected the atoms {' '.join(self.model.species)} of the model in this order, found {' '.join(found)}"
+            )
+        positions = self.atoms.get_positions()
+        energy, forces = self._energy_and_forces(positions[None])
+        self.results = {"energy": float(energy[0]), "free_energy": float(energy[0]), "forces": forces[0].__array__()}
+        if "energies" in properties:
+            self.results["energies"] = atomic_energies(self.model, positions).__array__()

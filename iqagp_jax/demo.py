@@ -1,0 +1,103 @@
+"""The main job on embedded data: train, validate, relax a stretched bond, drive fifty hot replicas, report."""
+
+import json
+import time
+
+import numpy as np
+
+from iqagp_jax import cli, plots
+from iqagp_jax.dataset import load_dataset
+from iqagp_jax.files import write_atomically
+from iqagp_jax.fit import fit_gp
+from iqagp_jax.geometry import pair_distances
+from iqagp_jax.modelfile import save_model
+from iqagp_jax.potential import energy_and_forces, energy_fn
+from iqagp_jax.robustness import failure_rule
+from iqagp_jax.simulate import simulate
+from iqagp_jax.starts import hydrogen_bonds_to_stretch, starts
+from iqagp_jax.trajectory import load_trajectory
+from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.validation import atom_labels
+
+DATASET = "malondialdehyde"
+N_TRAIN = 1000
+TEMPERATURE = 500.0
+REPLICAS = 50
+PICOSECONDS = 5.0
+STRETCH = 1.5
+KINDS = ["equilibrium"] * 25 + ["displaced"] * 13 + ["stretched"] * 12
+
+
+def run_demo(out):
+    """Do everything and write model, pictures, trajectory and ``report.json`` to the folder ``out``."""
+    out = cli.output_folder(out)
+    if (out / "report.json").exists() or any((out / "trajectory").glob("*.npz")):
+        raise ValueError(f"expected an empty folder, found an earlier demo in {out}; remove it or give another --out")
+    data = load_dataset(DATASET)
+    cli.console.print(f"[bold]{DATASET}[/bold]: {len(data)} geometries, {data.level['level_of_theory']}")
+
+    began = time.perf_counter()
+    model = fit_gp(data, "alf", prior_mean="mf5", n_train=N_TRAIN, progress=lambda s: cli.track(s, "hyperparameters"))
+    train_seconds = time.perf_counter() - began
+    save_model(model, out / "model.safetensors")
+    plots.likelihood_trace(model).savefig(out / "likelihood.png")
+    cli.console.print(f"trained on {model.n_train} geometries in {train_seconds:.0f} s")
+
+    validation = cli.validate_split(model, data.split("test_500K"), "test_500K", out, "model")
+    positions = starts(model, KINDS, stretch=STRETCH)
+    stretched = restoring_force(model, positions)
+    rule = failure_rule(model.species, model.reference)
+    result = simulate(energy_fn(model), rule, positions, out / "trajectory", temperature=TEMPERATURE, time=PICOSECONDS, seed=0)
+    cli.print_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE))
+    relaxed = relaxation(model, load_trajectory(out / "trajectory"), stretched, out)
+    cli.draw_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), out)
+    report = {
+        "n_train": model.n_train,
+        "energy_mae_kcal_mol": validation.energy.mae,
+        "force_mae_kcal_mol_A": validation.forces.mae,
+        "atomic_mae_kcal_mol": {atom: error.mae for atom, error in validation.atomic_energies.items()},
+        "replicas": REPLICAS,
+        "survived": int(result.survived.sum()),
+        "temperature_target_K": TEMPERATURE,
+        "temperature_mean_K": float(np.nanmean(result.mean_temperatures(0.5))),
+        "ms_per_step_per_replica": result.ms_per_step_per_replica,
+        "train_seconds": train_seconds,
+        **stretched,
+        **relaxed,
+    }
+    write_atomically(out / "report.json", json.dumps(report, indent=1))
+    cli.console.print(f"model, pictures, trajectory and report.json are in {out}")
+
+
+def restoring_force(model, positions):
+    """Force along the stretched O-H bond at the start, in kcal/mol/angstrom; positive pulls the hydrogen back."""
+    k = KINDS.index("stretched")
+    heavy, hydrogen = hydrogen_bonds_to_stretch(model.species, positions[0])[0]
+    forces = np.asarray(energy_and_forces(model)(positions[k][None])[1][0])
+    axis = positions[k][heavy] - positions[k][hydrogen]
+    force = forces[hydrogen] @ axis / np.linalg.norm(axis) / KCAL_MOL
+    labels = atom_labels(model.species)
+    name = f"{labels[heavy]}-{labels[hydrogen]}"
+    cli.console.print(f"{name} at {np.linalg.norm(axis):.2f} Å: restoring force {force:.0f} kcal/mol/Å")
+    return {"stretched_bond": name, "restoring_force_kcal_mol_A": float(force)}
+
+
+def relaxation(model, trajectory, stretched, out):
+    """When the stretched hydrogen is bound again: within 1.2 angstrom of an oxygen and from then on for 50 fs.
+
+    In malondialdehyde either oxygen may take it up: the proton transfer is chemistry.
+    """
+    heavy, hydrogen = hydrogen_bonds_to_stretch(model.species, np.asarray(model.reference))[0]
+    replica = KINDS.index("stretched")
+    oxygens = [k for k, s in enumerate(model.species) if s == model.species[heavy]]
+    nearest = pair_distances(trajectory.positions[:, replica])[:, hydrogen, oxygens].min(-1)
+    bound = nearest < 1.2
+    settled = [k for k in range(len(bound) - 3) if bound[k : k + 3].all()]
+    when = float(trajectory.times[settled[0]]) if settled else None
+    plots.bond_relaxation(trajectory.times, nearest[:, None], 1.0, f"H to nearest {model.species[heavy]}").savefig(
+        out / "relaxation.png"
+    )
+    cli.console.print(
+        f"stretched {stretched['stretched_bond']}: hydrogen bound again after {when:g} fs" if settled else "not bound again"
+    )
+    return {"relaxation_fs": when}

@@ -1,0 +1,166 @@
+"""Features of an atom's surroundings: pure JAX functions of one configuration.
+
+Both kinds are invariant under translation and rotation and finite, with finite gradients, for planar and collinear
+geometries. They are frozen pytrees: ``features(positions)`` takes (N, 3) angstrom and gives (N, D), one row an atom.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, permutations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqagp_jax.geometry import bond_graph, graph_distances
+
+TINY = 1e-24
+"""Added under roots whose argument may vanish (angstrom^2), so that gradients stay finite."""
+
+MIN_FRAME_SINE = 0.3
+"""An atomic local frame is good while the sine of its angle stays above this in all geometries (about 17 degrees)."""
+
+
+def _norm(v):
+    return jnp.sqrt(jnp.sum(v * v, -1) + TINY)
+
+
+def _angle(sine, cosine):
+    """atan2 whose gradient is finite at the origin."""
+    at_origin = sine * sine + cosine * cosine < TINY
+    return jnp.arctan2(jnp.where(at_origin, 0.0, sine), jnp.where(at_origin, 1.0, cosine))
+
+
+def local_frame(positions, centre, x_axis, xy_plane):
+    """Axes (3, 3) of an atomic local frame: e_x to the x-axis atom, e_y towards the xy-plane atom, e_z = e_x x e_y."""
+    to_x, to_xy = positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre]
+    e_x = to_x / _norm(to_x)
+    in_plane = to_xy - (to_xy @ e_x) * e_x
+    e_y = in_plane / _norm(in_plane)
+    return jnp.stack([e_x, e_y, jnp.cross(e_x, e_y)])
+
+
+def alf_features(positions, frame, others):
+    """Atomic-local-frame features of one atom, (3N - 6,), as FFLUX defines them (doi:10.1021/ct500416k).
+
+    ``frame`` = (centre, x-axis, xy-plane) atom, ``others`` (N - 3,) the remaining ones. In order: the distances to the
+    x-axis and the xy-plane atom (angstrom), the angle chi in [0, pi] between them, then for each other atom its
+    spherical coordinates in the frame: r (angstrom), theta = acos(e_z.d / r) in [0, pi], phi = atan2(e_y.d, e_x.d).
+    """
+    centre, x_axis, xy_plane = frame
+    to_x, to_xy = positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre]
+    chi = _angle(_norm(jnp.cross(to_x, to_xy)), to_x @ to_xy)
+    local = (positions[others] - positions[centre]) @ local_frame(positions, *frame).T
+    x, y, z = local.T
+    theta = _angle(_norm(local[:, :2]), z)
+    spherical = jnp.stack([_norm(local), theta, _angle(y, x)], axis=1)
+    return jnp.concatenate([jnp.stack([_norm(to_x), _norm(to_xy), chi]), spherical.ravel()])
+
+
+def alf_positions(features, frame, others):
+    """Inverse of `alf_features`: positions (N, 3) in the atom's own frame, centre at the origin."""
+    n_atoms = len(others) + 3
+    r_x, r_xy, chi = features[:3]
+    r, theta, phi = features[3:].reshape(-1, 3).T
+    centre, x_axis, xy_plane = frame
+    positions = jnp.zeros((n_atoms, 3), features.dtype)
+    positions = positions.at[x_axis, 0].set(r_x)
+    positions = positions.at[xy_plane, :2].set(r_xy * jnp.stack([jnp.cos(chi), jnp.sin(chi)]))
+    spherical = jnp.stack([jnp.sin(theta) * jnp.cos(phi), jnp.sin(theta) * jnp.sin(phi), jnp.cos(theta)], 1)
+    return positions.at[others].set(r[:, None] * spherical)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["frames"])
+@dataclass(frozen=True)
+class ALF:
+    """Atomic-local-frame features of all atoms; ``frames`` holds (centre, x-axis, xy-plane) for every atom.
+
+    Not mirror-invariant: reflection turns every theta into pi - theta. The energy is; see `dataset.mirrored`.
+    """
+
+    frames: tuple[tuple[int, int, int], ...]
+
+    name = "alf"
+
+    def __call__(self, positions):
+        """(N, 3) angstrom -> (N, 3N - 6), angstrom and radian."""
+        frames = jnp.array(self.frames)
+        return jax.vmap(alf_features, (None, 0, 0))(positions, frames, jnp.array(self.others))
+
+    @property
+    def others(self):
+        """For every atom the atoms outside its frame, ascending, (N, N - 3)."""
+        n = len(self.frames)
+        return np.array([[b for b in range(n) if b not in frame] for frame in self.frames], dtype=int).reshape(n, -1)
+
+    @property
+    def angular(self):
+        """Mask (3N - 6,) of the columns with period 2 pi (the phi)."""
+        column = np.arange(3 * len(self.frames) - 6)
+        return (column > 2) & (column % 3 == 2)
+
+    @classmethod
+    def choose(cls, species, positions):
+        """The best frame of every atom for geometries (n, N, 3): near atoms, heavy first, never nearly collinear."""
+        if len(species) < 3:
+            raise ValueError(f"atomic local frames need at least 3 atoms, found {len(species)}; use inverse distances")
+        positions = np.asarray(positions)
+        separation = graph_distances(bond_graph(species, positions[0]))
+        return cls(tuple(_choose_frame(a, species, positions, separation) for a in range(len(species))))
+
+
+def _choose_frame(centre, species, positions, separation):
+    from ase.data import atomic_numbers
+
+    def preference(pair):
+        return [(separation[centre, b], -atomic_numbers[species[b]], b) for b in pair]
+
+    candidates = sorted(permutations([b for b in range(len(species)) if b != centre], 2), key=preference)
+    directions = positions - positions[:, centre : centre + 1]
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True) + TINY
+    best, best_sine = None, -1.0
+    for x_axis, xy_plane in candidates:
+        sine = np.linalg.norm(np.cross(directions[:, x_axis], directions[:, xy_plane]), axis=-1).min()
+        if sine > MIN_FRAME_SINE:
+            return centre, x_axis, xy_plane
+        if sine > best_sine:
+            best, best_sine = (centre, x_axis, xy_plane), sine
+    return best
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["n_atoms"])
+@dataclass(frozen=True)
+class InverseDistances:
+    """1/r of all pairs of atoms, for each atom first its own N - 1 pairs, then those among the others."""
+
+    n_atoms: int
+
+    name = "inverse-distances"
+
+    def __call__(self, positions):
+        """(N, 3) angstrom -> (N, N (N - 1) / 2), 1/angstrom."""
+        pairs = jnp.array(self.pairs)
+        return 1 / _norm(positions[pairs[..., 0]] - positions[pairs[..., 1]])
+
+    @property
+    def pairs(self):
+        """(N, N (N - 1) / 2, 2) atom pairs in the order of the columns."""
+        result = []
+        for a in range(self.n_atoms):
+            others = [b for b in range(self.n_atoms) if b != a]
+            result.append([(a, b) for b in others] + list(combinations(others, 2)))
+        return np.array(result, dtype=int)
+
+    @property
+    def angular(self):
+        """Mask of the columns with period 2 pi: none."""
+        return np.zeros(self.n_atoms * (self.n_atoms - 1) // 2, dtype=bool)
+
+    @classmethod
+    def choose(cls, species, positions):
+        """Nothing to choose: the features of a molecule of these atoms."""
+        return cls(len(species))
+
+
+FEATURES = {kind.name: kind for kind in (ALF, InverseDistances)}
+"""Kinds of features by the name that `fit_gp` and the command line take."""

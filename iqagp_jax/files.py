@@ -1,0 +1,15 @@
+"""Files that are either absent or whole, whatever happens while they are written."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path, data):
+    """Write ``data`` (bytes or text) to ``path``: into a neighbour first, flushed to disk, then renamed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,42 @@
+"""Distances, bonds and alignment of molecular geometries; NumPy where geometries are prepared, JAX where they move."""
+
+import numpy as np
+from ase.data import atomic_numbers, covalent_radii
+
+BOND_FACTOR = 1.25
+"""Two atoms are bonded when nearer than this factor times the sum of their covalent radii."""
+
+
+def sum_of_radii(species):
+    """Sums of covalent radii (Cordero, doi:10.1039/B801115J, as in ase.data) of all pairs, (N, N) in angstrom."""
+    radii = covalent_radii[[atomic_numbers[s] for s in species]]
+    return radii[:, None] + radii
+
+
+def pair_distances(positions):
+    """Distances of all pairs, (..., N, N) in angstrom, NumPy."""
+    return np.linalg.norm(positions[..., :, None, :] - positions[..., None, :, :], axis=-1)
+
+
+def bond_graph(species, positions):
+    """Symmetric boolean adjacency matrix (N, N) of the covalent bonds of one geometry (N, 3) in angstrom."""
+    bonded = pair_distances(np.asarray(positions)) < BOND_FACTOR * sum_of_radii(species)
+    np.fill_diagonal(bonded, False)
+    return bonded
+
+
+def graph_distances(bonded):
+    """Number of bonds on the shortest path between every two atoms, (N, N); inf where there is none."""
+    steps = np.where(bonded, 1.0, np.inf)
+    np.fill_diagonal(steps, 0.0)
+    for k in range(len(steps)):
+        steps = np.minimum(steps, steps[:, k, None] + steps[None, k])
+    return steps
+
+
+def moved_side(bonded, i, j):
+    """Atoms on j's side of the bond i-j as a boolean (N,); j alone where the bond is part of a ring."""
+    cut = bonded.copy()
+    cut[i, j] = cut[j, i] = False
+    side = np.isfinite(graph_distances(cut)[j])
+    return np.arange(len(bonded)) == j if side[i] else side

@@ -1,0 +1,148 @@
+"""Kernels: frozen pytrees whose leaves are their hyperparameters, ``kernel(x, y)`` for two single points.
+
+Every radial kernel is a profile of a squared distance in an embedding, k(x, y) = g(|z(x) - z(y)|^2). With
+
+    4 sin^2(d / 2) = (cos a - cos b)^2 + (sin a - sin b)^2,   d = a - b,
+
+the periodic kernel is one too, and a product of squared exponentials stays one: that is what lets predictions be two
+matrix products and one exponential.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+_pytree = partial(jax.tree_util.register_dataclass)
+
+
+class Kernel:
+    """k(x, y) of two points (D,); kernels add and multiply."""
+
+    def __add__(self, other):
+        return Sum(self, other)
+
+    def __mul__(self, other):
+        if isinstance(self, SquaredExponential) and isinstance(other, SquaredExponential):
+            return Joint(self, other)
+        return Product(self, other)
+
+
+class Radial(Kernel):
+    """k(x, y) = profile(|embed(x) - embed(y)|^2)."""
+
+    def __call__(self, x, y):
+        difference = self.embed(x) - self.embed(y)
+        return self.profile(difference @ difference)
+
+
+class SquaredExponential(Radial):
+    """A radial kernel with the profile exp(-s/2), s the squared distance in the embedding."""
+
+    @staticmethod
+    def profile(s):
+        """exp(-s/2)"""
+        return jnp.exp(-0.5 * s)
+
+
+@_pytree
+@dataclass(frozen=True)
+class RBF(SquaredExponential):
+    """exp(-1/2 sum_d (x_d - y_d)^2 / l_d^2); FEREBUS' theta_d is 1 / (2 l_d^2)."""
+
+    lengthscale: jax.Array
+    """scalar or (D,), in the features' units"""
+
+    def embed(self, x):
+        """z = x / l"""
+        return x / self.lengthscale
+
+
+@_pytree
+@dataclass(frozen=True)
+class Periodic(SquaredExponential):
+    """exp(-1/2 sum_d 4 sin^2((x_d - y_d) / 2) / l_d^2), period 2 pi; FEREBUS' theta_d is 1 / (2 l_d^2)."""
+
+    lengthscale: jax.Array
+    """scalar or (D,), in radian for small angles"""
+
+    def embed(self, x):
+        """z = (cos x, sin x) / l"""
+        return jnp.concatenate([jnp.cos(x) / self.lengthscale, jnp.sin(x) / self.lengthscale], axis=-1)
+
+
+@_pytree
+@dataclass(frozen=True)
+class Matern52(Radial):
+    """(1 + a + a^2/3) exp(-a), a = sqrt(5 sum_d (x_d - y_d)^2 / l_d^2) (Rasmussen and Williams, eq. 4.17)."""
+
+    lengthscale: jax.Array
+    """scalar or (D,), in the features' units"""
+
+    def embed(self, x):
+        """z = x / l"""
+        return x / self.lengthscale
+
+    @staticmethod
+    def profile(s):
+        """(1 + a + a^2/3) exp(-a), a = sqrt(5 s)"""
+        # The profile is even in a and smooth in s up to second order; below the guard its Taylor series is exact.
+        small = s < 1e-20
+        a = jnp.sqrt(5 * jnp.where(small, 1.0, s))
+        return jnp.where(small, 1 - 5 / 6 * s, (1 + a + a * a / 3) * jnp.exp(-a))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["columns"])
+@dataclass(frozen=True)
+class Select(SquaredExponential):
+    """A squared-exponential kernel that sees only some ``columns`` of the features."""
+
+    kernel: SquaredExponential
+    columns: tuple[int, ...]
+
+    def embed(self, x):
+        """The kernel's embedding of the selected columns."""
+        return self.kernel.embed(x[..., jnp.array(self.columns, dtype=int)])
+
+
+@_pytree
+@dataclass(frozen=True)
+class Joint(SquaredExponential):
+    """Product of two squared exponentials: one squared exponential in the joined embedding."""
+
+    first: SquaredExponential
+    second: SquaredExponential
+
+    def embed(self, x):
+        """Both embeddings, one after the other."""
+        return jnp.concatenate([self.first.embed(x), self.second.embed(x)], axis=-1)
+
+
+@_pytree
+@dataclass(frozen=True)
+class Sum(Kernel):
+    """k1(x, y) + k2(x, y)"""
+
+    first: Kernel
+    second: Kernel
+
+    def __call__(self, x, y):
+        return self.first(x, y) + self.second(x, y)
+
+
+@_pytree
+@dataclass(frozen=True)
+class Product(Kernel):
+    """k1(x, y) k2(x, y)"""
+
+    first: Kernel
+    second: Kernel
+
+    def __call__(self, x, y):
+        return self.first(x, y) * self.second(x, y)
+
+
+def covariance(kernel, x, y):
+    """Matrix k(x_i, y_j), (n, m), from points (n, D) and (m, D)."""
+    return jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(y))(x)

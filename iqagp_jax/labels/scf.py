@@ -1,0 +1,73 @@
+"""The reference calculation: one self-consistent field with its forces, by PySCF."""
+
+import numpy as np
+from pyscf import dft, gto, lib, scf
+
+from iqagp_jax.labels.iqa import atom_grids
+from iqagp_jax.units import BOHR
+
+AUXILIARY_BASIS = "def2-universal-jkfit"
+
+
+class LabelError(RuntimeError):
+    """A geometry could not be labelled; the message says why."""
+
+
+def build_molecule(species, positions, basis, charge=0, spin=0):
+    """PySCF molecule from species (N,) and positions (N, 3) in angstrom; ``spin`` is the number of unpaired electrons.
+
+    Pople basis sets get six Cartesian d functions, as they were defined and as Gaussian and AIMAll users have them.
+    """
+    return gto.M(
+        atom=list(zip(species, np.asarray(positions) / BOHR, strict=True)),
+        unit="Bohr",
+        basis=basis,
+        charge=charge,
+        spin=spin,
+        cart=basis.lower().startswith(("6-", "3-", "4-")),
+        verbose=0,
+    )
+
+
+def mean_field(mol, xc):
+    """Unconverged Kohn-Sham (or, for ``xc='hf'``, Hartree-Fock) mean field with density fitting."""
+    restricted = mol.spin == 0
+    if xc.lower() == "hf":
+        mf = (scf.RHF if restricted else scf.UHF)(mol)
+    else:
+        mf = (dft.RKS if restricted else dft.UKS)(mol, xc=xc)
+    return mf.density_fit(auxbasis=AUXILIARY_BASIS)
+
+
+def converge(mf):
+    """Run the self-consistent field to 1e-9 hartree, for Kohn-Sham first on a coarse grid to save time.
+
+    Raises `LabelError` where it does not converge, also not with the second-order solver.
+    """
+    start = None
+    if hasattr(mf, "grids"):
+        mf.grids.level, mf.conv_tol = 0, 1e-5
+        mf.kernel()
+        start = mf.make_rdm1()
+        mf.grids = atom_grids(mf.mol)
+    mf.conv_tol = 1e-9
+    mf.kernel(start)
+    if not mf.converged:
+        mf = mf.newton()
+        mf.kernel(mf.mo_coeff, mf.mo_occ)
+    if not mf.converged:
+        raise LabelError(f"the SCF did not converge to {mf.conv_tol:g} hartree in {mf.max_cycle} cycles")
+    return mf
+
+
+def forces(mf):
+    """Forces (N, 3) in hartree/bohr, with the response of the integration grid, so that they sum to zero."""
+    gradient = mf.nuc_grad_method()
+    if hasattr(mf, "grids"):
+        gradient.grid_response = True
+    return -gradient.kernel()
+
+
+def single_thread():
+    """Bind PySCF to one thread: labels are made by one process per core."""
+    lib.num_threads(1)

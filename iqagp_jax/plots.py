@@ -1,0 +1,106 @@
+"""Pictures of models, validations and replicas: each function draws into a new figure and returns it."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.validation import atom_labels
+
+BLUE, ORANGE, GREY, RED = "#1f5fa8", "#e08214", "#7f7f7f", "#b2182b"
+
+
+def _figure(columns=1, height=3.6):
+    figure = Figure(figsize=(4.8 * columns, height), layout="constrained", dpi=150)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, *axes
+
+
+def predicted_against_true(dataset, predictions):
+    """Molecular energies and force components, predicted against reference, with their residuals' colour by source."""
+    figure, left, right = _figure(2)
+    zero = dataset.energy.min()
+    true, predicted = (dataset.energy - zero) / KCAL_MOL, (predictions.energy - zero) / KCAL_MOL
+    left.plot([true.min(), true.max()], [true.min(), true.max()], color=GREY, lw=0.8)
+    left.plot(true, predicted, ".", color=BLUE, ms=4)
+    left.set(xlabel="reference energy, kcal/mol", ylabel="predicted energy, kcal/mol")
+    left.set_title(f"{len(true)} unseen geometries, MAE {np.abs(true - predicted).mean():.2f} kcal/mol", fontsize=9)
+    if dataset.forces is not None:
+        f_true, f_predicted = dataset.forces.ravel() / KCAL_MOL, predictions.forces.ravel() / KCAL_MOL
+        limits = [f_true.min(), f_true.max()]
+        right.plot(limits, limits, color=GREY, lw=0.8)
+        right.plot(f_true, f_predicted, ".", color=ORANGE, ms=2)
+        right.set(xlabel="reference force, kcal/mol/Å", ylabel="predicted force, kcal/mol/Å")
+        right.set_title(f"MAE {np.abs(f_true - f_predicted).mean():.2f} kcal/mol/Å", fontsize=9)
+    return figure
+
+
+def s_curve(dataset, predictions):
+    """Share of geometries below an absolute error, for the molecule and every atom (an S-curve)."""
+    figure, ax = _figure()
+    share = 100 * (np.arange(len(dataset)) + 1) / len(dataset)
+    if dataset.atomic_energies is not None:
+        errors = np.abs(predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
+        for k, label in enumerate(atom_labels(dataset.species)):
+            ax.plot(np.sort(errors[:, k]), share, lw=0.8, alpha=0.7, label=label)
+    ax.plot(np.sort(np.abs(predictions.energy - dataset.energy)) / KCAL_MOL, share, color="black", lw=2, label="molecule")
+    ax.axvline(1.0, color=GREY, lw=0.8, ls="--")
+    ax.set(xscale="log", xlabel="absolute error, kcal/mol", ylabel="geometries below it, %", ylim=(0, 100))
+    ax.legend(fontsize=7, frameon=False, ncols=2)
+    return figure
+
+
+def likelihood_trace(model):
+    """Log likelihood of every atom's training data while its hyperparameters were fitted."""
+    figure, ax = _figure()
+    trace = np.asarray(model.trace)
+    for k, label in enumerate(atom_labels(model.species)):
+        ax.plot(trace[:, k] / model.n_train, lw=1, label=label)
+    ax.set(xlabel="L-BFGS step", ylabel="log likelihood per training point")
+    ax.legend(fontsize=7, frameon=False, ncols=2)
+    return figure
+
+
+def temperature_and_energy(times, temperatures, energies, targets):
+    """Kinetic temperature (mean and spread over replicas) and potential energy against time.
+
+    times (F,) in fs, temperatures (F, R) in K and energies (F, R) in eV with NaN after a failure, targets (R,) in K.
+    """
+    figure, left, right = _figure(2)
+    ps = times / 1000
+    with np.errstate(invalid="ignore"):
+        left.plot(ps, temperatures, color=BLUE, lw=0.3, alpha=0.3)
+        left.plot(ps, np.nanmean(temperatures, axis=1), color=BLUE, lw=1.5, label="mean over replicas")
+    for target in sorted(set(targets)):
+        left.axhline(target, color=GREY, lw=0.8, ls="--", label=f"target {target:g} K")
+    left.set(xlabel="time, ps", ylabel="kinetic temperature, K")
+    left.legend(fontsize=7, frameon=False)
+    right.plot(ps, (energies - np.nanmin(energies)) / KCAL_MOL, color=ORANGE, lw=0.4, alpha=0.5)
+    right.set(xlabel="time, ps", ylabel="potential energy, kcal/mol")
+    return figure
+
+
+def bond_relaxation(times, lengths, reference, label):
+    """Length of one bond in the replicas that started with it stretched: times (F,) fs, lengths (F, R) angstrom."""
+    figure, ax = _figure()
+    ax.plot(times / 1000, lengths, color=BLUE, lw=0.8, alpha=0.7)
+    ax.axhline(reference, color=GREY, lw=0.8, ls="--")
+    ax.set(xlabel="time, ps", ylabel=f"{label} distance, Å")
+    ax.set_title(f"{label} stretched to {lengths[0].max():.2f} Å at the start; dashed: equilibrium", fontsize=9)
+    return figure
+
+
+def survival(times, failure_times, groups):
+    """Share of surviving replicas against time, a line for each name in ``groups`` (R,).
+
+    times (F,) in fs, failure_times (R,) in fs and NaN for survivors.
+    """
+    figure, ax = _figure()
+    alive = ~(times[:, None] >= failure_times)
+    for name, colour in zip(dict.fromkeys(groups), (BLUE, ORANGE, RED, GREY), strict=False):
+        chosen = np.array([g == name for g in groups])
+        ax.plot(times / 1000, 100 * alive[:, chosen].mean(1), color=colour, lw=1.5, label=f"{name} ({chosen.sum()})")
+    ax.set(xlabel="time, ps", ylabel="replicas alive, %", ylim=(0, 105))
+    ax.legend(fontsize=8, frameon=False)
+    return figure

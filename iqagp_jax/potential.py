@@ -1,0 +1,232 @@
+"""The potential: positions (N, 3) in angstrom -> atomic energies (N,) in eV, and everything that follows from them.
+
+The molecular energy is the sum of the atomic energies and the forces are minus its gradient. The plain formula is
+`atomic_energies`; `energy_fn` and `energy_and_forces` are the same numbers by matrix products, tested against it.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqagp_jax import gp
+from iqagp_jax.features import ALF, InverseDistances
+from iqagp_jax.kernels import Kernel, Radial
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "features",
+        "kernel",
+        "mean",
+        "train_features",
+        "weights",
+        "signal_variance",
+        "residual",
+        "reference",
+        "trace",
+    ],
+    meta_fields=["species", "noise", "provenance"],
+)
+@dataclass(frozen=True)
+class Model:
+    """One Gaussian process per atom: E_A(R) = m_A(R) + sum_i w_Ai k_A(f_A(R), f_A(R_i)). A frozen pytree.
+
+    Every array of ``kernel`` has the atoms as its first axis.
+    """
+
+    species: tuple[str, ...]
+    features: ALF | InverseDistances
+    kernel: Kernel
+    mean: Callable
+    train_features: jax.Array
+    """(N, n, D)"""
+    weights: jax.Array
+    """(N, n) eV"""
+    signal_variance: jax.Array
+    """(N,) eV^2"""
+    residual: jax.Array
+    """(N, n) eV, training atomic energies minus prior mean"""
+    reference: jax.Array
+    """(N, 3) angstrom, the training geometry of lowest energy: defines the bonds and equilibrium starts"""
+    trace: jax.Array
+    """(steps, N) log likelihood of every atom while the hyperparameters were fitted"""
+    noise: float
+    """noise variance as a share of the signal variance"""
+    provenance: tuple[tuple[str, str], ...] = field(default=())
+    """where the model came from, as (name, value) pairs"""
+
+    @property
+    def n_train(self):
+        """Number of training points of each atom."""
+        return self.weights.shape[1]
+
+
+def atomic_energies(model, positions):
+    """Atomic energies (N,) in eV of one configuration (N, 3) in angstrom, by the plain formula."""
+    with jax.enable_x64(True):
+        positions = _double(model, positions)
+
+        def one_atom(kernel, point, train, w):
+            return jax.vmap(lambda x: kernel(point, x))(train) @ w
+
+        deviation = jax.vmap(one_atom)(model.kernel, model.features(positions), model.train_features, model.weights)
+        return model.mean(positions) + deviation
+
+
+def energy_fn(model):
+    """Molecular energy as a function of positions: (N, 3) angstrom -> scalar eV, in float64.
+
+    Works under jit, vmap and grad; ``-jax.grad(energy_fn(model))`` are the forces in eV/angstrom. Second derivatives
+    are exact too. Where JAX's 64-bit mode is off, positions and gradients that JAX itself holds in float32 are used
+    with a warning; the arithmetic in between stays float64.
+    """
+
+    training = _training(model)
+
+    @jax.custom_jvp
+    def energy(positions):
+        with jax.enable_x64(True):
+            return _energy_and_gradient(model, training, _double(model, positions))[0]
+
+    @energy.defjvp
+    def energy_jvp(primals, tangents):
+        (positions,), (direction,) = primals, tangents
+        with jax.enable_x64(True):
+            value, gradient = _energy_and_gradient(model, training, _double(model, positions))
+            return value, jnp.sum(gradient * direction.astype(gradient.dtype))
+
+    return energy
+
+
+def energy_and_forces(model):
+    """Energies and forces of many replicas: (B, N, 3) angstrom -> (B,) eV and (B, N, 3) eV/angstrom.
+
+    Two matrix products and one exponential per atom; compiled once per shape.
+    """
+
+    training = _training(model)
+
+    @jax.jit
+    def batched(positions):
+        energies, gradients = jax.vmap(partial(_energy_and_gradient, model, training))(positions)
+        return energies, -gradients
+
+    def apply(positions):
+        with jax.enable_x64(True):
+            return batched(_double(model, positions, batch=True))
+
+    return apply
+
+
+def _training(model):
+    """What the fast path knows of the training points of each atom before any geometry comes.
+
+    For radial kernels the embedded points z - c (N, n, E), their squared norms and their centre c (N, E): squared
+    distances are differences of large numbers, so they are taken about the centre. Else the features as they are.
+    """
+    if not isinstance(model.kernel, Radial):
+        return model.train_features
+
+    def one_atom(arguments):
+        kernel, train = arguments
+        z = kernel.embed(train)
+        centre = z.mean(0)
+        return z - centre, ((z - centre) ** 2).sum(1), centre
+
+    with jax.enable_x64(True):
+        return jax.lax.map(one_atom, (model.kernel, model.train_features))
+
+
+def _deviation(kernel, training, w, point):
+    """Posterior minus prior mean of one atom at one point (D,): a matrix product under vmap where the kernel is radial."""
+    if not isinstance(kernel, Radial):
+        return jax.vmap(lambda x: kernel(point, x))(training) @ w
+    z, squares, centre = training
+    u = kernel.embed(point) - centre
+    return w @ kernel.profile(jnp.maximum(squares - 2 * z @ u + u @ u, 0.0))
+
+
+def _energy_and_gradient(model, training, positions):
+    """Energy and its gradient (N, 3) for float64 positions (N, 3).
+
+    The derivative goes through the features by their vector-Jacobian product, and within an atom is taken before the
+    next atom begins, so that no array holds all atoms' covariances.
+    """
+    features, pull_back = jax.vjp(model.features, positions)
+
+    def one_atom(arguments):
+        kernel, points, w, x = arguments
+        return jax.value_and_grad(partial(_deviation, kernel, points, w))(x)
+
+    deviations, slopes = jax.lax.map(one_atom, (model.kernel, training, model.weights, features))
+    prior, prior_gradient = jax.value_and_grad(lambda r: model.mean(r).sum())(positions)
+    return prior + deviations.sum(), prior_gradient + pull_back(slopes)[0]
+
+
+def predictive_variance(model):
+    """Posterior variances as a function of positions (B, N, 3) -> (B, N) eV^2, one for every atomic energy.
+
+    The atoms' processes are independent, so the variance of the molecular energy is their sum.
+    """
+    with jax.enable_x64(True):
+        factors = jax.lax.map(
+            lambda a: jnp.linalg.cholesky(gp.covariance_matrix(a[0], a[1], model.noise)),
+            (model.kernel, model.train_features),
+        )
+
+        @jax.jit
+        def batched(positions):
+            points = jax.vmap(model.features)(positions).swapaxes(0, 1)
+            atoms = (model.kernel, model.train_features, factors, model.signal_variance, points)
+            return jax.lax.map(lambda a: gp.predictive_variance(*a), atoms).T
+
+    def apply(positions):
+        with jax.enable_x64(True):
+            return batched(_double(model, positions, batch=True))
+
+    return apply
+
+
+def leave_one_out(model):
+    """Leave-one-out residuals (N, n) of the training atomic energies and their standard deviations, both in eV."""
+
+    def one_atom(arguments):
+        kernel, train, residual, s2 = arguments
+        factor = jnp.linalg.cholesky(gp.covariance_matrix(kernel, train, model.noise))
+        error, precision = gp.leave_one_out(factor, residual)
+        return error, jnp.sqrt(s2 / precision)
+
+    with jax.enable_x64(True):
+        return jax.lax.map(one_atom, (model.kernel, model.train_features, model.residual, model.signal_variance))
+
+
+def check_positions(species, positions, batch=False):
+    """Positions as an array; ValueError, in a sentence, if they are not (N, 3), or (B, N, 3), finite angstrom."""
+    shape = np.shape(positions)
+    expected = (len(species), 3)
+    if shape[-2:] != expected or len(shape) != 2 + batch:
+        wanted = ("(replicas, " if batch else "(") + f"{len(species)}, 3)"
+        raise ValueError(
+            f"expected positions of shape {wanted} for the atoms {' '.join(species)}, found {shape};"
+            " give the atoms of the model in its order"
+        )
+    if not isinstance(positions, jax.core.Tracer) and not np.isfinite(np.asarray(positions)).all():
+        raise ValueError("expected finite positions in angstrom, found a NaN or infinity; check the geometry")
+    return positions
+
+
+def _double(model, positions, batch=False):
+    check_positions(model.species, positions, batch)
+    if isinstance(positions, jax.Array) and positions.dtype != jnp.float64:
+        warnings.warn(
+            f"positions are {positions.dtype}: JAX's 64-bit mode is off, so they and their gradients are rounded to"
+            " about 1e-7; use `with jax.enable_x64(True):` or JAX_ENABLE_X64=1 for float64 throughout",
+            stacklevel=3,
+        )
+    return jnp.asarray(positions, dtype=jnp.float64)

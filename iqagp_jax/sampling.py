@@ -1,0 +1,270 @@
+"""Geometries worth labelling: hot Langevin dynamics, distorted bonds and compressed contacts, by GFN2-xTB.
+
+Every geometry says in its ``info`` where it comes from: ``source`` (thermal, displaced, bond, contact), ``split``
+(train, test_500K, ...), ``temperature`` (K), ``run`` and ``time`` (fs).
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import CalculationFailed
+from ase.io import read
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.optimize import BFGS
+
+from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
+from iqagp_jax.units import KCAL_MOL
+
+TIMESTEP = 0.5
+"""Integration step of the sampling dynamics in fs."""
+
+FRICTION = 0.01
+"""Langevin friction in 1/fs."""
+
+EQUILIBRATION = 1000.0
+"""Discarded beginning of every run in fs."""
+
+MAX_DISTORTION_ENERGY = 150.0
+"""Distorted geometries above this energy over the minimum (kcal/mol) are dropped: no dynamics goes there."""
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How many geometries of which source.
+
+    ``thermal`` maps temperature (K) to the number of training geometries; ``test`` maps temperature to the number of
+    test geometries, which come from runs of their own and are not selected. ``runs`` trajectories are started per
+    temperature, training frames lie at least ``train_spacing`` fs apart, test frames ``test_spacing`` fs.
+    ``pool_factor`` times the wanted number of frames is generated before farthest-point selection.
+    """
+
+    thermal: dict[float, int]
+    displaced: int
+    bond: int
+    contact: int
+    test: dict[float, int]
+    runs: int = 10
+    train_spacing: float = 20.0
+    test_spacing: float = 100.0
+    pool_factor: int = 3
+
+
+def xtb(charge=0, spin=0):
+    """GFN2-xTB (doi:10.1021/acs.jctc.8b01176) as an ASE calculator."""
+    from tblite.ase import TBLite
+
+    return TBLite(method="GFN2-xTB", charge=charge, multiplicity=spin + 1, verbosity=0)
+
+
+def starting_geometries(molecule, n_conformers=20, seed=0):
+    """ASE atoms to start from: conformers of a SMILES string by RDKit, or the geometries of a file that ASE reads."""
+    if Path(molecule).suffix:
+        if not Path(molecule).is_file():
+            raise FileNotFoundError(f"expected a SMILES string or an existing geometry file, found {molecule!r}")
+        return read(molecule, index=":")
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    parsed = Chem.MolFromSmiles(molecule)
+    if parsed is None:
+        raise ValueError(f"expected a SMILES string or a geometry file, found {molecule!r}, which RDKit cannot parse")
+    parsed = Chem.AddHs(parsed)
+    # RDKit multiplies the seed by the conformer's number: zero would give the same one every time.
+    conformers = AllChem.EmbedMultipleConfs(parsed, n_conformers, randomSeed=seed + 1)
+    if not len(conformers):
+        raise ValueError(f"RDKit found no geometry for the SMILES {molecule!r}; give an .xyz file instead")
+    symbols = [a.GetSymbol() for a in parsed.GetAtoms()]
+    return [Atoms(symbols, positions=parsed.GetConformer(c).GetPositions()) for c in conformers]
+
+
+def minimise(atoms, calculator, fmax=0.005):
+    """A copy of ``atoms`` relaxed to forces below ``fmax`` eV/angstrom."""
+    relaxed = atoms.copy()
+    relaxed.calc = calculator
+    if not BFGS(relaxed, logfile=None).run(fmax=fmax, steps=1000):
+        raise RuntimeError(f"a starting geometry did not relax to {fmax} eV/angstrom in 1000 steps; start nearer a minimum")
+    return relaxed
+
+
+def lowest_minimum(geometries, calculator):
+    """The lowest of the minima to which the geometries relax."""
+    relaxed = [minimise(atoms, calculator) for atoms in geometries]
+    return min(relaxed, key=lambda atoms: atoms.get_potential_energy())
+
+
+def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
+    """Positions of ``n_frames`` frames ``spacing`` fs apart of one Langevin run at ``temperature`` K.
+
+    ASE's default ``fixcm=True`` runs hot on a small molecule; the centre of mass is left free to diffuse.
+    """
+    moving = atoms.copy()
+    moving.calc = calculator
+    MaxwellBoltzmannDistribution(moving, temperature_K=temperature, rng=rng)
+    dynamics = Langevin(
+        moving, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng
+    )
+    dynamics.run(round(EQUILIBRATION / TIMESTEP))
+    frames = []
+    for _ in range(n_frames):
+        dynamics.run(round(spacing / TIMESTEP))
+        frames.append(moving.get_positions())
+    return frames
+
+
+def is_whole(species, positions):
+    """Whether all atoms hang together in one covalently bonded molecule and none sits on another."""
+    distances = pair_distances(positions) + 10 * np.eye(len(species))
+    return (
+        distances.min() > 0.5 and np.isfinite(graph_distances(bond_graph(species, positions) | near(distances, species))).all()
+    )
+
+
+def near(distances, species):
+    """Pairs within 1.6 sums of covalent radii: still one molecule, if a stretched one."""
+    return distances < 1.6 * sum_of_radii(species)
+
+
+def displaced(positions, species, rng):
+    """Every coordinate moved by a normal deviate of 0.05 to 0.2 angstrom."""
+    return positions + rng.uniform(0.05, 0.2) * rng.normal(size=positions.shape)
+
+
+def distorted_bond(positions, species, rng):
+    """One random bond stretched or compressed to 0.75 to 1.5 times its length, moving one side of the molecule."""
+    bonded = bond_graph(species, positions)
+    i, j = rng.permutation(rng.choice(np.argwhere(bonded)))
+    factor = rng.uniform(0.75, 1.5)
+    return positions + np.outer(moved_side(bonded, i, j), (factor - 1) * (positions[j] - positions[i]))
+
+
+def compressed_contact(positions, species, rng):
+    """Two atoms at least three bonds apart pushed together to 0.7 to 1.8 sums of covalent radii.
+
+    The others follow with half the displacement for every bond between, so that the push bends the molecule rather
+    than breaking one bond.
+    """
+    separation = graph_distances(bond_graph(species, positions))
+    pairs = np.argwhere(separation >= 3)
+    if not len(pairs):
+        pairs = np.argwhere(separation == 2)
+    i, j = rng.choice(pairs)
+    axis = positions[j] - positions[i]
+    distance = np.linalg.norm(axis)
+    target = min(rng.uniform(0.7, 1.8) * sum_of_radii(species)[i, j], distance)
+    follow = 0.5 ** separation[i] - 0.5 ** separation[j]
+    push = (distance - target) / (follow[i] - follow[j])
+    return positions + np.outer(follow * push, axis / distance)
+
+
+DISTORTIONS = {"displaced": displaced, "bond": distorted_bond, "contact": compressed_contact}
+
+
+def inverse_distances(positions):
+    """1/r of all pairs, (n, N(N-1)/2) from positions (n, N, 3)."""
+    i, j = np.triu_indices(positions.shape[1], 1)
+    return 1 / pair_distances(positions)[:, i, j]
+
+
+def farthest_points(features, n, rng):
+    """Indices of ``n`` rows of ``features`` (m, D), each farthest from those chosen before; the first is random."""
+    chosen = [int(rng.integers(len(features)))]
+    distance = np.linalg.norm(features - features[chosen[0]], axis=1)
+    while len(chosen) < n:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(features - features[chosen[-1]], axis=1))
+    return np.array(chosen)
+
+
+def sample(minimum, plan, calculator, seed=0, progress=lambda items, description: items):
+    """Training and test geometries around a ``minimum`` after ``plan``: a list of ASE atoms and a count of what was dropped, by reason.
+
+    The training geometries come in training order: the sources are interleaved at random in their shares, so the
+    first n of them are a smaller set of the same kind.
+    """
+    species = minimum.get_chemical_symbols()
+    floor = xtb_energy(minimum, calculator)
+    dropped = Counter()
+
+    def thermal_frames(temperature, count, spacing, stream):
+        per_run = -(-count // plan.runs)
+        for run in progress(range(plan.runs), f"Langevin at {temperature:g} K"):
+            rng = np.random.default_rng([seed, stream, round(temperature), run])
+            for k, positions in enumerate(langevin(minimum, calculator, temperature, per_run, spacing, rng)):
+                if not is_whole(species, positions):
+                    dropped[f"dissociated at {temperature:g} K"] += 1
+                    continue
+                info = {
+                    "source": "thermal",
+                    "temperature": temperature,
+                    "run": run,
+                    "time": EQUILIBRATION + (k + 1) * spacing,
+                }
+                yield Atoms(species, positions=positions, info=info)
+
+    def select(pool, count, rng):
+        positions = np.array([a.get_positions() for a in pool])
+        if len(pool) < count:
+            raise RuntimeError(
+                f"only {len(pool)} of {count} geometries could be made; raise the temperatures or the pool factor"
+            )
+        return [pool[i] for i in farthest_points(inverse_distances(positions), count, rng)]
+
+    test = []
+    for temperature, count in plan.test.items():
+        frames = list(thermal_frames(temperature, count, plan.test_spacing, stream=1))[:count]
+        test += [_tagged(a, split=f"test_{temperature:g}K") for a in frames]
+
+    rng = np.random.default_rng([seed, 2])
+    pool, groups = [], []
+    for temperature, count in plan.thermal.items():
+        frames = list(thermal_frames(temperature, plan.pool_factor * count, plan.train_spacing, stream=0))
+        pool += frames
+        groups.append(select(frames, count, rng))
+    for source, distort in DISTORTIONS.items():
+        count = getattr(plan, source)
+        candidates = []
+        for _ in progress(range(20 * plan.pool_factor * count), f"{source} geometries"):
+            if len(candidates) == plan.pool_factor * count:
+                break
+            origin = pool[rng.integers(len(pool))]
+            positions = distort(origin.get_positions(), species, rng)
+            if not is_whole(species, positions):
+                dropped[f"{source}: not one molecule"] += 1
+                continue
+            candidate = Atoms(species, positions=positions, info={**origin.info, "source": source})
+            if xtb_energy(candidate, calculator) - floor > MAX_DISTORTION_ENERGY * KCAL_MOL:
+                dropped[f"{source}: more than {MAX_DISTORTION_ENERGY:g} kcal/mol above the minimum"] += 1
+                continue
+            candidates.append(candidate)
+        if count:
+            groups.append(select(candidates, count, rng))
+    return [_tagged(a, split="train") for a in interleave(groups, rng)] + test, dropped
+
+
+def interleave(groups, rng):
+    """One list of all groups, mixed at random in their proportions; within its group an item keeps its place."""
+    ranked = [((k + rng.uniform()) / len(group), n, k) for n, group in enumerate(groups) for k in range(len(group))]
+    return [groups[n][k] for _, n, k in sorted(ranked)]
+
+
+def census(frames):
+    """How many frames there are of each (split, source at temperature)."""
+    return Counter((a.info["split"], f"{a.info['source']} {a.info['temperature']:g} K") for a in frames)
+
+
+def _tagged(atoms, **info):
+    return Atoms(atoms, info={**atoms.info, **info})
+
+
+def xtb_energy(atoms, calculator):
+    """Energy in eV; infinite where the SCF does not converge, as at geometries nobody should label."""
+    probe = atoms.copy()
+    probe.calc = calculator
+    try:
+        return probe.get_potential_energy()
+    except CalculationFailed:
+        return np.inf

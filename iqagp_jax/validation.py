@@ -1,0 +1,117 @@
+"""How good a model is on labelled geometries it has not seen: errors, calibration of its uncertainty, report."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from iqagp_jax.potential import atomic_energies as plain_atomic_energies
+from iqagp_jax.potential import energy_and_forces, predictive_variance
+from iqagp_jax.units import KCAL_MOL
+
+BATCH = 64
+"""Geometries predicted at once."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean absolute, root mean square and largest absolute error."""
+
+    mae: float
+    rmse: float
+    max: float
+
+    @classmethod
+    def of(cls, error):
+        """From an array of errors, in the errors' unit."""
+        return cls(float(np.abs(error).mean()), float(np.sqrt((error**2).mean())), float(np.abs(error).max()))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's predictions for a dataset; eV and angstrom, n geometries of N atoms."""
+
+    energy: np.ndarray
+    """(n,)"""
+    forces: np.ndarray
+    """(n, N, 3)"""
+    atomic_energies: np.ndarray
+    """(n, N)"""
+    variance: np.ndarray
+    """(n, N) predictive variances of the atomic energies, eV^2"""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Errors in kcal/mol and kcal/mol/angstrom, absolute energies compared (no offset is removed)."""
+
+    n_train: int
+    n_test: int
+    energy: Errors
+    forces: Errors | None
+    atomic_energies: dict[str, Errors] | None
+    within_one_sigma: float
+    """share of molecular energies whose error is below one predicted standard deviation; 0.68 if calibrated"""
+    within_two_sigma: float
+    """the same for two standard deviations; 0.95 if calibrated"""
+    rank_correlation: float
+    """Spearman's correlation of the absolute error and the predicted standard deviation"""
+
+    def as_dict(self):
+        """Plain numbers, ready for JSON."""
+        return asdict(self)
+
+
+def predict(model, positions):
+    """Energies, forces, atomic energies and their variances for geometries (n, N, 3) in angstrom."""
+    import jax
+
+    fast, variance = energy_and_forces(model), predictive_variance(model)
+    with jax.enable_x64(True):
+        plain = jax.jit(jax.vmap(lambda r: plain_atomic_energies(model, r)))
+        parts = []
+        for start in range(0, len(positions), BATCH):
+            # The last batch is filled up, so that one compiled shape serves all.
+            batch = positions[np.minimum(np.arange(start, start + BATCH), len(positions) - 1)]
+            parts.append((*fast(batch), plain(batch), variance(batch)))
+    return Predictions(*(np.concatenate([np.asarray(p[k]) for p in parts])[: len(positions)] for k in range(4)))
+
+
+def atom_labels(species):
+    """C1, H2, ...: species and position in the input, counted from one."""
+    return [f"{s}{k}" for k, s in enumerate(species, 1)]
+
+
+def validate(model, dataset, predictions=None):
+    """Compare a model with a labelled `Dataset`; returns a `Validation`.
+
+    Raises ValueError where the dataset's atoms are not the model's.
+    """
+    if dataset.species != model.species:
+        raise ValueError(
+            f"expected the atoms {' '.join(model.species)} of the model, found {' '.join(dataset.species)} in the dataset"
+        )
+    predictions = predictions or predict(model, dataset.positions)
+    error = (predictions.energy - dataset.energy) / KCAL_MOL
+    sigma = np.sqrt(predictions.variance.sum(1)) / KCAL_MOL
+    atoms = forces = None
+    if dataset.atomic_energies is not None:
+        by_atom = (predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
+        atoms = {label: Errors.of(by_atom[:, k]) for k, label in enumerate(atom_labels(dataset.species))}
+    if dataset.forces is not None:
+        forces = Errors.of((predictions.forces - dataset.forces) / KCAL_MOL)
+    return Validation(
+        n_train=model.n_train,
+        n_test=len(dataset),
+        energy=Errors.of(error),
+        forces=forces,
+        atomic_energies=atoms,
+        within_one_sigma=float((np.abs(error) < sigma).mean()),
+        within_two_sigma=float((np.abs(error) < 2 * sigma).mean()),
+        rank_correlation=spearman(np.abs(error), sigma),
+    )
+
+
+def spearman(a, b):
+    """Spearman's rank correlation of two arrays (n,) without ties."""
+    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])

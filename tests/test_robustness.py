@@ -1,0 +1,123 @@
+"""The failure rule: what breaks a molecule, what does not, and in which words."""
+
+import ase.build
+import jax
+import numpy as np
+import pytest
+
+from iqagp_jax.robustness import Status, covalent_bonds, failure_reason, failure_rule, failure_status, hot_steps
+
+WATER = ("O", "H", "H")
+RING = ("O", "H", "O")  # a proton between two oxygens, on the first by name
+
+
+def water(first=0.97, second=0.97):
+    return np.array([[0.0, 0.0, 0.0], [first, 0.0, 0.0], [0.0, second, 0.0]])
+
+
+def proton(distance, between=2.6):
+    return np.array([[0.0, 0.0, 0.0], [distance, 0.0, 0.0], [between, 0.0, 0.0]])
+
+
+def test_bonds_of_ethanol():
+    ethanol = ase.build.molecule("CH3CH2OH")
+    symbols = ethanol.get_chemical_symbols()
+    bonds = covalent_bonds(symbols, ethanol.positions)
+    assert sorted("".join(sorted(symbols[i] + symbols[j])) for i, j in bonds) == ["CC"] + 5 * ["CH"] + ["CO", "HO"]
+
+
+def test_atoms_without_bonds_only_fail_by_contact():
+    far_apart = np.array([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    rule = failure_rule(("Ar", "Ar"), far_apart)
+    assert rule.bonds.shape == (0, 2)
+    assert failure_status(rule, far_apart) == Status.ALIVE
+    assert failure_status(rule, 0.1 * far_apart) == Status.CONTACT
+
+
+@pytest.mark.parametrize(
+    ("positions", "elapsed", "hot_time", "status"),
+    [
+        (water(), np.inf, 0.0, Status.ALIVE),
+        (water(first=1.93), np.inf, 0.0, Status.ALIVE),
+        (water(first=1.95), np.inf, 0.0, Status.BROKEN_BOND),
+        (water(first=1.95), 100.0, 0.0, Status.ALIVE),
+        (water(first=1.95), 100.5, 0.0, Status.BROKEN_BOND),
+        (water(first=0.51), np.inf, 0.0, Status.ALIVE),
+        (water(first=0.49), np.inf, 0.0, Status.CONTACT),
+        (water(first=0.49), 0.5, 0.0, Status.CONTACT),
+        (water(first=0.49, second=3.0), np.inf, 0.0, Status.CONTACT),
+        (water(first=np.nan), 0.5, 0.0, Status.NON_FINITE),
+        (water(first=np.inf), np.inf, 0.0, Status.NON_FINITE),
+        (water(), np.inf, 999.5, Status.ALIVE),
+        (water(), np.inf, 1000.0, Status.OVERHEATED),
+        (water(), 100.0, 1000.0, Status.ALIVE),
+    ],
+)
+def test_status(positions, elapsed, hot_time, status):
+    rule = failure_rule(WATER, water())
+    with jax.enable_x64(True):
+        assert failure_status(rule, positions, elapsed, hot_time) == status
+
+
+def test_transfer_of_hydrogen_is_chemistry():
+    rule = failure_rule(RING, proton(0.8))
+    with jax.enable_x64(True):
+        assert failure_status(rule, proton(1.65)) == Status.ALIVE  # 0.95 from the other oxygen
+        assert failure_status(rule, proton(1.65, between=2.96)) == Status.BROKEN_BOND  # 1.31: it has been lost
+        # The exception is for hydrogen on its way to a heavy atom, not for hydrogen near hydrogen.
+        assert failure_status(failure_rule(WATER, water()), proton(1.95)) == Status.BROKEN_BOND
+
+
+def test_heavy_bonds_have_no_exception():
+    geometry = np.array([[0.0, 0.0, 0.0], [1.4, 0.0, 0.0], [4.1, 0.0, 0.0]])
+    stretched = np.array([[0.0, 0.0, 0.0], [2.9, 0.0, 0.0], [4.1, 0.0, 0.0]])
+    assert failure_status(failure_rule(("O", "C", "O"), geometry), stretched) == Status.BROKEN_BOND
+
+
+def test_status_under_jit_and_vmap_is_that_of_each_configuration():
+    rule = failure_rule(WATER, water())
+    batch = np.array([water(), water(first=1.95), water(first=0.4), water(second=np.nan)])
+    with jax.enable_x64(True):
+        found = jax.jit(jax.vmap(lambda x: failure_status(rule, x)))(batch)
+    assert list(found) == [Status.ALIVE, Status.BROKEN_BOND, Status.CONTACT, Status.NON_FINITE]
+
+
+def test_hot_steps_count_on_end_and_after_the_grace():
+    count = 0
+    for temperature, elapsed, expected in [(2000, 50, 0), (2000, 101, 1), (1501, 102, 2), (1500, 103, 0), (2000, 104, 1)]:
+        count = hot_steps(count, temperature, 500.0, elapsed)
+        assert count == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "positions", "reason"),
+    [
+        (Status.ALIVE, water(), ""),
+        (Status.NON_FINITE, water(), "positions, momenta or forces not finite, at 1.2345 ps"),
+        (Status.CONTACT, water(second=0.411), "atoms O1 and H3 0.41 A apart, limit 0.50 A, at 1.2345 ps"),
+        (Status.BROKEN_BOND, water(second=2.311), "bond O1-H3 2.31 A, reference 0.97 A, at 1.2345 ps"),
+        (Status.OVERHEATED, water(), "temperature 1650 K, above three times the target of 500 K for 1 ps, at 1.2345 ps"),
+    ],
+)
+def test_reason(status, positions, reason):
+    assert failure_reason(failure_rule(WATER, water()), status, positions, 1234.5, 1650.2, 500.0) == reason
+
+
+def test_reason_names_the_bond_that_broke_not_the_transferred_one():
+    reference = np.array([[0.0, 0.0, 0.0], [0.8, 0.0, 0.0], [2.6, 0.0, 0.0], [2.6, 0.97, 0.0]])
+    positions = np.array([[0.0, 0.0, 0.0], [1.9, 0.0, 0.0], [2.6, 0.0, 0.0], [2.6, 2.0, 0.0]])
+    rule = failure_rule(("O", "H", "O", "H"), reference)
+    assert failure_reason(rule, Status.BROKEN_BOND, positions, 500.0, 300.0, 300.0).startswith("bond O3-H4 2.00 A")
+
+
+@pytest.mark.parametrize(
+    ("species", "reference", "sentence"),
+    [
+        (("O", "H", "Q"), water(), "expected chemical symbols as species, found 'Q'"),
+        (("O", "H"), water(), "found shape .3, 3."),
+        (WATER, water(first=np.nan), "1 non-finite"),
+    ],
+)
+def test_bad_reference_is_refused(species, reference, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        failure_rule(species, reference)
