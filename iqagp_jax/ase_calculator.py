@@ -8,7 +8,7 @@ from iqagp_jax.potential import atomic_energies, energy_and_forces
 class IQAGP(Calculator):
     """``energy``, ``forces`` and atomic ``energies`` of a model (eV, eV/angstrom) for ASE."""
 
-    implemented_properties = ("energy", "free_energy", "forces", "energies")
+    implemented_properties = ["energy", "free_energy", "forces", "energies"]  # noqa: RUF012 (a list in ASE's base class)
 
     def __init__(self, model):
         """``model`` as `fit_gp` or `load_model` gives it; the atoms must be the model's in its order."""

@@ -62,7 +62,7 @@ def alf_positions(features, frame, others):
     n_atoms = len(others) + 3
     r_x, r_xy, chi = features[:3]
     r, theta, phi = features[3:].reshape(-1, 3).T
-    centre, x_axis, xy_plane = frame
+    _, x_axis, xy_plane = frame
     positions = jnp.zeros((n_atoms, 3), features.dtype)
     positions = positions.at[x_axis, 0].set(r_x)
     positions = positions.at[xy_plane, :2].set(r_xy * jnp.stack([jnp.cos(chi), jnp.sin(chi)]))

@@ -58,8 +58,8 @@ def initial_lengthscales(features, angular):
 def maximise_likelihood(objective, data, starts, max_steps, progress=lambda steps: steps):
     """Maximise ``objective(parameters, *data)`` for every atom at once by L-BFGS (optax), (N, P) from (S, N, P).
 
-    Every atom begins at its best of the S starts. An atom that has converged is left alone while the others go on. Returns the best parameters and the trace
-    (steps + 1, N) of the objective.
+    Every atom begins at its best of the S starts. An atom that has converged is left alone while the others go on.
+    Returns the best parameters and the trace (steps + 1, N) of the objective.
     """
 
     def loss(parameters, *data):
@@ -193,19 +193,22 @@ def condition(train, features, kernel, mean, points, residual, noise, trace, pro
             f"the covariance matrix of atom {train.species[atom]}{atom + 1} is not positive definite: are there"
             " duplicate geometries? Remove them or raise the noise"
         )
-    return Model(
-        species=train.species,
-        features=features,
-        kernel=kernel,
-        mean=mean,
-        train_features=points,
-        weights=weights,
-        signal_variance=variance,
-        residual=residual,
-        reference=jnp.asarray(train.positions[np.argmin(train.energy)]),
-        trace=trace,
-        noise=noise,
-        provenance=tuple({**train.level, **provenance}.items()),
+    # NumPy arrays in the model: JAX's own would lose half their digits in arithmetic outside its 64-bit mode.
+    return jax.device_get(
+        Model(
+            species=train.species,
+            features=features,
+            kernel=kernel,
+            mean=mean,
+            train_features=points,
+            weights=weights,
+            signal_variance=variance,
+            residual=residual,
+            reference=train.positions[np.argmin(train.energy)],
+            trace=trace,
+            noise=noise,
+            provenance=tuple({**train.level, **provenance}.items()),
+        )
     )
 
 

@@ -4,7 +4,6 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -48,14 +47,13 @@ def load_model(path):
         raise ValueError(f"{path} is not a whole safetensors file ({error}); was it cut off?") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"expected a model of format {FORMAT}, found {header.get('format')!r} in {path}")
-    with jax.enable_x64(True):
-        return _put_together(header["structure"], tensors)
+    return _put_together(header["structure"], tensors)
 
 
 def _take_apart(value, name, tensors):
     """JSON-ready description of a dataclass; its arrays go into ``tensors`` under dotted names."""
-    if isinstance(value, jax.Array | np.ndarray):
-        tensors[name] = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        tensors[name] = value
         return {"array": name}
     if type(value).__name__ in PARTS:
         parts = {f.name: _take_apart(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields(value)}
@@ -70,7 +68,7 @@ def _take_apart(value, name, tensors):
 
 def _put_together(description, tensors):
     if "array" in description:
-        return jax.numpy.asarray(tensors[description["array"]])
+        return tensors[description["array"]]
     if "value" in description:
         return _tuples(description["value"])
     parts = {name: _put_together(part, tensors) for name, part in description["fields"].items()}

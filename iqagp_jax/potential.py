@@ -44,17 +44,17 @@ class Model:
     features: ALF | InverseDistances
     kernel: Kernel
     mean: Callable
-    train_features: jax.Array
+    train_features: np.ndarray
     """(N, n, D)"""
-    weights: jax.Array
+    weights: np.ndarray
     """(N, n) eV"""
-    signal_variance: jax.Array
+    signal_variance: np.ndarray
     """(N,) eV^2"""
-    residual: jax.Array
+    residual: np.ndarray
     """(N, n) eV, training atomic energies minus prior mean"""
-    reference: jax.Array
+    reference: np.ndarray
     """(N, 3) angstrom, the training geometry of lowest energy: defines the bonds and equilibrium starts"""
-    trace: jax.Array
+    trace: np.ndarray
     """(steps, N) log likelihood of every atom while the hyperparameters were fitted"""
     noise: float
     """noise variance as a share of the signal variance"""
@@ -76,7 +76,7 @@ def atomic_energies(model, positions):
             return jax.vmap(lambda x: kernel(point, x))(train) @ w
 
         deviation = jax.vmap(one_atom)(model.kernel, model.features(positions), model.train_features, model.weights)
-        return model.mean(positions) + deviation
+        return _exact(model.mean(positions) + deviation)
 
 
 def energy_fn(model):
@@ -119,7 +119,7 @@ def energy_and_forces(model):
 
     def apply(positions):
         with jax.enable_x64(True):
-            return batched(_double(model, positions, batch=True))
+            return _exact(batched(_double(model, positions, batch=True)))
 
     return apply
 
@@ -188,7 +188,7 @@ def predictive_variance(model):
 
     def apply(positions):
         with jax.enable_x64(True):
-            return batched(_double(model, positions, batch=True))
+            return _exact(batched(_double(model, positions, batch=True)))
 
     return apply
 
@@ -203,7 +203,7 @@ def leave_one_out(model):
         return error, jnp.sqrt(s2 / precision)
 
     with jax.enable_x64(True):
-        return jax.lax.map(one_atom, (model.kernel, model.train_features, model.residual, model.signal_variance))
+        return _exact(jax.lax.map(one_atom, (model.kernel, model.train_features, model.residual, model.signal_variance)))
 
 
 def check_positions(species, positions, batch=False):
@@ -219,6 +219,11 @@ def check_positions(species, positions, batch=False):
     if not isinstance(positions, jax.core.Tracer) and not np.isfinite(np.asarray(positions)).all():
         raise ValueError("expected finite positions in angstrom, found a NaN or infinity; check the geometry")
     return positions
+
+
+def _exact(results):
+    """Results as NumPy arrays, unless JAX is tracing: JAX's own would turn float32 where its 64-bit mode is off."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), results)
 
 
 def _double(model, positions, batch=False):

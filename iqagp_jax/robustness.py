@@ -86,11 +86,12 @@ def failure_rule(species, reference):
 def failure_status(rule, positions, elapsed=np.inf, hot_time=0.0):
     """One of `Status` as an integer scalar, for one configuration; a pure JAX function.
 
-    Args:
-        rule: from `failure_rule`.
-        positions: (N, 3), angstrom.
-        elapsed: fs since the start; by default the grace is over.
-        hot_time: fs on end that the replica has been hot, from `hot_steps`.
+    Parameters
+    ----------
+    rule: from `failure_rule`.
+    positions: (N, 3), angstrom.
+    elapsed: fs since the start; by default the grace is over.
+    hot_time: fs on end that the replica has been hot, from `hot_steps`.
 
     Momenta and forces are not seen here; that they are finite is the caller's part.
     """
@@ -115,13 +116,14 @@ def hot_steps(previous, temperature, target, elapsed):
 def failure_reason(rule, status, positions, elapsed, temperature, target):
     """The reason of a failure in words, such as ``bond C1-H5 2.31 A, reference 1.09 A, at 1.235 ps``; '' if alive.
 
-    Args:
-        rule: from `failure_rule`.
-        status: from `failure_status`.
-        positions: (N, 3) of the failed configuration, angstrom.
-        elapsed: time of the failure, fs.
-        temperature: kinetic temperature of the failed configuration, K.
-        target: temperature of the thermostat, K.
+    Parameters
+    ----------
+    rule: from `failure_rule`.
+    status: from `failure_status`.
+    positions: (N, 3) of the failed configuration, angstrom.
+    elapsed: time of the failure, fs.
+    temperature: kinetic temperature of the failed configuration, K.
+    target: temperature of the thermostat, K.
     """
     match Status(status):
         case Status.ALIVE:
@@ -161,11 +163,13 @@ def _broken(rule, positions):
 
 
 def _transferred(rule, positions):
-    """For which bonds (B,) between hydrogen and a heavy atom the hydrogen is near another heavy atom."""
+    """For which bonds (B,) between hydrogen and a heavy atom the hydrogen is near a heavy atom.
+
+    Another one than its own where the bond is too long: twice a bond length is more than 1.3 angstrom.
+    """
     i, j = rule.bonds.T
     is_hydrogen = np.array(rule.species) == "H"
-    hydrogen, heavy = np.where(is_hydrogen[i], i, j), np.where(is_hydrogen[i], j, i)
+    hydrogen = np.where(is_hydrogen[i], i, j)
     distances = ((positions[hydrogen][:, None] - positions[None]) ** 2).sum(-1) ** 0.5
-    other_heavy = ~is_hydrogen & (np.arange(len(is_hydrogen)) != heavy[:, None])
-    near = ((distances < TRANSFER_DISTANCE) & other_heavy).any(-1)
-    return near & (is_hydrogen[i] != is_hydrogen[j])
+    near_heavy = ((distances < TRANSFER_DISTANCE) & ~is_hydrogen).any(-1)
+    return near_heavy & (is_hydrogen[i] != is_hydrogen[j])

@@ -180,10 +180,10 @@ def farthest_points(features, n, rng):
 
 
 def sample(minimum, plan, calculator, seed=0, progress=lambda items, description: items):
-    """Training and test geometries around a ``minimum`` after ``plan``: a list of ASE atoms and a count of what was dropped, by reason.
+    """Training and test geometries around a ``minimum`` after ``plan``.
 
-    The training geometries come in training order: the sources are interleaved at random in their shares, so the
-    first n of them are a smaller set of the same kind.
+    Returns a list of ASE atoms and a count of what was dropped, by reason. The training geometries come in training
+    order: the sources are interleaved at random in their shares, so the first n are a smaller set of the same kind.
     """
     species = minimum.get_chemical_symbols()
     floor = xtb_energy(minimum, calculator)

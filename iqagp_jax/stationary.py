@@ -51,4 +51,4 @@ def minimise(energy_fn, positions, max_steps=500, max_force=1e-3):
     Returns a `Minimum`; its ``max_force`` tells whether ``max_steps`` sufficed.
     """
     with jax.enable_x64(True):
-        return _minimise(energy_fn, jnp.asarray(positions, dtype=jnp.float64), max_steps, max_force)
+        return jax.device_get(_minimise(energy_fn, jnp.asarray(positions, dtype=jnp.float64), max_steps, max_force))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 import zipfile
@@ -33,6 +34,7 @@ PAIRS = np.triu_indices(4, 1)
 LENGTHS = np.linalg.norm(GEOMETRY[PAIRS[0]] - GEOMETRY[PAIRS[1]], axis=1)
 MASSES = masses_of(SPECIES)
 RULE = failure_rule(SPECIES, GEOMETRY)
+STARTS = GEOMETRY[None].repeat(3, 0)
 
 
 def energy(positions):
@@ -47,7 +49,7 @@ def fragile(positions):
     return energy(positions) * jnp.where(bond < 0.85, jnp.nan, 1.0)
 
 
-def run(directory, energy_fn=energy, starts=GEOMETRY[None].repeat(3, 0), **options):
+def run(directory, energy_fn=energy, starts=STARTS, **options):
     defaults = {"temperature": [300.0, 500.0, 900.0], "time": 0.06, "frame_interval": 5.0, "frames_per_piece": 5}
     return simulate(energy_fn, RULE, starts, directory, progress=False, **(defaults | options))
 
@@ -66,7 +68,7 @@ def trajectory(reference_run):
 
 
 def test_rigid_and_internal_motion_are_told_apart():
-    """K = M V^2/2 + omega I omega/2 + K_vib: each part alone, then the mixture, which is no longer orthogonal by eye."""
+    """K = M V^2/2 + omega I omega/2 + K_vib: each part alone, then all in one."""
     with jax.enable_x64(True):
         centred = GEOMETRY - MASSES @ GEOMETRY / MASSES.sum()
         drift = MASSES[:, None] * np.array([0.1, -0.2, 0.3])
@@ -112,6 +114,16 @@ def test_replica_does_not_depend_on_the_number_of_replicas():
         few, many = start(np.arange(2)), start(np.arange(5))
     np.testing.assert_array_equal(few, many[:2])
     assert len(np.unique(many[:, 0, 0])) == 5
+
+
+def test_friction_slows_free_atoms():
+    """dp/dt = -gamma p where there is neither force nor temperature: after 0.5 fs at 10/ps, p = exp(-0.005) p0."""
+    dynamics = Dynamics(lambda x: 0.0 * x.sum(), RULE, Langevin(friction=10.0), 0.5)
+    with jax.enable_x64(True):
+        cold = jnp.float64(1e-30)
+        replica = dynamics.start(0, 0, jnp.asarray(GEOMETRY), cold)
+        moving = replica._replace(dynamics=replica.dynamics.set(momentum=jnp.ones((4, 3))))
+        np.testing.assert_allclose(dynamics.step(moving, cold).dynamics.momentum, np.exp(-0.005), rtol=1e-12)
 
 
 # Runs
@@ -233,9 +245,11 @@ def test_ctrl_c_leaves_the_frames_so_far(tmp_path):
 
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at .* ps; the frames are in"):
         run(tmp_path, time=1e6)
     thread.join()
+    assert signal.getsignal(signal.SIGINT) is handler
     frames = load_trajectory(tmp_path)
     np.testing.assert_array_equal(frames.times, 5.0 * np.arange(len(frames.times)))
     assert not list(tmp_path.glob(".*"))
@@ -250,8 +264,9 @@ def test_ctrl_c_leaves_the_frames_so_far(tmp_path):
         ({"temperature": 0.0}, "expected temperatures in K above zero, found 0.0"),
         ({"temperature": np.nan}, "expected temperatures in K above zero, found nan"),
         ({"temperature": [300.0, 400.0]}, "one for each of 3 replicas, found shape .2,."),
-        ({"time": -1.0}, "expected a time in fs above zero, found -1000.0"),
+        ({"time": -1.0}, "expected a time in ps above zero, found -1.0"),
         ({"time": 0.0601}, "expected the time to be a multiple of the frame interval .5 fs., found 60.1 fs; take 60 fs"),
+        ({"time": "5"}, "expected a time in ps above zero, found '5'"),
         ({"timestep": np.inf}, "expected a timestep in fs above zero, found inf"),
         ({"timestep": 0.3}, "frame interval to be a multiple of the timestep .0.3 fs., found 5 fs; take 5.1 fs"),
         ({"frame_interval": 0.0}, "expected a frame interval in fs above zero"),
@@ -290,7 +305,7 @@ def test_folder_must_be_writable_and_free(reference_run, tmp_path):
     with pytest.raises(ValueError, match="found a trajectory in"):
         run(reference_run.directory)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="expected a writable folder, found .*file.* .Not a directory.; choose another"):
+    with pytest.raises(ValueError, match=r"expected a writable folder, found .*file.* \(Not a directory\)"):
         run(tmp_path / "file" / "run")
 
 
@@ -352,7 +367,7 @@ def test_random_displacements_are_whole_bounded_and_reproducible():
 
 
 def test_hopeless_amplitudes_are_refused(monkeypatch):
-    monkeypatch.setattr("iqagp_jax.simulate.MAX_REDRAWS", 20)
+    monkeypatch.setattr(sys.modules[simulate.__module__], "MAX_REDRAWS", 20)
     with pytest.raises(ValueError, match="expected an amplitude that leaves the molecule whole, found 50 angstrom"):
         random_displacements(RULE, GEOMETRY, 50.0, 1)
 
@@ -363,6 +378,12 @@ def test_stretched_bond_moves_the_smaller_side_along_itself(i, j):
     assert np.linalg.norm(stretched[1] - stretched[0]) == pytest.approx(1.5)
     np.testing.assert_array_equal(stretched[[0, 2, 3]], GEOMETRY[[0, 2, 3]])
     np.testing.assert_allclose(np.cross(stretched[1] - GEOMETRY[0], GEOMETRY[1] - GEOMETRY[0]), 0.0, atol=1e-12)
+
+
+def test_stretched_bond_leaves_a_second_molecule_alone():
+    pair = np.concatenate([GEOMETRY, GEOMETRY + 8.0])
+    stretched = stretch_bond(2 * SPECIES, pair, 0, 1, 1.5)
+    np.testing.assert_array_equal(np.delete(stretched, 1, 0), np.delete(pair, 1, 0))
 
 
 def test_bonds_that_are_none_or_in_rings_are_not_stretched():

@@ -1,5 +1,7 @@
 """The reference calculation: one self-consistent field with its forces, by PySCF."""
 
+from functools import partial
+
 import numpy as np
 from pyscf import dft, gto, lib, scf
 
@@ -31,12 +33,11 @@ def build_molecule(species, positions, basis, charge=0, spin=0):
 
 def mean_field(mol, xc):
     """Unconverged Kohn-Sham (or, for ``xc='hf'``, Hartree-Fock) mean field with density fitting."""
-    restricted = mol.spin == 0
     if xc.lower() == "hf":
-        mf = (scf.RHF if restricted else scf.UHF)(mol)
+        method = scf.RHF if mol.spin == 0 else scf.UHF
     else:
-        mf = (dft.RKS if restricted else dft.UKS)(mol, xc=xc)
-    return mf.density_fit(auxbasis=AUXILIARY_BASIS)
+        method = partial(dft.RKS if mol.spin == 0 else dft.UKS, xc=xc)
+    return method(mol).density_fit(auxbasis=AUXILIARY_BASIS)
 
 
 def converge(mf):

@@ -1,0 +1,5 @@
+"""``python -m iqagp_jax`` is the command line."""
+
+from iqagp_jax.cli import main
+
+main()

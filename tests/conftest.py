@@ -1,0 +1,93 @@
+"""Fixtures: a small molecule whose atomic energies are known in closed form, and a model of it."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from iqagp_jax.dataset import Dataset
+from iqagp_jax.fit import fit_gp
+
+SPECIES = ("O", "C", "H", "H")
+"""Formaldehyde-like, with one hydrogen out of the plane, so that reflection changes it."""
+
+REFERENCE = np.array([[0.0, 0.0, 0.0], [1.2, 0.0, 0.0], [1.8, 0.9, 0.1], [1.75, -0.85, 0.3]])
+
+
+@pytest.fixture
+def x64():
+    """Float64 for tests of the pure functions; the public doors must do without."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pair_energies(positions):
+    """Atomic energies (N,): half of every Morse-like pair term, a smooth function with the right symmetries."""
+    distance = np.linalg.norm(positions[:, None] - positions, axis=-1) + np.eye(len(positions))
+    rest = np.linalg.norm(REFERENCE[:, None] - REFERENCE, axis=-1) + np.eye(len(positions))
+    terms = (1 - np.exp(-1.5 * (distance - rest))) ** 2
+    np.fill_diagonal(terms, 0.0)
+    return 0.5 * terms.sum(1) - 10.0
+
+
+def pair_forces(positions, step=1e-5):
+    """Forces (N, 3) of `pair_energies` by central differences."""
+    forces = np.zeros_like(positions)
+    for index in np.ndindex(*positions.shape):
+        shift = np.zeros_like(positions)
+        shift[index] = step
+        forces[index] = (pair_energies(positions - shift).sum() - pair_energies(positions + shift).sum()) / (2 * step)
+    return forces
+
+
+def make_dataset(n, seed, split=None):
+    """n geometries displaced by 0.08 angstrom, with exact labels."""
+    rng = np.random.default_rng(seed)
+    positions = REFERENCE + 0.08 * rng.normal(size=(n, 4, 3))
+    energies = np.array([pair_energies(r) for r in positions])
+    origin = {"source": np.array(["thermal"] * n)}
+    if split:
+        origin["split"] = np.array([split] * n)
+    forces = np.array([pair_forces(r) for r in positions])
+    return Dataset(SPECIES, positions, energies.sum(1), forces, energies, origin, free_atoms={"C": 0.0, "H": 0.0, "O": 0.0})
+
+
+@pytest.fixture(scope="session")
+def dataset():
+    """80 training geometries."""
+    return make_dataset(80, seed=1)
+
+
+@pytest.fixture(scope="session")
+def test_set():
+    """30 unseen geometries."""
+    return make_dataset(30, seed=2)
+
+
+@pytest.fixture(scope="session")
+def model(dataset):
+    """ALF model with prior mean mf5."""
+    return fit_gp(dataset, max_steps=15)
+
+
+@pytest.fixture(scope="session")
+def distance_model(dataset):
+    """Inverse-distance model with a Matern kernel."""
+    return fit_gp(dataset, features="inverse-distances", prior_mean="mf1", max_steps=10)
+
+
+@pytest.fixture(scope="session")
+def reference_folder():
+    """The folder of other programs' numbers."""
+    folder = Path(os.environ.get("IQAGP_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
+    if not folder.is_dir():
+        pytest.skip(f"reference data not found at {folder}")
+    return folder
+
+
+def rotation(seed):
+    """A random proper rotation (3, 3)."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))

@@ -1,0 +1,148 @@
+"""The command line as a user meets it: every bad input is one sentence and exit code 2, never a traceback."""
+
+import json
+import sys
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+from ase.io import read
+from conftest import make_dataset
+
+from iqagp_jax import cli, save_dataset, save_model
+from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
+from iqagp_jax.labels.fuzzy import PARTITIONS
+from iqagp_jax.means import PRIOR_MEANS
+
+
+def iqagp(*arguments):
+    """Run a command; returns its exit code."""
+    sys.argv = ["iqagp", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dataset with splits on disk."""
+    path = tmp_path_factory.mktemp("cli")
+    parts = [make_dataset(40, 1, "train"), make_dataset(10, 2, "test_500K")]
+    joined = replace(
+        parts[0],
+        **{k: np.concatenate([getattr(p, k) for p in parts]) for k in ("positions", "energy", "forces", "atomic_energies")},
+        origin={k: np.concatenate([p.origin[k] for p in parts]) for k in parts[0].origin},
+    )
+    save_dataset(joined, path / "data.extxyz")
+    return path
+
+
+def test_choices_are_the_registries():
+    assert get_args(cli.FeatureName) == tuple(DEFAULT_KERNEL)
+    assert get_args(cli.KernelName) == KERNELS
+    assert get_args(cli.PriorMeanName) == PRIOR_MEANS
+    assert get_args(cli.PartitionName) == tuple(PARTITIONS)
+
+
+def test_train_validate_simulate_export(folder, capsys):
+    model, data = folder / "m.safetensors", folder / "data.extxyz"
+    assert iqagp("train", data, "-o", model, "--max-steps", 3) == 0
+    assert iqagp("validate", model, data, "--json", folder / "v.json") == 0
+    report = json.loads((folder / "v.json").read_text())
+    assert report["test_500K"]["n_test"] == 10
+    run = ("simulate", model, "--out", folder / "run", "--replicas", 3, "--time", 0.1, "--start", "equilibrium")
+    assert iqagp(*run, "--start", "displaced", "--displacement", 0.05) == 0
+    assert "3/3" not in capsys.readouterr().out  # two kinds of start are two rows
+    assert iqagp("export", folder / "run", "-o", folder / "run.extxyz") == 0
+    frames = read(folder / "run.extxyz", index=":")
+    assert len(frames) == 3 * 6
+    assert np.isfinite([a.get_potential_energy() for a in frames]).all()
+    assert iqagp("export", folder / "run", "-o", folder / "run.h5", "--replica", 1) == 0
+    import znh5md
+
+    np.testing.assert_allclose(
+        [a.positions for a in znh5md.IO(folder / "run.h5", particles_group="replica_0001")[:]],
+        [a.positions for a in frames if a.info["replica"] == 1],
+        atol=1e-7,
+    )
+    for picture in ("m.trace.png", "m-test_500K-s-curve.png", "m-test_500K-predicted.png", "run/survival.png"):
+        assert (folder / picture).stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def model_file(folder, model):
+    save_model(model, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def write_bad(folder, name):
+    text = (folder / "data.extxyz").read_text()
+    if name == "truncated":
+        text = text[: len(text) - 200]
+    elif name == "nan":
+        lines = text.splitlines()
+        parts = lines[-2].split()
+        parts[1] = "nan"
+        lines[-2] = " ".join(parts)
+        text = "\n".join(lines) + "\n"
+    elif name == "species":
+        text = text.replace("\nO ", "\nN ")
+    elif name == "unknown":
+        text = text.replace("\nO ", "\nXq ")
+    path = folder / f"{name}.extxyz"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("train", "benzene", "-o", "m.st"), "expected an embedded dataset"),
+        (("train", "{truncated}", "-o", "m.st"), "is not a whole extxyz file"),
+        (("train", "{nan}", "-o", "m.st"), "expected finite positions"),
+        (("train", "{unknown}", "-o", "m.st"), "is not a whole extxyz file"),
+        (("train", "{data}", "-o", "no/where/m.st"), "expected a file in a writable folder"),
+        (("train", "{data}", "-o", "m.st", "--n-train", "900"), "expected between 2 and 40 training geometries"),
+        (("train", "{data}", "-o", "m.st", "--features", "soap"), "Invalid value for '--features'"),
+        (("train", "{data}", "-o", "m.st", "--colour", "red"), "No such option"),
+        (("train", "{data}", "-o", "m.st", "--partition", "becke"), "expected a partition that the dataset holds"),
+        (("validate", "{data}", "{data}"), "is not a whole safetensors file"),
+        (("validate", "{model}", "{species}"), "expected the atoms O C H H of the model, found N C H H"),
+        (("validate", "{model}", "{data}", "--split", "hot"), "expected a split of the dataset"),
+        (("simulate", "{model}", "--out", "/proc/no"), "expected a writable folder"),
+        (("simulate", "{model}", "--out", "r1", "--start", "frozen"), "expected starts among"),
+        (("simulate", "{model}", "--out", "r2", "--temperature", "-5"), "temperature"),
+        (("simulate", "{model}", "--out", "r3", "--time", "0.0123"), "frame interval"),
+        (("simulate", "{model}", "--out", "r4", "--thermostat", "berendsen"), "Invalid value for '--thermostat'"),
+        (("export", "{folder}", "-o", "x.extxyz"), "expected trajectory-0000.npz"),
+        (("sample", "C1CC", "-o", "g.extxyz"), "which RDKit cannot parse"),
+        (("sample", "O", "-o", "g.extxyz", "--thermal", "hot"), "TEMPERATURE:NUMBER"),
+        (("label", "{folder}/missing.xyz", "-o", "d.extxyz"), "found nothing at"),
+        (("label", "{data}", "-o", "d.extxyz", "--xc", "nonsense"), "expected a functional that PySCF knows"),
+        (("demo", "--out", "/proc/no"), "expected a writable folder"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_exit_code_2(folder, model_file, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    places = {name: write_bad(folder, name) for name in ("truncated", "nan", "species", "unknown")}
+    places |= {"data": folder / "data.extxyz", "model": model_file, "folder": folder}
+    assert iqagp(*(argument.format(**places) for argument in arguments)) == 2
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    assert sentence.replace(" ", "") in "".join(c for c in shown.err if c not in " \n│")
+
+
+def test_missing_forces_are_no_obstacle_where_they_are_not_needed(folder, model_file, capsys):
+    data = make_dataset(5, 7)
+    save_dataset(replace(data, forces=None), folder / "no-forces.extxyz")
+    assert iqagp("validate", model_file, folder / "no-forces.extxyz") == 0
+    assert "forces" not in capsys.readouterr().out
+
+
+def test_tracebacks_on_request(monkeypatch):
+    monkeypatch.setenv("IQAGP_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        iqagp("validate", "nothing.safetensors", "malondialdehyde")

@@ -1,0 +1,129 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import read, write
+from conftest import make_dataset
+
+from iqagp_jax import load_dataset, save_dataset
+from iqagp_jax.dataset import balanced, embedded_datasets
+
+
+@pytest.fixture
+def small():
+    data = make_dataset(6, seed=4, split="train")
+    raw = data.atomic_energies + 0.001
+    extra = {"becke_energies": raw, "becke_remainder": data.energy - raw.sum(1)}
+    return replace(data, extra=extra, level={"level_of_theory": "analytic", "partition": "becke"})
+
+
+def test_round_trip(small, tmp_path):
+    save_dataset(small, tmp_path / "d.extxyz.xz")
+    back = load_dataset(tmp_path / "d.extxyz.xz")
+    assert (back.species, back.level, back.free_atoms) == (small.species, small.level, small.free_atoms)
+    for name in ("positions", "energy", "forces", "atomic_energies"):
+        np.testing.assert_allclose(getattr(back, name), getattr(small, name), atol=1e-8)
+    assert back.origin.keys() == small.origin.keys()
+    assert (back.origin["split"] == "train").all()
+    for name, values in small.extra.items():
+        np.testing.assert_allclose(back.extra[name], values, atol=1e-8)
+
+
+def test_ase_reads_it(small, tmp_path):
+    save_dataset(small, tmp_path / "d.extxyz")
+    frames = read(tmp_path / "d.extxyz", index=":")
+    assert sum(len(a) == 1 for a in frames) == 3
+    assert frames[-1].info["REF_energy"] == pytest.approx(small.energy[-1])
+    np.testing.assert_allclose(frames[-1].arrays["REF_forces"], small.forces[-1], atol=1e-8)
+
+
+def test_interrupted_writing_leaves_the_old_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "d.extxyz"
+    save_dataset(small, path)
+    before = path.read_bytes()
+    monkeypatch.setattr("iqagp_jax.dataset.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_dataset(small[:2], path)
+    assert path.read_bytes() == before
+
+
+def test_splits_and_partitions(small):
+    assert small.splits == ["train"]
+    assert len(small.split("train")) == 6
+    np.testing.assert_allclose(small.with_partition("becke").atomic_energies, small.atomic_energies)
+    with pytest.raises(ValueError, match="expected a split of the dataset"):
+        small.split("test")
+    with pytest.raises(ValueError, match=r"expected a partition that the dataset holds \(becke\)"):
+        small.with_partition("qtaim")
+
+
+def test_balanced_energies_sum_to_the_total():
+    raw = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose(balanced(raw, np.arange(5.0)).sum(1), np.arange(5.0), atol=1e-14)
+
+
+def test_mirror_image_twice_is_the_same(small):
+    np.testing.assert_array_equal(small.mirrored().mirrored().positions, small.positions)
+    np.testing.assert_array_equal(small.mirrored().forces[..., 2], -small.forces[..., 2])
+
+
+def broken_files(small, folder):
+    save_dataset(small, folder / "good.extxyz")
+    text = (folder / "good.extxyz").read_text()
+    (folder / "truncated.extxyz").write_text(text[: len(text) - 250])
+    (folder / "nonsense.extxyz").write_text("hello\nworld\n")
+    positions = small.positions.copy()
+    positions[3, 1, 0] = np.nan
+    save_dataset(replace(small, positions=positions), folder / "nan.extxyz")
+    mixed = [*read(folder / "good.extxyz", index=":"), Atoms("CO", info={"REF_energy": 1.0})]
+    write(folder / "mixed.extxyz", mixed)
+    renamed = read(folder / "good.extxyz", index="3:")
+    for atoms in renamed:
+        atoms.info["dft_energy"] = atoms.info.pop("REF_energy")
+    write(folder / "renamed.extxyz", renamed)
+    save_dataset(replace(small, atomic_energies=small.atomic_energies + 0.1), folder / "raw.extxyz")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("truncated", "is not a whole extxyz file"),
+        ("nonsense", "is not a whole extxyz file"),
+        ("nan", "expected finite positions, found a NaN or infinity in frame 3"),
+        ("mixed", "expected the atoms O C H H in every frame, found C O in frame 6"),
+        ("renamed", "frame 0 has no REF_energy"),
+        ("raw", "expected atomic energies that sum to REF_energy"),
+    ],
+)
+def test_bad_files_get_a_sentence(small, tmp_path, name, sentence):
+    broken_files(small, tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        load_dataset(tmp_path / f"{name}.extxyz")
+
+
+def test_unknown_name_gets_a_sentence():
+    with pytest.raises(FileNotFoundError, match="expected an embedded dataset"):
+        load_dataset("benzene")
+
+
+def test_malondialdehyde_is_what_the_readme_says():
+    assert "malondialdehyde" in embedded_datasets()
+    data = load_dataset("malondialdehyde")
+    sizes = {name: len(data.split(name)) for name in data.splits}
+    assert sizes["train"] >= 1000
+    assert sizes["test_500K"] >= 200
+    assert sizes["test_1000K"] >= 100
+    assert set(data.free_atoms) == {"C", "H", "O"}
+    assert np.abs(data.atomic_energies.sum(1) - data.energy).max() < 1e-6
+    assert np.abs(data.forces.sum(1)).max() < 1e-4
+    assert np.abs(data.extra["becke_remainder"]).max() < 0.5e-3 * 27.3
+
+
+def test_malondialdehyde_test_frames_are_apart_and_unselected():
+    data = load_dataset("malondialdehyde")
+    for name in ("test_500K", "test_1000K"):
+        part = data.split(name)
+        for run in set(part.origin["run"]):
+            times = part.origin["time"][part.origin["run"] == run]
+            assert np.diff(times).min() >= 50

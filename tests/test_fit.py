@@ -1,0 +1,109 @@
+import jax
+import numpy as np
+import pytest
+from conftest import make_dataset
+
+from iqagp_jax import fit_gp
+from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
+from iqagp_jax.means import PRIOR_MEANS, constant_mean
+
+
+def test_likelihood_rises_for_every_atom(model):
+    trace = np.asarray(model.trace)
+    assert (trace.max(0) > trace[0]).all()
+
+
+def test_hyperparameters_are_a_maximum(dataset):
+    """Moving one length scale by 5% either way from the optimum lowers the likelihood."""
+    from iqagp_jax import gp
+    from iqagp_jax.kernels import Matern52
+
+    fitted = fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=200)
+    with jax.enable_x64(True):
+        best = fitted.kernel.lengthscale[0]
+
+        def likelihood(lengthscale):
+            covariance = gp.covariance_matrix(Matern52(lengthscale), fitted.train_features[0], fitted.noise)
+            return float(gp.log_likelihood(covariance, fitted.residual[0], True))
+
+        at_best = likelihood(best)
+        for d in range(len(best)):
+            for factor in (0.95, 1.05):
+                assert likelihood(best.at[d].multiply(factor)) < at_best + 0.05
+
+
+@pytest.mark.parametrize("name", PRIOR_MEANS)
+def test_prior_means_are_their_formulas(name):
+    energies = np.array([[1.0, 5.0], [3.0, 6.0], [100.0, 50.0]])
+    thermal = np.array([True, True, False])
+    found = constant_mean(name, energies, thermal, ("H", "O"), {"H": -13.0, "O": -2000.0}).values
+    expected = {
+        "zero": [0, 0],
+        "min": [1, 5],
+        "mf1": [2, 5.5],
+        "mf2": [3, 6],
+        "mf3": [5, 7],
+        "mf4": [-13, -2000],
+        "mf5": [13, 11],
+    }[name]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_far_away_the_model_is_its_prior_mean(model, dataset):
+    from iqagp_jax import atomic_energies
+
+    np.testing.assert_allclose(atomic_energies(model, dataset.positions[0] * 5), model.mean.values, rtol=1e-3)
+
+
+def test_first_n_training_frames_are_used(dataset):
+    assert fit_gp(dataset, n_train=20, max_steps=0).n_train == 20
+
+
+def test_stored_training_split_is_used():
+    parts = [make_dataset(12, 1, "train"), make_dataset(5, 2, "test_500K")]
+    joined = parts[0].__class__(
+        parts[0].species,
+        *(np.concatenate([getattr(p, k) for p in parts]) for k in ("positions", "energy", "forces", "atomic_energies")),
+        origin={k: np.concatenate([p.origin[k] for p in parts]) for k in parts[0].origin},
+    )
+    assert fit_gp(joined, max_steps=0).n_train == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"features": "soap"}, "expected features among alf, inverse-distances"),
+        ({"kernel": "cosine"}, "expected a kernel among"),
+        ({"kernel": "matern52"}, "would tear the angles"),
+        ({"prior_mean": "mf6"}, "expected a prior mean among"),
+        ({"n_train": 1000}, "expected between 2 and 80 training geometries"),
+        ({"noise": 0.0}, "expected a noise between 0 and 1"),
+    ],
+)
+def test_bad_options_get_a_sentence(dataset, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fit_gp(dataset, **options)
+
+
+def test_missing_free_atoms_get_a_sentence(dataset):
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="needs the free-atom energies of C, H, O"):
+        fit_gp(replace(dataset, free_atoms={}), prior_mean="mf4")
+
+
+def test_missing_atomic_energies_get_a_sentence(dataset):
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="expected a dataset with atomic energies"):
+        fit_gp(replace(dataset, atomic_energies=None))
+
+
+def test_duplicate_geometries_without_noise_get_a_sentence(dataset):
+    doubled = dataset[np.zeros(40, dtype=int)]
+    with pytest.raises(ValueError, match="not positive definite"):
+        fit_gp(doubled, "inverse-distances", prior_mean="mf2", max_steps=0, noise=1e-17)
+
+
+def test_default_kernels_exist():
+    assert set(DEFAULT_KERNEL.values()) <= set(KERNELS)

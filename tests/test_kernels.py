@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iqagp_jax.gp import cross_covariance
+from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Product, Select, covariance
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.uniform(-3, 3, (12, 4)), RNG.uniform(-3, 3, (7, 4))
+LENGTH = np.array([0.7, 1.3, 2.0, 0.9])
+
+
+def pairs(function):
+    return np.array([[function(x - y) for y in Y] for x in X])
+
+
+def test_rbf_is_its_formula():
+    expected = pairs(lambda d: np.exp(-0.5 * np.sum((d / LENGTH) ** 2)))
+    np.testing.assert_allclose(covariance(RBF(LENGTH), X, Y), expected, rtol=1e-12)
+
+
+def test_periodic_is_its_formula_and_has_period_two_pi():
+    expected = pairs(lambda d: np.exp(-np.sum(4 * np.sin(d / 2) ** 2 / (2 * LENGTH**2))))
+    np.testing.assert_allclose(covariance(Periodic(LENGTH), X, Y), expected, rtol=1e-12)
+    np.testing.assert_allclose(covariance(Periodic(LENGTH), X + 2 * np.pi, Y), expected, rtol=1e-10)
+
+
+def test_matern_is_its_formula():
+    def formula(d):
+        a = np.sqrt(5 * np.sum((d / LENGTH) ** 2))
+        return (1 + a + a * a / 3) * np.exp(-a)
+
+    np.testing.assert_allclose(covariance(Matern52(LENGTH), X, Y), pairs(formula), rtol=1e-12)
+
+
+def test_product_of_squared_exponentials_is_one_in_the_joint_embedding():
+    rbf, periodic = Select(RBF(LENGTH[:2]), (0, 1)), Select(Periodic(LENGTH[2:]), (2, 3))
+    joint = rbf * periodic
+    assert isinstance(joint, Joint)
+    np.testing.assert_allclose(covariance(joint, X, Y), covariance(rbf, X, Y) * covariance(periodic, X, Y), rtol=1e-12)
+
+
+def test_sums_and_products_compose():
+    kernel = RBF(1.0) + Matern52(2.0) * Periodic(1.5)
+    assert isinstance(kernel.second, Product)
+    expected = covariance(RBF(1.0), X, Y) + covariance(Matern52(2.0), X, Y) * covariance(Periodic(1.5), X, Y)
+    np.testing.assert_allclose(covariance(kernel, X, Y), expected, rtol=1e-12)
+    np.testing.assert_allclose(cross_covariance(kernel, X, Y), expected, rtol=1e-12)
+
+
+KERNELS = [RBF(LENGTH), Periodic(LENGTH), Matern52(LENGTH), RBF(LENGTH) * Periodic(LENGTH), RBF(LENGTH) + Matern52(LENGTH)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_matrix_product_form_equals_the_plain_formula(kernel):
+    np.testing.assert_allclose(cross_covariance(kernel, X, Y), covariance(kernel, X, Y), atol=1e-13)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_positive_definite(kernel):
+    assert np.linalg.eigvalsh(covariance(kernel, X, X)).min() > 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradient_vanishes_at_coinciding_points(kernel):
+    np.testing.assert_allclose(jax.grad(kernel)(jnp.asarray(X[0]), jnp.asarray(X[0])), 0, atol=1e-12)

@@ -1,0 +1,143 @@
+"""Quantum-chemical labels of water in a small basis: identities that hold exactly, and a campaign that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from iqagp_jax.labels import campaign, fuzzy, iqa, scf
+from iqagp_jax.units import BOHR, HARTREE
+
+WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
+LEVEL = campaign.Level(basis="6-31g")
+
+
+def converged(xc="b3lyp", spin=0, charge=0):
+    return scf.converge(scf.mean_field(scf.build_molecule("OHH", WATER, "6-31g", charge, spin), xc))
+
+
+@pytest.fixture(scope="module")
+def water():
+    return converged()
+
+
+@pytest.mark.parametrize(
+    ("xc", "spin", "charge"), [("b3lyp", 0, 0), ("hf", 0, 0), ("tpss", 0, 0), ("lda,vwn", 0, 0), ("b3lyp", 1, 1)]
+)
+def test_atomic_energies_sum_to_the_total(xc, spin, charge):
+    mf = converged(xc, spin, charge)
+    for atoms in iqa.integrate_atoms(mf, fuzzy.PARTITIONS).values():
+        assert atoms.energy.sum() == pytest.approx(mf.e_tot, abs=1e-4)
+        assert atoms.population.sum() == pytest.approx(mf.mol.nelectron, abs=1e-4)
+
+
+def test_components_sum_to_pyscfs_own_integrals(water):
+    atoms = iqa.integrate_atoms(water, {"becke": fuzzy.becke})["becke"]
+    dm, mol = water.make_rdm1(), water.mol
+    coulomb = water.get_j()
+    expected = {
+        "kinetic": np.sum(mol.intor("int1e_kin") * dm),
+        "nucleus_electrons": np.sum(mol.intor("int1e_nuc") * dm),
+        "electrons_nuclei": np.sum(mol.intor("int1e_nuc") * dm),
+        "coulomb": np.sum(coulomb * dm),
+        "nuclear_repulsion": 2 * mol.energy_nuc(),
+    }
+    for name, value in expected.items():
+        assert getattr(atoms, name).sum() == pytest.approx(value, abs=2e-4), name
+
+
+def test_auxiliary_potential_is_the_coulomb_integral(water):
+    from pyscf import gto
+
+    points = np.random.default_rng(0).normal(size=(20, 3)) * 3
+    found = iqa.auxiliary_potential(water.with_df.auxmol)(points)
+    expected = gto.intor_cross("int2c2e", water.with_df.auxmol, gto.fakemol_for_charges(points))
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_equivalent_hydrogens_are_equal(water):
+    for atoms in iqa.integrate_atoms(water, fuzzy.PARTITIONS).values():
+        assert atoms.energy[1] == pytest.approx(atoms.energy[2], abs=1e-5)
+
+
+def test_partition_weights_share_every_point(water):
+    coords, _, parent = iqa.atom_centred_grid(water.mol)
+    for partition in fuzzy.PARTITIONS.values():
+        weights = partition(water.mol, coords, parent)
+        np.testing.assert_allclose(weights.sum(0), 1, atol=1e-12)
+        assert weights.min() >= 0
+
+
+def test_forces_are_differences_of_the_energy(water):
+    step = 1e-3
+    energies = []
+    for sign in (1, -1):
+        moved = WATER.copy()
+        moved[1, 1] += sign * step
+        energies.append(scf.converge(scf.mean_field(scf.build_molecule("OHH", moved, "6-31g"), "b3lyp")).e_tot)
+    quotient = -(energies[0] - energies[1]) / (2 * step) * BOHR
+    assert scf.forces(water)[1, 1] == pytest.approx(quotient, abs=2e-6)
+
+
+def test_label_is_in_electronvolt_and_balanced(water):
+    label = campaign.label_geometry("OHH", WATER, LEVEL)
+    assert label["energy"] == pytest.approx(water.e_tot * HARTREE, abs=1e-6)
+    frames = [Atoms("OHH", positions=WATER)]
+    data, rejected = campaign.collect(frames, [label], LEVEL, {})
+    assert not rejected
+    np.testing.assert_allclose(data.atomic_energies.sum(1), data.energy, atol=1e-9)
+    assert data.level["partition"] == "becke"
+
+
+def test_bad_labels_are_rejected_with_their_reason(monkeypatch):
+    monkeypatch.setattr(campaign, "MAX_REMAINDER", 1e-12)
+    reason = campaign.label_geometry("OHH", WATER, LEVEL)["rejected"]
+    assert "atomic energies miss the total" in reason
+    frames = [Atoms("OHH", positions=WATER)] * 2
+    good = {"energy": 1.0, "forces": [[0.0] * 3] * 3, "raw": {}, "charges": {}, "remainder": {}}
+    for name in LEVEL.partitions:
+        good["raw"][name], good["charges"][name], good["remainder"][name] = [0.0] * 3, [0.0] * 3, 0.0
+    data, rejected = campaign.collect(frames, [{"rejected": reason}, good], LEVEL, {})
+    assert len(data) == 1
+    assert rejected == [(0, reason)]
+
+
+@pytest.mark.parametrize(
+    ("species", "level", "sentence"),
+    [
+        ("OHH", {"charge": 1}, "9 electrons cannot have 0 unpaired ones"),
+        ("OHH", {"xc": "superb3lyp"}, "expected a functional that PySCF knows"),
+        ("OHH", {"xc": "wb97x"}, "range-separated exchange"),
+        ("OHH", {"basis": "6-31+g(7d)"}, "is not there for all of H O"),
+        ("UHH", {"basis": "6-31g"}, "is not there for all of H U"),
+    ],
+)
+def test_impossible_levels_get_a_sentence(species, level, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        campaign.check([Atoms(species, positions=WATER)], campaign.Level(**{"basis": "6-31g", **level}))
+
+
+def test_a_killed_campaign_goes_on_and_loses_nothing(tmp_path):
+    rng = np.random.default_rng(3)
+    frames = [Atoms("OHH", positions=WATER + 0.05 * rng.normal(size=(3, 3))) for _ in range(6)]
+    write(tmp_path / "water.xyz", frames)
+    command = [sys.executable, "-m", "iqagp_jax", "label", "water.xyz", "-o", "d.extxyz", "--basis", "6-31g", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "d.extxyz.labels"
+    while len(list(folder.glob("*.json"))) < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "d.extxyz").exists()
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
+    assert "6 labelled geometries" in done.stdout

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from iqagp_jax import sampling
+from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances
+
+WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
+# Hydrogen peroxide: a torsion and a contact three bonds apart.
+PEROXIDE = np.array([[0.0, 0.73, -0.06], [0.0, -0.73, -0.06], [0.84, 0.88, 0.45], [-0.84, -0.88, 0.45]])
+HOOH = ["O", "O", "H", "H"]
+PLAN = sampling.SamplingPlan({300.0: 6}, 2, 3, 2, {300.0: 4}, runs=2, pool_factor=2)
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    calculator = sampling.xtb()
+    minimum = sampling.lowest_minimum(sampling.starting_geometries("OO"), calculator)
+    return sampling.sample(minimum, PLAN, calculator, seed=3), minimum
+
+
+def test_bond_graph_of_peroxide():
+    bonded = bond_graph(HOOH, PEROXIDE)
+    assert set(map(tuple, np.argwhere(np.triu(bonded)))) == {(0, 1), (0, 2), (1, 3)}
+    assert graph_distances(bonded)[2, 3] == 3
+    assert moved_side(bonded, 0, 1).tolist() == [False, True, False, True]
+
+
+def test_every_source_has_its_number(sampled):
+    (frames, _), _ = sampled
+    sources = [(a.info["split"], a.info["source"]) for a in frames]
+    for source, number in {"thermal": 6, "displaced": 2, "bond": 3, "contact": 2}.items():
+        assert sources.count(("train", source)) == number
+    assert sources.count(("test_300K", "thermal")) == 4
+
+
+def test_test_frames_are_apart_and_from_their_own_runs(sampled):
+    (frames, _), _ = sampled
+    test = [a for a in frames if a.info["split"] != "train"]
+    train = np.array([a.positions for a in frames if a.info["split"] == "train"])
+    assert {a.info["run"] for a in test} == {0, 1}
+    assert min(np.abs(train - a.positions).max(axis=(1, 2)).min() for a in test) > 1e-3
+    for run in (0, 1):
+        assert np.diff([a.info["time"] for a in test if a.info["run"] == run]).min() >= 50
+
+
+def test_same_seed_same_geometries(sampled):
+    (frames, _), minimum = sampled
+    again, _ = sampling.sample(minimum, PLAN, sampling.xtb(), seed=3)
+    np.testing.assert_allclose([a.positions for a in again], [a.positions for a in frames], atol=1e-6)
+
+
+@pytest.mark.parametrize("source", sampling.DISTORTIONS)
+def test_distortions_change_what_they_say(source):
+    rng = np.random.default_rng(0)
+    before = pair_distances(PEROXIDE)
+    for _ in range(20):
+        after = pair_distances(sampling.DISTORTIONS[source](PEROXIDE, HOOH, rng))
+        if source == "bond":
+            ratio = np.array([after[b] / before[b] for b in [(0, 1), (0, 2), (1, 3)]])
+            assert np.sum(np.abs(ratio - 1) > 1e-9) == 1
+            assert 0.75 <= ratio.min() <= ratio.max() <= 1.5
+        if source == "contact":
+            assert after[2, 3] < before[2, 3] + 1e-9
+        assert np.isfinite(after).all()
+
+
+def test_farthest_points_spread():
+    line = np.linspace(0, 1, 101)[:, None]
+    chosen = sampling.farthest_points(line, 3, np.random.default_rng(0))
+    assert {0, 100} <= set(chosen) or np.ptp(line[chosen]) == 1
+    assert len(set(sampling.farthest_points(line, 101, np.random.default_rng(0)))) == 101
+
+
+def test_interleaving_keeps_order_and_proportions():
+    mixed = sampling.interleave([[("a", k) for k in range(80)], [("b", k) for k in range(20)]], np.random.default_rng(0))
+    assert [k for name, k in mixed if name == "a"] == list(range(80))
+    assert 5 <= sum(name == "b" for name, _ in mixed[:50]) <= 15
+
+
+def test_whole_molecules():
+    assert sampling.is_whole(HOOH, PEROXIDE)
+    apart = PEROXIDE.copy()
+    apart[3] += [0, -3.0, 0]
+    assert not sampling.is_whole(HOOH, apart)
+
+
+@pytest.mark.parametrize(
+    ("molecule", "error", "sentence"),
+    [("C1CC", ValueError, "which RDKit cannot parse"), ("missing.xyz", FileNotFoundError, "an existing geometry file")],
+)
+def test_bad_molecules_get_a_sentence(molecule, error, sentence):
+    with pytest.raises(error, match=sentence):
+        sampling.starting_geometries(molecule)
+
+
+def test_langevin_keeps_its_temperature():
+    """Kinetic energy of ASE's Langevin with a free centre of mass: 3N kT/2, within its error bar."""
+    from ase import Atoms, units
+    from ase.calculators.harmonic import HarmonicCalculator, HarmonicForceField
+
+    atoms = Atoms(HOOH, positions=PEROXIDE)
+    springs = HarmonicForceField(atoms, 20.0 * np.eye(12), variable_orientation=False)
+    atoms.calc = HarmonicCalculator(springs)
+    squares = []
+    for seed in range(24):
+        frames = sampling.langevin(atoms, atoms.calc, 400.0, 40, 50.0, np.random.default_rng(seed))
+        squares.append(np.mean((np.array(frames) - PEROXIDE) ** 2))
+    expected = 400.0 * units.kB / 20.0
+    error = np.std(squares) / np.sqrt(len(squares) - 1)
+    assert error < 0.05 * expected
+    assert abs(np.mean(squares) - expected) < 4 * error
