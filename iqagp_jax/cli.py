@@ -320,30 +320,33 @@ def simulate(
     draw_replicas(result, kinds, temperatures, out)
 
 
-def print_replicas(result, kinds, temperatures):
-    """Table of survival, temperature and energy, a line a replica where there are few, else a line a kind of start."""
+def print_replicas(result, kinds, temperatures, each=True):
+    """Table of survival, temperature and energy, a line a replica, or a line for each kind of start and temperature."""
     import numpy as np
 
     from iqagp_jax.units import KCAL_MOL
 
-    means, energies = result.mean_temperatures(0.5), (result.energies - np.nanmin(result.energies)) / KCAL_MOL
+    groups = [
+        (kind, f"{target:g}", k) if each else (kind, f"{target:g}")
+        for k, (kind, target) in enumerate(zip(kinds, temperatures, strict=True))
+    ]
+    means = result.mean_temperatures(0.5)
+    energies = (result.energies - np.nanmin(result.energies)) / KCAL_MOL
     rows = []
-    for kind in dict.fromkeys(kinds):
-        for target in sorted(set(temperatures)):
-            chosen = (np.array(kinds) == kind) & (temperatures == target)
-            if not chosen.any():
-                continue
-            half = energies[len(energies) // 2 :, chosen]
-            rows.append(
-                (
-                    kind,
-                    f"{target:g}",
-                    f"{result.survived[chosen].sum()}/{chosen.sum()}",
-                    f"{np.nanmean(means[chosen]):.0f}" if np.isfinite(means[chosen]).any() else "-",
-                    f"{np.nanmedian(half):.1f}" if np.isfinite(half).any() else "-",
-                    f"{np.nanmax(energies[:, chosen]):.1f}",
-                )
+    for group in dict.fromkeys(groups):
+        chosen = np.array([g == group for g in groups])
+        half = energies[len(energies) // 2 :, chosen]
+        heat, energy = means[chosen][np.isfinite(means[chosen])], half[np.isfinite(half)]
+        rows.append(
+            (
+                " ".join(map(str, group[:1] + group[2:])),
+                group[1],
+                f"{result.survived[chosen].sum()}/{chosen.sum()}",
+                f"{heat.mean():.0f}" if heat.size else "-",
+                f"{np.median(energy):.1f}" if energy.size else "-",
+                f"{np.nanmax(energies[:, chosen]):.1f}",
             )
+        )
     table(
         f"replicas, {result.times[-1] / 1000:g} ps; temperature and median energy over the second half",
         ["start", "target K", "survived", "mean K", "median E, kcal/mol", "max E, kcal/mol"],

@@ -48,7 +48,7 @@ def run_demo(out):
     stretched = restoring_force(model, positions)
     rule = failure_rule(model.species, model.reference)
     result = simulate(energy_fn(model), rule, positions, out / "trajectory", temperature=TEMPERATURE, time=PICOSECONDS, seed=0)
-    cli.print_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE))
+    cli.print_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), each=False)
     relaxed = relaxation(model, load_trajectory(out / "trajectory"), stretched, out)
     cli.draw_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), out)
     report = {
