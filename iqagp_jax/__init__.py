@@ -1,5 +1,7 @@
 """iqagp_jax: Gaussian-process potentials of atomic energies in JAX, trained, tested and driven hot."""
 
+from importlib.metadata import version
+
 from iqagp_jax.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
 from iqagp_jax.fit import fit_gp
 from iqagp_jax.modelfile import load_model, save_model
@@ -27,4 +29,4 @@ __all__ = [
     "validate",
 ]
 
-__version__ = "0.1.0"
+__version__ = version("iqagp-jax")

@@ -7,12 +7,14 @@ info. Free atoms at the same level are single-atom frames with ``config_type=Iso
 
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
 from ase.io.extxyz import XYZError
+from ase.io.formats import open_with_compression
 
 DECIMALS = 8
 """Decimals of every array in an extxyz file; geometries are rounded to them before they are labelled."""
@@ -126,7 +128,9 @@ def load_dataset(name_or_path):
             f"expected an embedded dataset ({', '.join(embedded_datasets())}) or an extxyz file, found {str(name_or_path)!r}"
         )
     try:
-        frames = read(path, index=":", format="extxyz")
+        # Decompressed at once: ASE seeks from frame to frame, which a compressed file answers by starting over.
+        with open_with_compression(path) as file:
+            frames = read(StringIO(file.read()), index=":", format="extxyz")
     except (XYZError, ValueError, KeyError, IndexError, EOFError, StopIteration, OSError) as error:
         raise ValueError(f"{path} is not a whole extxyz file ({error}); was it cut off?") from error
     return dataset_from_frames(frames, str(path))

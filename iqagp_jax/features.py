@@ -113,7 +113,7 @@ def _choose_frame(centre, species, positions, separation):
     from ase.data import atomic_numbers
 
     def preference(pair):
-        return [(separation[centre, b], -atomic_numbers[species[b]], b) for b in pair]
+        return [(species[b] == "H", separation[centre, b], -atomic_numbers[species[b]], b) for b in pair]
 
     candidates = sorted(permutations([b for b in range(len(species)) if b != centre], 2), key=preference)
     directions = positions - positions[:, centre : centre + 1]

@@ -1,6 +1,7 @@
 """Fitting: from a dataset to a model, hyperparameters by maximising the log marginal likelihood."""
 
 from functools import partial
+from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def maximise_likelihood(objective, data, starts, max_steps, progress=lambda step
             parameters, state = operand
             value, gradient = optax.value_and_grad_from_state(loss)(parameters, *data, state=state)
             updates, state = optimiser.update(
-                gradient, state, parameters, value=value, grad=gradient, value_fn=partial(_swapped, loss, data)
+                gradient, state, parameters, value=value, grad=gradient, value_fn=lambda p: loss(p, *data)
             )
             return optax.apply_updates(parameters, updates), state, -optax.tree.get(state, "value")
 
@@ -101,10 +102,6 @@ def maximise_likelihood(objective, data, starts, max_steps, progress=lambda step
         if done.all():
             break
     return best, jnp.stack(trace)
-
-
-def _swapped(function, data, parameters):
-    return function(parameters, *data)
 
 
 def fit_gp(
@@ -168,7 +165,12 @@ def fit_gp(
         starts = jnp.log(initial_lengthscales(points, chosen.angular)) + scales[:, None, None]
         subset = slice(None, n_hyper)
         best, trace = maximise_likelihood(objective, (points[:, subset], residual[:, subset]), starts, max_steps, progress)
-        return condition(train, chosen, build(best), mean, points, residual, noise, trace, {"kernel": kernel})
+        made_by = {
+            "kernel": kernel,
+            "prior_mean": getattr(prior_mean, "__name__", prior_mean),
+            "program": f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}",
+        }
+        return condition(train, chosen, build(best), mean, points, residual, noise, trace, made_by)
 
 
 @partial(jax.jit, static_argnums=3)

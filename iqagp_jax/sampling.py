@@ -6,6 +6,7 @@ Every geometry says in its ``info`` where it comes from: ``source`` (thermal, di
 
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +258,8 @@ def census(frames):
 
 
 def _tagged(atoms, **info):
-    return Atoms(atoms, info={**atoms.info, **info})
+    sampler = f"GFN2-xTB (tblite {version('tblite')}), Langevin dynamics by ase {version('ase')}, iqagp sample"
+    return Atoms(atoms, info={**atoms.info, **info, "sampler": sampler})
 
 
 def xtb_energy(atoms, calculator):

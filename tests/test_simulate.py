@@ -121,9 +121,9 @@ def test_friction_slows_free_atoms():
     dynamics = Dynamics(lambda x: 0.0 * x.sum(), RULE, Langevin(friction=10.0), 0.5)
     with jax.enable_x64(True):
         cold = jnp.float64(1e-30)
-        replica = dynamics.start(0, 0, jnp.asarray(GEOMETRY), cold)
+        replica = jax.jit(dynamics.start)(0, 0, GEOMETRY, cold)
         moving = replica._replace(dynamics=replica.dynamics.set(momentum=jnp.ones((4, 3))))
-        np.testing.assert_allclose(dynamics.step(moving, cold).dynamics.momentum, np.exp(-0.005), rtol=1e-12)
+        np.testing.assert_allclose(jax.jit(dynamics.step)(moving, cold).dynamics.momentum, np.exp(-0.005), rtol=1e-12)
 
 
 # Runs
@@ -225,15 +225,15 @@ def test_overheating_and_broken_bonds_wait_for_their_time():
     """A step from given counters: 999.5 fs hot is alive, one step more is not; a broken bond is seen after the grace."""
     dynamics = Dynamics(lambda x: 0.0 * x.sum(), RULE, Langevin(), 0.5)
     with jax.enable_x64(True):
-        step = jax.jit(dynamics.step)
+        start, step = jax.jit(dynamics.start), jax.jit(dynamics.step)
         cold, hot = jnp.float64(1.0), jnp.float64(2000.0)
-        replica = dynamics.start(0, 0, jnp.asarray(GEOMETRY), hot)
+        replica = start(0, 0, GEOMETRY, hot)
         for steps, count, status in [(4000, 1998, 0), (4000, 1999, Status.OVERHEATED), (100, 1999, 0)]:
             given = replica._replace(steps=jnp.asarray(steps), hot_steps=jnp.asarray(count))
             assert step(given, cold).status == status
         broken = stretch_bond(SPECIES, GEOMETRY, 0, 3, 3.5)
         for steps, status in [(199, 0), (200, Status.BROKEN_BOND)]:
-            given = dynamics.start(0, 0, jnp.asarray(broken), cold)._replace(steps=jnp.asarray(steps))
+            given = start(0, 0, broken, cold)._replace(steps=jnp.asarray(steps))
             assert step(given, cold).status == status
 
 
@@ -356,13 +356,12 @@ def test_altered_bytes_are_noticed(pieces):
 
 
 def test_random_displacements_are_whole_bounded_and_reproducible():
-    starts, redraws = random_displacements(RULE, GEOMETRY, 0.5, 6, seed=1)
-    assert starts.shape == (6, 4, 3)
-    assert 0.3 < np.abs(starts - GEOMETRY).max() <= 0.5
+    starts, redraws = random_displacements(RULE, GEOMETRY, 0.5, 40, seed=1)
+    assert starts.shape == (40, 4, 3)
+    assert 0.4 < np.abs(starts - GEOMETRY).max() <= 0.5
     assert redraws > 0
-    for start in starts:
-        assert np.linalg.norm(start[PAIRS[0]] - start[PAIRS[1]], axis=1).min() >= 0.6
-        assert failure_status(RULE, start) == Status.ALIVE
+    assert np.linalg.norm(starts[:, PAIRS[0]] - starts[:, PAIRS[1]], axis=2).min() >= 0.6
+    assert (jax.vmap(lambda x: failure_status(RULE, x))(starts) == Status.ALIVE).all()
     np.testing.assert_array_equal(random_displacements(RULE, GEOMETRY, 0.5, 2, seed=1)[0], starts[:2])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, ground_state_magnetic_moments
 
-from iqagp_jax.dataset import DECIMALS, ORIGIN, Dataset
+from iqagp_jax.dataset import DECIMALS, LEVEL, ORIGIN, Dataset
 from iqagp_jax.files import write_atomically
 from iqagp_jax.units import BOHR, HARTREE
 
@@ -214,7 +214,7 @@ def collect(geometries, labels, level, free_atoms):
         forces=np.array([label["forces"] for _, label in kept]),
         origin={key: np.array([info[key] for info in infos]) for key in ORIGIN if all(key in i for i in infos)},
         extra=extra,
-        level=level.describe(),
+        level={**level.describe(), **{key: infos[0][key] for key in LEVEL if key in infos[0]}},
         free_atoms=free_atoms,
     )
     return dataset.with_partition(level.partitions[0]), rejected

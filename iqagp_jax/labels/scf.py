@@ -11,6 +11,10 @@ from iqagp_jax.units import BOHR
 AUXILIARY_BASIS = "def2-universal-jkfit"
 
 
+BLOCK_MEMORY = 6
+"""MB that a block of grid points may take: PySCF's blocks of hundreds of MB leave the cache, at a third more time."""
+
+
 class LabelError(RuntimeError):
     """A geometry could not be labelled; the message says why."""
 
@@ -47,6 +51,7 @@ def converge(mf):
     """
     start = None
     if hasattr(mf, "grids"):
+        mf.max_memory = lib.current_memory()[0] + BLOCK_MEMORY
         mf.grids.level, mf.conv_tol = 0, 1e-5
         mf.kernel()
         start = mf.make_rdm1()
