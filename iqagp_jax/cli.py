@@ -275,7 +275,7 @@ def simulate(
     timestep: Annotated[float, typer.Option(help="Integration step in fs.")] = 0.5,
     frame_interval: Annotated[float, typer.Option(help="Time between recorded frames in fs.")] = 20.0,
     thermostat: Annotated[ThermostatName, typer.Option(help="Thermostat.")] = "nose-hoover",
-    thermostat_time: Annotated[float, typer.Option(help="Nose-Hoover coupling time in fs.")] = 20.0,
+    thermostat_time: Annotated[float, typer.Option(help="Nose-Hoover coupling time in fs.")] = 10.0,
     friction: Annotated[float, typer.Option(help="Langevin friction in 1/ps.")] = 10.0,
     start: Annotated[
         list[str],
