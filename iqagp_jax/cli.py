@@ -21,8 +21,8 @@ console = Console()
 progress_console = Console(stderr=True)
 
 # Spelled out because type checkers and typer read them; a test holds them to the registries they repeat.
-FeatureName = Literal["alf", "inverse-distances"]
-KernelName = Literal["rbf-periodic", "rbf", "matern52"]
+FeatureName = Literal["inverse-distances", "alf"]
+KernelName = Literal["matern52", "rbf", "rbf-periodic"]
 PriorMeanName = Literal["zero", "min", "mf1", "mf2", "mf3", "mf4", "mf5"]
 ThermostatName = Literal["nose-hoover", "langevin"]
 PartitionName = Literal["becke", "hirshfeld"]
@@ -156,7 +156,8 @@ def label(
     if not geometries.is_file():
         raise FileNotFoundError(f"expected a file of geometries, found nothing at {str(geometries)!r}")
     output = output_file(output)
-    frames = list(iread(geometries))
+    # Free atoms are labelled anew with the geometries.
+    frames = [atoms for atoms in iread(geometries) if atoms.info.get("config_type") != "IsolatedAtom"]
     others = [p for p in get_args(PartitionName) if p != partition]
     level = campaign.Level(xc, basis, charge, spin, (partition, *others))
     campaign.check(frames, level)
@@ -174,8 +175,8 @@ def label(
 def train(
     dataset: Annotated[str, typer.Argument(help="Embedded dataset (malondialdehyde) or an extxyz file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file, .safetensors.")],
-    features: Annotated[FeatureName, typer.Option(help="What an atom sees of the others.")] = "alf",
-    kernel: Annotated[KernelName | None, typer.Option(help="Default: rbf-periodic for alf, else matern52.")] = None,
+    features: Annotated[FeatureName, typer.Option(help="What an atom sees of the others.")] = "inverse-distances",
+    kernel: Annotated[KernelName | None, typer.Option(help="Default: matern52, for alf rbf-periodic.")] = None,
     prior_mean: Annotated[PriorMeanName, typer.Option(help="Energy far from the data; `means.py` has the formulas.")] = "mf5",
     n_train: Annotated[int | None, typer.Option(help="Use the first so many training geometries.")] = None,
     noise: Annotated[float, typer.Option(help="Noise variance as a share of the signal variance.")] = 1e-8,

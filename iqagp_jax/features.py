@@ -162,5 +162,5 @@ class InverseDistances:
         return cls(len(species))
 
 
-FEATURES = {kind.name: kind for kind in (ALF, InverseDistances)}
+FEATURES = {kind.name: kind for kind in (InverseDistances, ALF)}
 """Kinds of features by the name that `fit_gp` and the command line take."""

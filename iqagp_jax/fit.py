@@ -14,9 +14,9 @@ from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Select
 from iqagp_jax.means import constant_mean
 from iqagp_jax.potential import Model
 
-KERNELS = ("rbf-periodic", "rbf", "matern52")
+KERNELS = ("matern52", "rbf", "rbf-periodic")
 
-DEFAULT_KERNEL = {"alf": "rbf-periodic", "inverse-distances": "matern52"}
+DEFAULT_KERNEL = {"inverse-distances": "matern52", "alf": "rbf-periodic"}
 
 NOISE = 1e-8
 """Noise variance as a share of the signal variance; see `fit_gp`."""
@@ -106,7 +106,7 @@ def maximise_likelihood(objective, data, starts, max_steps, progress=lambda step
 
 def fit_gp(
     dataset,
-    features="alf",
+    features="inverse-distances",
     kernel=None,
     prior_mean="mf5",
     n_train=None,
@@ -125,13 +125,14 @@ def fit_gp(
 
     Parameters
     ----------
-    features: "alf" (atomic local frames) or "inverse-distances".
-    kernel: "rbf-periodic" (default for alf), "rbf", "matern52" (default for inverse distances).
+    features: "inverse-distances" or "alf" (atomic local frames).
+    kernel: "matern52" (default for inverse distances), "rbf", "rbf-periodic" (default for alf).
     prior_mean: a name of `means.PRIOR_MEANS`, or a pure JAX function (N, 3) angstrom -> (N,) eV.
     n_train: use the first n frames of the training split; all by default.
     max_steps: L-BFGS steps at most; 0 keeps the likeliest of the starting length scales.
     n_hyper: fit the hyperparameters on the first so many training frames (all by default); weights always use all.
-    mirror: add the mirror image of every training geometry, which has the same energies but other ALF features.
+    mirror: add the mirror image of every training geometry, which has the same energies but other ALF features, to
+        the data that the weights are fitted to; the hyperparameters see the originals only.
     progress: wraps the range of optimisation steps, as a progress bar does.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
@@ -163,7 +164,8 @@ def fit_gp(
 
         scales = jnp.log(jnp.array(START_FACTORS))
         starts = jnp.log(initial_lengthscales(points, chosen.angular)) + scales[:, None, None]
-        subset = slice(None, n_hyper)
+        # Mirror copies would bias the likelihood: that twins agree is no evidence of smoothness.
+        subset = slice(None, n_hyper or len(train))
         best, trace = maximise_likelihood(objective, (points[:, subset], residual[:, subset]), starts, max_steps, progress)
         made_by = {
             "kernel": kernel,

@@ -81,13 +81,14 @@ def temperature_and_energy(times, temperatures, energies, targets):
     return figure
 
 
-def bond_relaxation(times, lengths, reference, label):
-    """Length of one bond in the replicas that started with it stretched: times (F,) fs, lengths (F, R) angstrom."""
+def bond_relaxation(times, lengths, title):
+    """Distances that tell how a stretched bond relaxes: times (F,) in fs, ``lengths`` name -> (F,) in angstrom."""
     figure, ax = _figure()
-    ax.plot(times / 1000, lengths, color=BLUE, lw=0.8, alpha=0.7)
-    ax.axhline(reference, color=GREY, lw=0.8, ls="--")
-    ax.set(xlabel="time, ps", ylabel=f"{label} distance, Å")
-    ax.set_title(f"{label} stretched to {lengths[0].max():.2f} Å at the start; dashed: equilibrium", fontsize=9)
+    for (name, values), colour in zip(lengths.items(), (BLUE, ORANGE, RED, GREY), strict=False):
+        ax.plot(times / 1000, values, color=colour, lw=1, label=name)
+    ax.set(xlabel="time, ps", ylabel="distance, Å", xlim=(0, min(1.0, times[-1] / 1000)))
+    ax.set_title(title, fontsize=9)
+    ax.legend(fontsize=8, frameon=False)
     return figure
 
 

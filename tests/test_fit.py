@@ -72,9 +72,9 @@ def test_stored_training_split_is_used():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"features": "soap"}, "expected features among alf, inverse-distances"),
+        ({"features": "soap"}, "expected features among inverse-distances, alf"),
         ({"kernel": "cosine"}, "expected a kernel among"),
-        ({"kernel": "matern52"}, "would tear the angles"),
+        ({"features": "alf", "kernel": "matern52"}, "would tear the angles"),
         ({"prior_mean": "mf6"}, "expected a prior mean among"),
         ({"n_train": 1000}, "expected between 2 and 80 training geometries"),
         ({"noise": 0.0}, "expected a noise between 0 and 1"),

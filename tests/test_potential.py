@@ -95,7 +95,7 @@ def test_reordering_the_atoms_of_model_and_input_changes_nothing(dataset, any_mo
 def test_alf_models_see_reflections_and_mirror_copies_mend_it(dataset, model):
     pair = np.stack([START * [1, 1, 3], START * [1, 1, -3]])
     one_sided = energy_and_forces(model)(pair)[0]
-    mended = energy_and_forces(fit_gp(dataset, max_steps=5, mirror=True))(pair)[0]
+    mended = energy_and_forces(fit_gp(dataset, "alf", max_steps=5, mirror=True))(pair)[0]
     assert abs(one_sided[1] - one_sided[0]) > 1e-4
     assert abs(mended[1] - mended[0]) < 1e-6
 
