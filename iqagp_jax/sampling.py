@@ -14,7 +14,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed
 from ase.io import read
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
 from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
@@ -104,7 +104,7 @@ def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
     """
     moving = atoms.copy()
     moving.calc = calculator
-    MaxwellBoltzmannDistribution(moving, temperature_K=temperature, rng=rng)
+    thermalize_momenta(moving, temperature, rng=rng)
     dynamics = Langevin(
         moving, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng
     )

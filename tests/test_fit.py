@@ -20,7 +20,7 @@ def test_hyperparameters_are_a_maximum(dataset):
 
     fitted = fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=200)
     with jax.enable_x64(True):
-        best = fitted.kernel.lengthscale[0]
+        best = jax.numpy.asarray(fitted.kernel.lengthscale[0])
 
         def likelihood(lengthscale):
             covariance = gp.covariance_matrix(Matern52(lengthscale), fitted.train_features[0], fitted.noise)

@@ -64,11 +64,14 @@ def test_distortions_change_what_they_say(source):
         assert np.isfinite(after).all()
 
 
-def test_farthest_points_spread():
-    line = np.linspace(0, 1, 101)[:, None]
-    chosen = sampling.farthest_points(line, 3, np.random.default_rng(0))
-    assert {0, 100} <= set(chosen) or np.ptp(line[chosen]) == 1
-    assert len(set(sampling.farthest_points(line, 101, np.random.default_rng(0)))) == 101
+def test_each_farthest_point_is_the_farthest_from_those_before():
+    points = np.random.default_rng(1).normal(size=(40, 2))
+    chosen = sampling.farthest_points(points, 40, np.random.default_rng(0))
+    assert len(set(chosen)) == 40
+    distance = np.linalg.norm(points[:, None] - points, axis=-1)
+    for k in range(1, 40):
+        nearest = distance[:, chosen[:k]].min(1)
+        assert nearest[chosen[k]] == nearest.max()
 
 
 def test_interleaving_keeps_order_and_proportions():

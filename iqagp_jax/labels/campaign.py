@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+import warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -112,7 +113,8 @@ def check(geometries, level):
                 " atoms; choose an LDA, GGA, meta-GGA or global hybrid"
             )
     try:
-        scf.build_molecule(species, geometries[0].get_positions(), level.basis, level.charge, level.spin)
+        with warnings.catch_warnings(action="ignore"):  # PySCF's advice where to look for the basis
+            scf.build_molecule(species, geometries[0].get_positions(), level.basis, level.charge, level.spin)
     except (BasisNotFoundError, KeyError) as error:
         raise ValueError(f"basis {level.basis!r} is not there for all of {' '.join(sorted(set(species)))}") from error
 
