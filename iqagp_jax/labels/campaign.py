@@ -115,7 +115,7 @@ def check(geometries, level):
     try:
         with warnings.catch_warnings(action="ignore"):  # PySCF's advice where to look for the basis
             scf.build_molecule(species, geometries[0].get_positions(), level.basis, level.charge, level.spin)
-    except (BasisNotFoundError, KeyError) as error:
+    except (BasisNotFoundError, KeyError, OSError) as error:
         raise ValueError(f"basis {level.basis!r} is not there for all of {' '.join(sorted(set(species)))}") from error
 
 
