@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -123,9 +124,9 @@ def sample(
 
     output = output_file(output)
     plan = sampling.SamplingPlan(counts(thermal, "--thermal"), displaced, bond, contact, counts(test, "--test"), runs=runs)
-    calculator = sampling.xtb(charge, spin)
-    minimum = sampling.lowest_minimum(sampling.starting_geometries(molecule, seed=seed), calculator)
-    frames, dropped = sampling.sample(minimum, plan, calculator, seed, track)
+    make_calculator = partial(sampling.xtb, charge, spin)
+    minimum = sampling.lowest_minimum(sampling.starting_geometries(molecule, seed=seed), make_calculator())
+    frames, dropped = sampling.sample(minimum, plan, make_calculator, seed, track)
     write(output, frames, format="extxyz")
     table(
         f"{len(frames)} geometries in {output}",

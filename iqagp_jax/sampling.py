@@ -180,21 +180,23 @@ def farthest_points(features, n, rng):
     return np.array(chosen)
 
 
-def sample(minimum, plan, calculator, seed=0, progress=lambda items, description: items):
+def sample(minimum, plan, make_calculator, seed=0, progress=lambda items, description: items):
     """Training and test geometries around a ``minimum`` after ``plan``.
 
     Returns a list of ASE atoms and a count of what was dropped, by reason. The training geometries come in training
     order: the sources are interleaved at random in their shares, so the first n are a smaller set of the same kind.
+    ``make_calculator`` is called for every run, as a calculator that remembers its last wave function would make runs
+    depend on one another.
     """
     species = minimum.get_chemical_symbols()
-    floor = xtb_energy(minimum, calculator)
+    floor = xtb_energy(minimum, make_calculator())
     dropped = Counter()
 
     def thermal_frames(temperature, count, spacing, stream):
         per_run = -(-count // plan.runs)
         for run in progress(range(plan.runs), f"Langevin at {temperature:g} K"):
             rng = np.random.default_rng([seed, stream, round(temperature), run])
-            for k, positions in enumerate(langevin(minimum, calculator, temperature, per_run, spacing, rng)):
+            for k, positions in enumerate(langevin(minimum, make_calculator(), temperature, per_run, spacing, rng)):
                 if not is_whole(species, positions):
                     dropped[f"dissociated at {temperature:g} K"] += 1
                     continue
@@ -237,7 +239,7 @@ def sample(minimum, plan, calculator, seed=0, progress=lambda items, description
                 dropped[f"{source}: not one molecule"] += 1
                 continue
             candidate = Atoms(species, positions=positions, info={**origin.info, "source": source})
-            if xtb_energy(candidate, calculator) - floor > MAX_DISTORTION_ENERGY * KCAL_MOL:
+            if xtb_energy(candidate, make_calculator()) - floor > MAX_DISTORTION_ENERGY * KCAL_MOL:
                 dropped[f"{source}: more than {MAX_DISTORTION_ENERGY:g} kcal/mol above the minimum"] += 1
                 continue
             candidates.append(candidate)

@@ -15,7 +15,7 @@ PLAN = sampling.SamplingPlan({300.0: 6}, 2, 3, 0, {300.0: 4}, runs=2, pool_facto
 def sampled():
     calculator = sampling.xtb()
     minimum = sampling.lowest_minimum(sampling.starting_geometries("OO"), calculator)
-    return sampling.sample(minimum, PLAN, calculator, seed=3), minimum
+    return sampling.sample(minimum, PLAN, sampling.xtb, seed=3), minimum
 
 
 def test_bond_graph_of_peroxide():
@@ -38,7 +38,7 @@ def test_an_impossible_plan_gets_a_sentence(sampled):
     plan = sampling.SamplingPlan({300.0: 1}, 0, 0, 1, {}, runs=1, pool_factor=1)
     # Pressing the hydrogens of peroxide together costs more than is kept.
     with pytest.raises(RuntimeError, match="only 0 of 1 geometries could be made"):
-        sampling.sample(minimum, plan, sampling.xtb())
+        sampling.sample(minimum, plan, sampling.xtb)
 
 
 def test_test_frames_are_apart_and_from_their_own_runs(sampled):
@@ -53,7 +53,7 @@ def test_test_frames_are_apart_and_from_their_own_runs(sampled):
 
 def test_same_seed_same_geometries(sampled):
     (frames, _), minimum = sampled
-    again, _ = sampling.sample(minimum, PLAN, sampling.xtb(), seed=3)
+    again, _ = sampling.sample(minimum, PLAN, sampling.xtb, seed=3)
     np.testing.assert_allclose([a.positions for a in again], [a.positions for a in frames], atol=1e-6)
 
 
