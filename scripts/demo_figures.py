@@ -1,7 +1,7 @@
 """The README's table of figures from a demo's report.json.
 
-    iqagp demo --out demo
-    python scripts/demo_figures.py demo/report.json
+iqagp demo --out demo
+python scripts/demo_figures.py demo/report.json
 """
 
 import json
