@@ -150,7 +150,7 @@ def fit_gp(
             if callable(prior_mean)
             else constant_mean(prior_mean, train.atomic_energies, train.thermal, train.species, train.free_atoms)
         )
-        positions = np.concatenate([train.positions, train.positions * [1, 1, -1]]) if mirror else train.positions
+        positions = np.concatenate([train.positions, train.mirrored().positions]) if mirror else train.positions
         energies = np.concatenate([train.atomic_energies] * (2 if mirror else 1))
         prior = jax.jit(jax.vmap(mean))(jnp.asarray(positions))
         residual = (jnp.asarray(energies) - prior).T

@@ -40,10 +40,10 @@ class Level:
     def describe(self):
         """Level of theory and programs in words, as written into datasets."""
         from iqagp_jax.labels.iqa import ATOM_GRID
-        from iqagp_jax.labels.scf import AUXILIARY_BASIS
+        from iqagp_jax.labels.scf import AUXILIARY_BASIS, is_cartesian
 
         grid = f"grid {ATOM_GRID['light']}/{ATOM_GRID['heavy']} nwchem-pruned"
-        functions = "cartesian" if self.basis.lower().startswith(("6-", "3-", "4-")) else "spherical"
+        functions = "cartesian" if is_cartesian(self.basis) else "spherical"
         return {
             "level_of_theory": f"{self.xc}/{self.basis} {functions}, density fitting {AUXILIARY_BASIS}, {grid}",
             "programs": f"pyscf {version('pyscf')}",

@@ -17,7 +17,7 @@ doi:10.1021/ct0501093; for Kohn-Sham wave functions Maxwell, Martin Pendas, Pope
 All quantities in this module are in hartree and bohr.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from pyscf import dft, gto
@@ -225,6 +225,3 @@ def integrate_atoms(mf, partitions):
         shares = {key: atoms @ (weights * value) for key, value in densities.items()}
         results[name] = AtomicIntegrals(**shares, **analytic)
     return results
-
-
-COMPONENTS = tuple(f.name for f in fields(AtomicIntegrals))

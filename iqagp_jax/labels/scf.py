@@ -19,6 +19,11 @@ class LabelError(RuntimeError):
     """A geometry could not be labelled; the message says why."""
 
 
+def is_cartesian(basis):
+    """Whether a basis has Cartesian d functions: the Pople sets."""
+    return basis.lower().startswith(("6-", "3-", "4-"))
+
+
 def build_molecule(species, positions, basis, charge=0, spin=0):
     """PySCF molecule from species (N,) and positions (N, 3) in angstrom; ``spin`` is the number of unpaired electrons.
 
@@ -30,7 +35,7 @@ def build_molecule(species, positions, basis, charge=0, spin=0):
         basis=basis,
         charge=charge,
         spin=spin,
-        cart=basis.lower().startswith(("6-", "3-", "4-")),
+        cart=is_cartesian(basis),
         verbose=0,
     )
 
