@@ -67,8 +67,10 @@ def table(title, header, rows):
 
 
 def counts(values, what):
-    """Parse 'temperature:number' options into a dict of K to counts."""
+    """Parse 'temperature:number' options into a dict of K to counts; the single value 'none' gives an empty one."""
     result = {}
+    if list(values) == ["none"]:
+        return result
     for value in values:
         try:
             temperature, number = value.split(":")
@@ -103,30 +105,57 @@ def output_file(path):
 def sample(
     molecule: Annotated[str, typer.Argument(help="SMILES string, or a geometry file (.xyz, .extxyz).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="extxyz file of the geometries.")],
+    metadynamics: Annotated[
+        list[str], typer.Option(help="Training geometries from metadynamics, TEMPERATURE(K):NUMBER, or none; repeatable.")
+    ] = ["300:100", "600:150"],
+    variable: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Biased variable: dihedral(i,j,k,l), distance(i,j) or transfer(donor,H,acceptor), atoms from 0;"
+            " repeatable. By default torsions about single bonds and intramolecular proton transfers."
+        ),
+    ] = None,
     thermal: Annotated[
         list[str], typer.Option(help="Training geometries from Langevin dynamics, TEMPERATURE(K):NUMBER; repeatable.")
-    ] = ["300:120", "500:330", "700:190", "1000:150", "1500:60"],
+    ] = ["300:70", "500:180", "700:190", "1000:150", "1500:60"],
     displaced: Annotated[int, typer.Option(help="Training geometries with all atoms displaced at random.")] = 40,
     bond: Annotated[int, typer.Option(help="Training geometries with one bond stretched or compressed.")] = 50,
     contact: Annotated[int, typer.Option(help="Training geometries with a compressed nonbonded contact.")] = 60,
     test: Annotated[
         list[str], typer.Option(help="Test geometries from runs of their own, TEMPERATURE(K):NUMBER; repeatable.")
     ] = ["500:200", "1000:100"],
-    runs: Annotated[int, typer.Option(min=1, help="Langevin runs per temperature.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, help="Runs per temperature.")] = 10,
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
 ):
-    """Make geometries to be labelled: GFN2-xTB dynamics at several temperatures, distorted geometries, test runs."""
+    """Make geometries to be labelled by GFN2-xTB: metadynamics, hot dynamics, distorted geometries, test runs."""
     from ase.io import write
 
     from iqagp_jax import sampling
+    from iqagp_jax.metadynamics import choose_variables, parse_variable
 
     output = output_file(output)
-    plan = sampling.SamplingPlan(counts(thermal, "--thermal"), displaced, bond, contact, counts(test, "--test"), runs=runs)
+    plan = sampling.SamplingPlan(
+        counts(metadynamics, "--metadynamics"),
+        counts(thermal, "--thermal"),
+        displaced,
+        bond,
+        contact,
+        counts(test, "--test"),
+        runs=runs,
+    )
     make_calculator = partial(sampling.xtb, charge, spin)
-    minimum = sampling.lowest_minimum(sampling.starting_geometries(molecule, seed=seed), make_calculator())
-    frames, dropped = sampling.sample(minimum, plan, make_calculator, seed, track)
+    minima = sampling.distinct_minima(sampling.starting_geometries(molecule, seed=seed), make_calculator())
+    symbols, positions = minima[0].get_chemical_symbols(), minima[0].get_positions()
+    if variable:
+        variables = tuple(parse_variable(text, len(symbols)) for text in variable)
+    else:
+        variables = choose_variables(symbols, positions)
+    if plan.metadynamics and variables:
+        names = [f"{v.name}({','.join(symbols[a] + str(a) for a in v.atoms)})" for v in variables]
+        console.print(f"{len(minima)} minima to start from; biased variables: {', '.join(names)}")
+    frames, dropped = sampling.sample(minima, plan, make_calculator, variables, seed, track)
     write(output, frames, format="extxyz")
     table(
         f"{len(frames)} geometries in {output}",

@@ -100,8 +100,8 @@ class Dataset:
 
     @property
     def thermal(self):
-        """Mask (n,) of frames of unbiased dynamics; all of them where the file does not say."""
-        return self.origin.get("source", np.full(len(self), "thermal")) == "thermal"
+        """Mask (n,) of frames of dynamics, plain or biased, not distorted by hand; all where the file does not say."""
+        return np.isin(self.origin.get("source", np.full(len(self), "thermal")), ["thermal", "metadynamics"])
 
 
 def balanced(raw, energy):

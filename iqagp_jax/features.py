@@ -21,12 +21,13 @@ MIN_FRAME_SINE = 0.3
 """An atomic local frame is good while the sine of its angle stays above this in all geometries (about 17 degrees)."""
 
 
-def _norm(v):
+def norm(v):
+    """Length of vectors (..., 3) whose gradient is finite, zero, at the origin."""
     return jnp.sqrt(jnp.sum(v * v, -1) + TINY)
 
 
-def _angle(sine, cosine):
-    """atan2 whose gradient is finite at the origin."""
+def angle(sine, cosine):
+    """atan2 in (-pi, pi] whose gradient is finite, zero, at the origin."""
     at_origin = sine * sine + cosine * cosine < TINY
     return jnp.arctan2(jnp.where(at_origin, 0.0, sine), jnp.where(at_origin, 1.0, cosine))
 
@@ -34,9 +35,9 @@ def _angle(sine, cosine):
 def local_frame(positions, centre, x_axis, xy_plane):
     """Axes (3, 3) of an atomic local frame: e_x to the x-axis atom, e_y towards the xy-plane atom, e_z = e_x x e_y."""
     to_x, to_xy = positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre]
-    e_x = to_x / _norm(to_x)
+    e_x = to_x / norm(to_x)
     in_plane = to_xy - (to_xy @ e_x) * e_x
-    e_y = in_plane / _norm(in_plane)
+    e_y = in_plane / norm(in_plane)
     return jnp.stack([e_x, e_y, jnp.cross(e_x, e_y)])
 
 
@@ -49,12 +50,12 @@ def alf_features(positions, frame, others):
     """
     centre, x_axis, xy_plane = frame
     to_x, to_xy = positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre]
-    chi = _angle(_norm(jnp.cross(to_x, to_xy)), to_x @ to_xy)
+    chi = angle(norm(jnp.cross(to_x, to_xy)), to_x @ to_xy)
     local = (positions[others] - positions[centre]) @ local_frame(positions, *frame).T
     x, y, z = local.T
-    theta = _angle(_norm(local[:, :2]), z)
-    spherical = jnp.stack([_norm(local), theta, _angle(y, x)], axis=1)
-    return jnp.concatenate([jnp.stack([_norm(to_x), _norm(to_xy), chi]), spherical.ravel()])
+    theta = angle(norm(local[:, :2]), z)
+    spherical = jnp.stack([norm(local), theta, angle(y, x)], axis=1)
+    return jnp.concatenate([jnp.stack([norm(to_x), norm(to_xy), chi]), spherical.ravel()])
 
 
 def alf_positions(features, frame, others):
@@ -140,7 +141,7 @@ class InverseDistances:
     def __call__(self, positions):
         """(N, 3) angstrom -> (N, N (N - 1) / 2), 1/angstrom."""
         pairs = jnp.array(self.pairs)
-        return 1 / _norm(positions[pairs[..., 0]] - positions[pairs[..., 1]])
+        return 1 / norm(positions[pairs[..., 0]] - positions[pairs[..., 1]])
 
     @property
     def pairs(self):

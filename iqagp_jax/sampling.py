@@ -1,23 +1,26 @@
-"""Geometries worth labelling: hot Langevin dynamics, distorted bonds and compressed contacts, by GFN2-xTB.
+"""Geometries worth labelling: metadynamics, hot dynamics, distorted bonds and compressed contacts, by GFN2-xTB.
 
-Every geometry says in its ``info`` where it comes from: ``source`` (thermal, displaced, bond, contact), ``split``
-(train, test_500K, ...), ``temperature`` (K), ``run`` and ``time`` (fs).
+Every geometry says in its ``info`` where it comes from: ``source`` (metadynamics, thermal, displaced, bond, contact),
+``split`` (train, test_500K, ...), ``temperature`` (K), ``run`` and ``time`` (fs).
 """
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import CalculationFailed
+from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 from ase.io import read
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
 from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
+from iqagp_jax.metadynamics import WellTempered, choose_variables
 from iqagp_jax.units import KCAL_MOL
 
 TIMESTEP = 0.5
@@ -29,6 +32,21 @@ FRICTION = 0.01
 EQUILIBRATION = 1000.0
 """Discarded beginning of every run in fs."""
 
+HILL_SPACING = 25.0
+"""Time between two hills of metadynamics in fs."""
+
+METADYNAMICS_SPACING = 50.0
+"""Time between two frames of metadynamics in fs."""
+
+SAME_GEOMETRY = 1e-3
+"""Geometries whose distances all agree within this (angstrom) are one."""
+
+SAME_ENERGY = 0.1
+"""Minima whose energies agree within this (kcal/mol) are one: conformers and their mirror images."""
+
+MAX_CONFORMER_ENERGY = 6.0
+"""Runs start from the minima up to this energy (kcal/mol) above the lowest."""
+
 MAX_DISTORTION_ENERGY = 150.0
 """Distorted geometries above this energy over the minimum (kcal/mol) are dropped: no dynamics goes there."""
 
@@ -37,12 +55,14 @@ MAX_DISTORTION_ENERGY = 150.0
 class SamplingPlan:
     """How many geometries of which source.
 
-    ``thermal`` maps temperature (K) to the number of training geometries; ``test`` maps temperature to the number of
-    test geometries, which come from runs of their own and are not selected. ``runs`` trajectories are started per
-    temperature, training frames lie at least ``train_spacing`` fs apart, test frames ``test_spacing`` fs.
-    ``pool_factor`` times the wanted number of frames is generated before farthest-point selection.
+    ``metadynamics`` and ``thermal`` map temperature (K) to the number of training geometries; ``test`` maps
+    temperature to the number of test geometries, which come from unbiased runs of their own and are not selected.
+    ``runs`` trajectories are started per temperature, those of metadynamics going on with each other's hills.
+    Training frames lie at least ``train_spacing`` fs apart, test frames ``test_spacing`` fs. ``pool_factor`` times
+    the wanted number of frames is generated before farthest-point selection.
     """
 
+    metadynamics: dict[float, int]
     thermal: dict[float, int]
     displaced: int
     bond: int
@@ -55,7 +75,11 @@ class SamplingPlan:
 
 
 def xtb(charge=0, spin=0):
-    """GFN2-xTB (doi:10.1021/acs.jctc.8b01176) as an ASE calculator."""
+    """GFN2-xTB (doi:10.1021/acs.jctc.8b01176) as an ASE calculator, on one thread unless OMP_NUM_THREADS says more.
+
+    A molecule of 20 atoms takes milliseconds: threads that wait for each other only burn the cores.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from tblite.ase import TBLite
 
     return TBLite(method="GFN2-xTB", charge=charge, multiplicity=spin + 1, verbosity=0)
@@ -91,16 +115,52 @@ def minimise(atoms, calculator, fmax=0.005):
     return relaxed
 
 
-def lowest_minimum(geometries, calculator):
-    """The lowest of the minima to which the geometries relax."""
+def distinct_minima(geometries, calculator):
+    """The different minima to which the geometries relax, lowest first, up to `MAX_CONFORMER_ENERGY` above it."""
     relaxed = [minimise(atoms, calculator) for atoms in geometries]
-    return min(relaxed, key=lambda atoms: atoms.get_potential_energy())
+    relaxed.sort(key=lambda atoms: atoms.get_potential_energy())
+    energies = np.array([atoms.get_potential_energy() for atoms in relaxed]) / KCAL_MOL
+    new = np.diff(energies, prepend=-np.inf) > SAME_ENERGY
+    return [relaxed[k] for k in np.flatnonzero(new & (energies < energies[0] + MAX_CONFORMER_ENERGY))]
+
+
+class Biased(Calculator):
+    """An ASE calculator with the bias of `WellTempered` metadynamics on top, and room for ``capacity`` hills."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012 (ASE's own declaration)
+
+    def __init__(self, calculator, bias, hills):
+        super().__init__()
+        self.calculator, self.bias, self.hills = calculator, bias, hills
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Energy (eV) and forces (eV/angstrom) with the bias."""
+        super().calculate(atoms, properties, system_changes)
+        with jax.enable_x64(True):
+            energy, gradient = _bias_and_gradient(self.bias, self.atoms.positions, self.hills)
+        self.results = {
+            "energy": self.calculator.get_potential_energy(self.atoms) + float(energy),
+            "forces": self.calculator.get_forces(self.atoms) - np.asarray(gradient),
+        }
+
+    def deposit(self):
+        """Leave a hill where the atoms are."""
+        if int(self.hills.n_hills) == len(self.hills.heights):
+            raise RuntimeError(f"expected at most {len(self.hills.heights)} hills; make room for more with `no_hills`")
+        with jax.enable_x64(True):
+            self.hills = _deposit(self.bias, self.hills, self.atoms.positions)
+        self.results = {}
+
+
+_bias_and_gradient = jax.jit(jax.value_and_grad(lambda bias, r, hills: bias(r, hills), argnums=1), static_argnums=0)
+_deposit = jax.jit(lambda bias, hills, r: bias.deposit(hills, r), static_argnums=0)
 
 
 def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
     """Positions of ``n_frames`` frames ``spacing`` fs apart of one Langevin run at ``temperature`` K.
 
-    ASE's default ``fixcm=True`` runs hot on a small molecule; the centre of mass is left free to diffuse.
+    A `Biased` calculator gets a hill every `HILL_SPACING` fs, also in the equilibration. ASE's default ``fixcm=True``
+    runs hot on a small molecule; the centre of mass is left free to diffuse.
     """
     moving = atoms.copy()
     moving.calc = calculator
@@ -108,6 +168,8 @@ def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
     dynamics = Langevin(
         moving, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng
     )
+    if isinstance(calculator, Biased):
+        dynamics.attach(calculator.deposit, interval=round(HILL_SPACING / TIMESTEP))
     dynamics.run(round(EQUILIBRATION / TIMESTEP))
     frames = []
     for _ in range(n_frames):
@@ -180,53 +242,67 @@ def farthest_points(features, n, rng):
     return np.array(chosen)
 
 
-def sample(minimum, plan, make_calculator, seed=0, progress=lambda items, description: items):
-    """Training and test geometries around a ``minimum`` after ``plan``.
+def sample(minima, plan, make_calculator, variables=None, seed=0, progress=lambda items, description: items):
+    """Training and test geometries around ``minima`` (lowest first) after ``plan``.
 
     Returns a list of ASE atoms and a count of what was dropped, by reason. The training geometries come in training
     order: the sources are interleaved at random in their shares, so the first n are a smaller set of the same kind.
-    ``make_calculator`` is called for every run, as a calculator that remembers its last wave function would make runs
-    depend on one another.
+    Runs start from the minima in turn. ``make_calculator`` is called for every run, as a calculator that remembers its
+    last wave function would make runs depend on one another. Metadynamics biases the collective ``variables``, by
+    default those of `metadynamics.choose_variables`.
     """
-    species = minimum.get_chemical_symbols()
-    floor = xtb_energy(minimum, make_calculator())
+    species = minima[0].get_chemical_symbols()
+    if variables is None:
+        variables = choose_variables(species, minima[0].get_positions())
+    if plan.metadynamics and not variables:
+        raise ValueError(
+            "expected torsions about single bonds or a hydrogen bond to bias, found none in this molecule;"
+            " give collective variables or do without metadynamics"
+        )
+    floor = xtb_energy(minima[0], make_calculator())
     dropped = Counter()
 
-    def thermal_frames(temperature, count, spacing, stream):
+    def frames_of(source, temperature, count, spacing, stream):
         per_run = -(-count // plan.runs)
-        for run in progress(range(plan.runs), f"Langevin at {temperature:g} K"):
+        bias = WellTempered(tuple(variables), temperature)
+        with jax.enable_x64(True):
+            hills = bias.no_hills(plan.runs * round((EQUILIBRATION + per_run * spacing) / HILL_SPACING + 2))
+        for run in progress(range(plan.runs), f"{source} at {temperature:g} K"):
             rng = np.random.default_rng([seed, stream, round(temperature), run])
-            for k, positions in enumerate(langevin(minimum, make_calculator(), temperature, per_run, spacing, rng)):
+            calculator = make_calculator()
+            if source == "metadynamics":
+                calculator = Biased(calculator, bias, hills)
+            start = minima[run % len(minima)]
+            for k, positions in enumerate(langevin(start, calculator, temperature, per_run, spacing, rng)):
                 if not is_whole(species, positions):
-                    dropped[f"dissociated at {temperature:g} K"] += 1
+                    dropped[f"{source}: dissociated at {temperature:g} K"] += 1
                     continue
-                info = {
-                    "source": "thermal",
-                    "temperature": temperature,
-                    "run": run,
-                    "time": EQUILIBRATION + (k + 1) * spacing,
-                }
+                time = EQUILIBRATION + (k + 1) * spacing
+                info = {"source": source, "temperature": temperature, "run": run, "time": time}
                 yield Atoms(species, positions=positions, info=info)
+            if source == "metadynamics":
+                hills = calculator.hills
 
     def select(pool, count, rng):
-        positions = np.array([a.get_positions() for a in pool])
         if len(pool) < count:
             raise RuntimeError(
                 f"only {len(pool)} of {count} geometries could be made; raise the temperatures or the pool factor"
             )
+        positions = np.array([a.get_positions() for a in pool])
         return [pool[i] for i in farthest_points(inverse_distances(positions), count, rng)]
 
     test = []
     for temperature, count in plan.test.items():
-        frames = list(thermal_frames(temperature, count, plan.test_spacing, stream=1))[:count]
+        frames = list(frames_of("thermal", temperature, count, plan.test_spacing, stream=1))[:count]
         test += [_tagged(a, split=f"test_{temperature:g}K") for a in frames]
 
     rng = np.random.default_rng([seed, 2])
     pool, groups = [], []
-    for temperature, count in plan.thermal.items():
-        frames = list(thermal_frames(temperature, plan.pool_factor * count, plan.train_spacing, stream=0))
-        pool += frames
-        groups.append(select(frames, count, rng))
+    for source, spacing, stream in (("metadynamics", METADYNAMICS_SPACING, 3), ("thermal", plan.train_spacing, 0)):
+        for temperature, count in getattr(plan, source).items():
+            frames = list(frames_of(source, temperature, plan.pool_factor * count, spacing, stream))
+            pool += frames
+            groups.append(select(frames, count, rng))
     for source, distort in DISTORTIONS.items():
         count = getattr(plan, source)
         candidates = []
@@ -245,7 +321,22 @@ def sample(minimum, plan, make_calculator, seed=0, progress=lambda items, descri
             candidates.append(candidate)
         if count:
             groups.append(select(candidates, count, rng))
-    return [_tagged(a, split="train") for a in interleave(groups, rng)] + test, dropped
+    frames = [_tagged(a, split="train") for a in interleave(groups, rng)] + test
+    kept = without_duplicates(frames)
+    if len(kept) < len(frames):
+        dropped["duplicate"] = len(frames) - len(kept)
+    return kept, dropped
+
+
+def without_duplicates(frames):
+    """The frames without those whose distances all agree with an earlier one's within `SAME_GEOMETRY`."""
+    i, j = np.triu_indices(len(frames[0]), 1)
+    distances = pair_distances(np.array([a.get_positions() for a in frames]))[:, i, j]
+    kept = []
+    for k, d in enumerate(distances):
+        if not len(kept) or np.abs(distances[kept] - d).max(1).min() > SAME_GEOMETRY:
+            kept.append(k)
+    return [frames[k] for k in kept]
 
 
 def interleave(groups, rng):

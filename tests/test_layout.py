@@ -15,7 +15,7 @@ FLOORS = [
     {"potential"},
     {"fit", "modelfile", "stationary", "robustness", "trajectory"},
     {"simulate", "validation"},
-    {"starts", "plots"},
+    {"starts", "plots", "metadynamics"},
     {"labels", "sampling", "formats", "ase_calculator"},
     {"demo", "cli", "__main__", "__init__"},
 ]

@@ -1,21 +1,32 @@
+import jax
 import numpy as np
 import pytest
+from ase.calculators.fd import calculate_numerical_forces
 
 from iqagp_jax import sampling
 from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances
+from iqagp_jax.metadynamics import Dihedral, WellTempered
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
 # Hydrogen peroxide: a torsion and a contact three bonds apart.
 PEROXIDE = np.array([[0.0, 0.73, -0.06], [0.0, -0.73, -0.06], [0.84, 0.88, 0.45], [-0.84, -0.88, 0.45]])
 HOOH = ["O", "O", "H", "H"]
-PLAN = sampling.SamplingPlan({300.0: 6}, 2, 3, 0, {300.0: 4}, runs=2, pool_factor=2)
+TORSION = Dihedral((2, 0, 1, 3))
+PLAN = sampling.SamplingPlan({300.0: 4}, {300.0: 6}, 2, 3, 0, {300.0: 4}, runs=2, pool_factor=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_equilibration():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "EQUILIBRATION", 100.0)
+        yield
 
 
 @pytest.fixture(scope="module")
 def sampled():
     calculator = sampling.xtb()
-    minimum = sampling.lowest_minimum(sampling.starting_geometries("OO"), calculator)
-    return sampling.sample(minimum, PLAN, sampling.xtb, seed=3), minimum
+    minima = sampling.distinct_minima(sampling.starting_geometries("OO"), calculator)
+    return sampling.sample(minima, PLAN, sampling.xtb, (TORSION,), seed=3), minima
 
 
 def test_bond_graph_of_peroxide():
@@ -28,17 +39,50 @@ def test_bond_graph_of_peroxide():
 def test_every_source_has_its_number(sampled):
     (frames, _), _ = sampled
     sources = [(a.info["split"], a.info["source"]) for a in frames]
-    for source, number in {"thermal": 6, "displaced": 2, "bond": 3, "contact": 0}.items():
+    for source, number in {"metadynamics": 4, "thermal": 6, "displaced": 2, "bond": 3, "contact": 0}.items():
         assert sources.count(("train", source)) == number
     assert sources.count(("test_300K", "thermal")) == 4
 
 
 def test_an_impossible_plan_gets_a_sentence(sampled):
-    _, minimum = sampled
-    plan = sampling.SamplingPlan({300.0: 1}, 0, 0, 1, {}, runs=1, pool_factor=1)
+    _, minima = sampled
+    plan = sampling.SamplingPlan({}, {300.0: 1}, 0, 0, 1, {}, runs=1, pool_factor=1)
     # Pressing the hydrogens of peroxide together costs more than is kept.
     with pytest.raises(RuntimeError, match="only 0 of 1 geometries could be made"):
-        sampling.sample(minimum, plan, sampling.xtb)
+        sampling.sample(minima, plan, sampling.xtb)
+
+
+def test_metadynamics_without_anything_to_bias_gets_a_sentence(sampled):
+    _, minima = sampled
+    with pytest.raises(ValueError, match="expected torsions about single bonds"):
+        sampling.sample(minima, PLAN, sampling.xtb)
+
+
+def test_the_bias_reaches_ase_as_energy_and_forces(sampled):
+    _, minima = sampled
+    atoms = minima[0].copy()
+    with jax.enable_x64(True):
+        hills = WellTempered((TORSION,), 300.0).no_hills(1)
+    plain, biased = sampling.xtb(), sampling.Biased(sampling.xtb(), WellTempered((TORSION,), 300.0), hills)
+    atoms.calc = biased
+    atoms.get_potential_energy()
+    biased.deposit()
+    atoms.set_dihedral(2, 0, 1, 3, atoms.get_dihedral(2, 0, 1, 3) + 10, indices=[3])
+    assert atoms.get_potential_energy() - plain.get_potential_energy(atoms) == pytest.approx(
+        0.025 * np.exp(-0.5 * (np.radians(10) / Dihedral.width) ** 2), rel=1e-6
+    )
+    numeric = calculate_numerical_forces(atoms, eps=1e-4)
+    np.testing.assert_allclose(atoms.get_forces(), numeric, atol=1e-4)
+    with pytest.raises(RuntimeError, match="expected at most 1 hills"):
+        biased.deposit()
+
+
+def test_duplicates_are_found_in_any_orientation():
+    from ase import Atoms
+
+    frames = [Atoms(HOOH, positions=PEROXIDE), Atoms(HOOH, positions=PEROXIDE + 0.1), Atoms(HOOH, positions=PEROXIDE * 1.01)]
+    frames[1].rotate(40, "x")
+    assert sampling.without_duplicates(frames) == [frames[0], frames[2]]
 
 
 def test_test_frames_are_apart_and_from_their_own_runs(sampled):
@@ -52,8 +96,8 @@ def test_test_frames_are_apart_and_from_their_own_runs(sampled):
 
 
 def test_same_seed_same_geometries(sampled):
-    (frames, _), minimum = sampled
-    again, _ = sampling.sample(minimum, PLAN, sampling.xtb, seed=3)
+    (frames, _), minima = sampled
+    again, _ = sampling.sample(minima, PLAN, sampling.xtb, (TORSION,), seed=3)
     np.testing.assert_allclose([a.positions for a in again], [a.positions for a in frames], atol=1e-6)
 
 
