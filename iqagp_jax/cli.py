@@ -26,6 +26,9 @@ FeatureName = Literal["inverse-distances", "alf"]
 KernelName = Literal["matern52", "rbf", "rbf-periodic"]
 PriorMeanName = Literal["zero", "min", "mf1", "mf2", "mf3", "mf4", "mf5"]
 ThermostatName = Literal["nose-hoover", "langevin"]
+LossName = Literal["concentrated", "marginal", "hold-out"]
+OptimiserName = Literal["lbfgs", "adam"]
+CONVENTION_HELP = "How .model files are read: wrap, half-periodic, relative-noise, gls-mean; repeatable. The error says which."
 PartitionName = Literal["becke", "hirshfeld"]
 
 
@@ -213,6 +216,11 @@ def train(
     max_steps: Annotated[int, typer.Option(min=0, help="L-BFGS steps on the likelihood at most.")] = 40,
     n_hyper: Annotated[int | None, typer.Option(help="Fit hyperparameters on the first so many geometries.")] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Add mirror images of the training geometries.")] = False,
+    loss: Annotated[LossName, typer.Option(help="What is optimised; `hyperparameters.py` has the formulas.")] = "concentrated",
+    optimiser: Annotated[OptimiserName, typer.Option(help="Optimiser, from optax.")] = "lbfgs",
+    starts: Annotated[int, typer.Option(min=0, help="Random starts; 0: one start at a likely multiple of the spread.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random starts.")] = 0,
+    transfer: Annotated[int | None, typer.Option(help="Fit on so many geometries first, then relax on all.")] = None,
     partition: Annotated[PartitionName | None, typer.Option(help="Another partition's atomic energies of the dataset.")] = None,
 ):
     """Fit one Gaussian process per atom, hyperparameters by maximum likelihood."""
@@ -236,6 +244,11 @@ def train(
         n_hyper,
         mirror,
         progress=lambda steps: track(steps, "hyperparameters"),
+        loss=loss,
+        optimiser=optimiser,
+        n_starts=starts,
+        seed=seed,
+        n_seed=transfer,
     )
     save_model(model, output)
     likelihood_trace(model).savefig(output.with_suffix(".trace.png"))
@@ -247,6 +260,86 @@ def train(
             for k, name in enumerate(atom_labels(model.species))
         ],
     )
+
+
+@app.command()
+def train_atom(
+    training_set: Annotated[Path, typer.Argument(help="FEREBUS csv file: features f1, f2, ... and properties.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="FEREBUS .model file.")],
+    alf: Annotated[str, typer.Option(help="Atomic local frame: centre, x-axis and xy-plane atom, from 1, as in 1,2,4.")],
+    atom: Annotated[str, typer.Option(help="Name of the atom, as in C1.")],
+    system: Annotated[str, typer.Option(help="Name of the molecule.")] = "MOLECULE",
+    property: Annotated[str, typer.Option(help="Column to learn: iqa, q00, ...")] = "iqa",
+    kernel: Annotated[Literal["rbf", "rbf-periodic"], typer.Option(help="rbf as FEREBUS, or with periodic phi.")] = "rbf",
+    loss: Annotated[LossName, typer.Option(help="What is optimised; `hyperparameters.py` has the formulas.")] = "marginal",
+    optimiser: Annotated[OptimiserName, typer.Option(help="Optimiser, from optax.")] = "lbfgs",
+    max_steps: Annotated[int, typer.Option(min=0, help="Optimisation steps at most.")] = 500,
+    starts: Annotated[int, typer.Option(min=1, help="Random starts; the best is kept.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the starts.")] = 0,
+    transfer: Annotated[int | None, typer.Option(help="Fit on so many points first, then relax on all.")] = None,
+    validation_set: Annotated[Path | None, typer.Option(help="Csv file to test the model on.")] = None,
+):
+    """Fit one property of one atom to a FEREBUS training set and write it as a .model file."""
+    import numpy as np
+
+    from iqagp_jax.fit import fit_atom
+    from iqagp_jax.formats import ferebus
+    from iqagp_jax.validation import Errors
+
+    output = output_file(output)
+    x, y = ferebus.property_of(training_set, property)
+    frame = ferebus.parse_frame(alf, x.shape[1] // 3 + 2)
+    labels = (("name", system), ("atom", atom), ("property", property))
+    model, found = fit_atom(
+        x,
+        y,
+        frame,
+        labels,
+        kernel,
+        progress=lambda steps: track(steps, "hyperparameters"),
+        loss=loss,
+        optimiser=optimiser,
+        max_steps=max_steps,
+        n_starts=starts,
+        seed=seed,
+        n_seed=transfer,
+    )
+    ferebus.write_model(model, output)
+    table(
+        f"{output}: {model.n_train} training points",
+        ["start", loss, "evaluations"],
+        [(k + 1, f"{v:.5f}", n) for k, (v, n) in enumerate(zip(found.values[:, 0], found.evaluations[:, 0], strict=True))],
+    )
+    if validation_set:
+        x, y = ferebus.property_of(validation_set, property)
+        error = Errors.of(np.asarray(ferebus.predict(model, x)) - y)
+        table(f"{validation_set}: {len(y)} points", ["error of", "MAE", "RMSE", "max"], [(property, *vars(error).values())])
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of FEREBUS .model files, or a model of ours.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model file, .safetensors; or a folder for .model files.")],
+    property: Annotated[str, typer.Option(help="Which property's models to read from a folder: iqa, q00, ...")] = "iqa",
+    system: Annotated[str, typer.Option(help="Name of the molecule in .model files made from a model of ours.")] = "MOLECULE",
+    convention: Annotated[list[str] | None, typer.Option(help=CONVENTION_HELP)] = None,
+    accept_weights: Annotated[
+        bool, typer.Option("--accept-weights", help="Take the weights of .model files as they are, reproduced or not.")
+    ] = False,
+):
+    """Convert FEREBUS .model files to a model of ours, or a model of ours to .model files."""
+    from iqagp_jax.formats import ferebus
+    from iqagp_jax.modelfile import load_model, save_model
+
+    if source.is_dir():
+        model = ferebus.read_folder(source, property, tuple(convention or ()), accept_weights)
+        save_model(model, output_file(output))
+        console.print(f"{output}: {property} of {' '.join(model.species)}, up to {model.n_train} training points an atom")
+    else:
+        if convention or accept_weights:
+            raise ValueError("expected --convention and --accept-weights with a folder of .model files; leave them out")
+        paths = ferebus.write_folder(load_model(source), output_folder(output), system)
+        console.print(f"{len(paths)} files in {output}, {paths[0].name} first")
 
 
 @app.command()

@@ -6,13 +6,15 @@ from importlib.metadata import version
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from iqagp_jax import gp
+from iqagp_jax.atomwise import AtomGP, PolynomialMean, is_length
 from iqagp_jax.features import FEATURES
+from iqagp_jax.hyperparameters import Search, search_hyperparameters
 from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Select
 from iqagp_jax.means import constant_mean
 from iqagp_jax.potential import Model
+from iqagp_jax.units import BOHR, HARTREE
 
 KERNELS = ("matern52", "rbf", "rbf-periodic")
 
@@ -21,11 +23,9 @@ DEFAULT_KERNEL = {"inverse-distances": "matern52", "alf": "rbf-periodic"}
 NOISE = 1e-8
 """Noise variance as a share of the signal variance; see `fit_gp`."""
 
-START_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""The optimisation starts from the likeliest of these multiples of `initial_lengthscales`."""
 
-CONVERGED = 0.01
-"""An atom is converged when a step raises its log likelihood by less than this."""
+FEREBUS_NOISE = 1e-10
+"""FEREBUS' nugget, with signal variance 1."""
 
 
 def build_kernel(name, lengthscale, angular):
@@ -43,67 +43,6 @@ def build_kernel(name, lengthscale, angular):
     return {"rbf": RBF, "matern52": Matern52}[name](lengthscale)
 
 
-def initial_lengthscales(features, angular):
-    """Length scales of sqrt(D) standard deviations of each feature, (N, D) from features (N, n, D).
-
-    An angle's deviation is that of its point on the unit circle.
-    """
-    spread = jnp.where(
-        angular,
-        jnp.sqrt(jnp.var(jnp.cos(features), axis=1) + jnp.var(jnp.sin(features), axis=1)),
-        jnp.std(features, axis=1),
-    )
-    return jnp.sqrt(features.shape[-1]) * jnp.maximum(spread, 1e-3)
-
-
-def maximise_likelihood(objective, data, starts, max_steps, progress=lambda steps: steps):
-    """Maximise ``objective(parameters, *data)`` for every atom at once by L-BFGS (optax), (N, P) from (S, N, P).
-
-    Every atom begins at its best of the S starts. An atom that has converged is left alone while the others go on.
-    Returns the best parameters and the trace (steps + 1, N) of the objective.
-    """
-
-    def loss(parameters, *data):
-        return -objective(parameters, *data)
-
-    optimiser = optax.lbfgs(memory_size=15, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=12))
-
-    def one_step(arguments):
-        done, parameters, state, data = arguments
-
-        def advance(operand):
-            parameters, state = operand
-            value, gradient = optax.value_and_grad_from_state(loss)(parameters, *data, state=state)
-            updates, state = optimiser.update(
-                gradient, state, parameters, value=value, grad=gradient, value_fn=lambda p: loss(p, *data)
-            )
-            return optax.apply_updates(parameters, updates), state, -optax.tree.get(state, "value")
-
-        def stay(operand):
-            return *operand, -optax.tree.get(operand[1], "value")
-
-        return jax.lax.cond(done, stay, advance, (parameters, state))
-
-    step = jax.jit(lambda *arguments: jax.lax.map(one_step, arguments))
-    evaluate = jax.jit(lambda p, d: jax.lax.map(lambda a: objective(a[0], *a[1]), (p, d)))
-    candidates = jnp.stack([evaluate(s, data) for s in starts])
-    start = starts[candidates.argmax(0), jnp.arange(starts.shape[1])]
-    values = candidates.max(0)
-    state = jax.vmap(optimiser.init)(start)
-    best, best_values, parameters = start, values, start
-    trace, done = [values], jnp.zeros(len(start), bool)
-    for _ in progress(range(max_steps)):
-        parameters, state, values = step(done, parameters, state, data)
-        better = values > best_values
-        best = jnp.where(better[:, None], parameters, best)
-        done |= ~(values - trace[-1] > CONVERGED)
-        best_values = jnp.where(better, values, best_values)
-        trace.append(values)
-        if done.all():
-            break
-    return best, jnp.stack(trace)
-
-
 def fit_gp(
     dataset,
     features="inverse-distances",
@@ -115,6 +54,7 @@ def fit_gp(
     n_hyper=None,
     mirror=False,
     progress=lambda steps: steps,
+    **search,
 ):
     """Fit one Gaussian process per atom to the atomic energies of a `Dataset`; returns a `Model`.
 
@@ -134,10 +74,12 @@ def fit_gp(
     mirror: add the mirror image of every training geometry, which has the same energies but other ALF features, to
         the data that the weights are fitted to; the hyperparameters see the originals only.
     progress: wraps the range of optimisation steps, as a progress bar does.
+    search: options of `hyperparameters.Search`: loss, optimiser, n_starts, seed, n_seed.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
     """
     train = _training_frames(dataset, n_train)
+    search = Search(max_steps=max_steps, **search)
     if features not in FEATURES:
         raise ValueError(f"expected features among {', '.join(FEATURES)}, found {features!r}")
     if not 0 < noise < 1:
@@ -159,20 +101,67 @@ def fit_gp(
         def build(log_lengthscale):
             return build_kernel(kernel, jnp.exp(log_lengthscale), chosen.angular)
 
-        def objective(log_lengthscale, x, r):
-            return gp.log_likelihood(gp.covariance_matrix(build(log_lengthscale), x, noise), r, True)
-
-        scales = jnp.log(jnp.array(START_FACTORS))
-        starts = jnp.log(initial_lengthscales(points, chosen.angular)) + scales[:, None, None]
         # Mirror copies would bias the likelihood: that twins agree is no evidence of smoothness.
         subset = slice(None, n_hyper or len(train))
-        best, trace = maximise_likelihood(objective, (points[:, subset], residual[:, subset]), starts, max_steps, progress)
+        found = search_hyperparameters(
+            build, noise, search, points[:, subset], residual[:, subset], chosen.angular, progress=progress
+        )
         made_by = {
             "kernel": kernel,
+            "loss": search.loss,
             "prior_mean": getattr(prior_mean, "__name__", prior_mean),
             "program": f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}",
         }
-        return condition(train, chosen, build(best), mean, points, residual, noise, trace, made_by)
+        return condition(train, chosen, build(found.parameters), mean, points, residual, noise, found.trace, made_by)
+
+
+def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTREE, progress=lambda steps: steps, **search):
+    """Fit one property of one atom as FEREBUS does: an `AtomGP` and what the search `Found`.
+
+    Args:
+        x: (n, 3N - 6) ALF features in bohr and radian.
+        y: (n,) the property, in hartree for iqa.
+        frame: (centre, x-axis, xy-plane) atom, counted from 0.
+        labels: names of ``system`` (name), ``atom`` and ``property``, as (name, value) pairs.
+        kernel: "rbf" on all features as they are, as FEREBUS does, or "rbf-periodic" with the phi periodic.
+        noise: nugget, in units of the signal variance 1.
+        unit: of y in the project's units: eV for hartree.
+        search: options of `hyperparameters.Search`, by default loss "marginal", tolerance 1e-6, max_steps 500. A marginal
+            likelihood has the sample mean, a concentrated one the generalised least-squares mean.
+    """
+    search = Search(**{"loss": "marginal", "tolerance": 1e-6, "max_steps": 500, **search})
+    n, d = x.shape
+    if d < 3 or d % 3 or len(y) != n:
+        raise ValueError(f"expected features (n, 3N - 6) and n values, found {x.shape} and {np.shape(y)}")
+    angular = (np.arange(d) > 2) & (np.arange(d) % 3 == 2) & (kernel == "rbf-periodic")
+    free_mean = search.loss == "concentrated"
+    with jax.enable_x64(True):
+        offset = np.mean(y)
+
+        def build(log_lengthscale):
+            return build_kernel(kernel, jnp.exp(log_lengthscale), angular)
+
+        points, residual = jnp.asarray(x)[None], jnp.asarray(y - offset)[None]
+        found = search_hyperparameters(build, noise, search, points, residual, angular, free_mean, progress)
+        fitted = build(found.parameters[0])
+        factor = jnp.linalg.cholesky(gp.covariance_matrix(fitted, points[0], noise))
+        if free_mean:
+            offset += gp.generalised_least_squares_mean(factor, residual[0])
+        model = AtomGP(
+            frame=frame,
+            n_atoms=d // 3 + 2,
+            kernel=fitted,
+            mean=PolynomialMean(jnp.asarray(offset), np.zeros(d), np.zeros(d)),
+            x=x,
+            y=y,
+            weights=gp.weights(factor, y - offset),
+            x_scaling=(np.zeros(d), np.ones(d)),
+            y_scaling=(np.zeros(()), np.ones(())),
+            units=(np.where(is_length(d), BOHR, 1.0), np.array(unit)),
+            noise=noise,
+            labels=(*labels, ("program", f"iqagp_jax {version('iqagp-jax')}"), (search.loss, f"{found.values.max():.10g}")),
+        )
+        return jax.device_get((model, found))
 
 
 @partial(jax.jit, static_argnums=3)

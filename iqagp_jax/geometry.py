@@ -40,3 +40,16 @@ def moved_side(bonded, i, j):
     cut[i, j] = cut[j, i] = False
     side = np.isfinite(graph_distances(cut)[j])
     return np.arange(len(bonded)) == j if side[i] else side
+
+
+def whole_molecules(positions, cell, n_atoms):
+    """Molecules (M, n_atoms, 3) from the atoms (M n_atoms, 3) of a periodic box, each atom in the image nearest its first.
+
+    ``cell`` (3, 3) holds the lattice vectors as rows; consecutive ``n_atoms`` atoms are one molecule, which must be
+    smaller than half the box.
+    """
+    if len(positions) % n_atoms:
+        raise ValueError(f"expected a multiple of {n_atoms} atoms, the size of the molecule, found {len(positions)}")
+    molecules = np.asarray(positions).reshape(-1, n_atoms, 3)
+    fractional = (molecules - molecules[:, :1]) @ np.linalg.inv(cell)
+    return molecules[:, :1] + (fractional - np.round(fractional)) @ np.asarray(cell)

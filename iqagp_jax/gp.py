@@ -53,21 +53,24 @@ def signal_variance(factor, residual):
     return residual @ weights(factor, residual) / len(residual)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def log_likelihood(covariance, residual, concentrated=False):
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def log_likelihood(covariance, residual, concentrated=False, free_mean=False):
     """Log marginal likelihood of residuals r (n,) with covariance s2 K, K (n, n) given, a scalar:
 
         -1/2 r^T K^-1 r / s2 - 1/2 ln|K| - n/2 ln s2 - n/2 ln 2 pi
 
-    with s2 = 1, or, if ``concentrated``, at its maximum s2 = r^T K^-1 r / n. The derivative with respect to K,
+    with s2 = 1, or, if ``concentrated``, at its maximum s2 = r^T K^-1 r / n. With ``free_mean`` the best constant,
+    `generalised_least_squares_mean`, is subtracted from r first. The derivative with respect to K,
     1/2 (w w^T / s2 - K^-1), is given in closed form: with it the gradient with respect to every hyperparameter is a
     handful of matrix products, and no array of size dimensions x n x n exists.
     """
-    return _log_likelihood(covariance, residual, concentrated)[0]
+    return _log_likelihood(covariance, residual, concentrated, free_mean)[0]
 
 
-def _log_likelihood(covariance, residual, concentrated):
+def _log_likelihood(covariance, residual, concentrated, free_mean):
     factor = jnp.linalg.cholesky(covariance)
+    if free_mean:
+        residual = residual - generalised_least_squares_mean(factor, residual)
     w, n = weights(factor, residual), len(residual)
     square = residual @ w
     s2 = square / n if concentrated else jnp.ones_like(square)
@@ -75,14 +78,20 @@ def _log_likelihood(covariance, residual, concentrated):
     return value, (factor, w, s2)
 
 
-def _log_likelihood_gradient(concentrated, saved, cotangent):
-    # At the maximum over s2 the likelihood does not change with s2, so both kinds share one derivative.
+def _log_likelihood_gradient(concentrated, free_mean, saved, cotangent):
+    # At the maximum over s2 and the mean the likelihood does not change with them, so all kinds share one derivative.
     factor, w, s2 = saved
     inverse = cho_solve((factor, True), jnp.eye(len(w), dtype=w.dtype))
     return 0.5 * cotangent * (jnp.outer(w, w) / s2 - inverse), -cotangent * w / s2
 
 
 log_likelihood.defvjp(_log_likelihood, _log_likelihood_gradient)
+
+
+def generalised_least_squares_mean(factor, y):
+    """The constant m = 1^T K^-1 y / 1^T K^-1 1 that maximises the likelihood of y (n,)."""
+    ones = weights(factor, jnp.ones_like(y))
+    return ones @ y / ones.sum()
 
 
 def predict(kernel, x_train, w, x):

@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _pytree = partial(jax.tree_util.register_dataclass)
 
@@ -103,7 +104,65 @@ class Select(SquaredExponential):
 
     def embed(self, x):
         """The kernel's embedding of the selected columns."""
-        return self.kernel.embed(x[..., jnp.array(self.columns, dtype=int)])
+        return self.kernel.embed(x[..., np.array(self.columns, dtype=int)])
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["columns"])
+@dataclass(frozen=True)
+class Restrict(Kernel):
+    """Any kernel that sees only some ``columns`` of the features; for squared exponentials `Select` is faster."""
+
+    kernel: Kernel
+    columns: tuple[int, ...]
+
+    def __call__(self, x, y):
+        columns = np.array(self.columns, dtype=int)
+        return self.kernel(x[columns], y[columns])
+
+
+@_pytree
+@dataclass(frozen=True)
+class RBFCyclic(Kernel):
+    """exp(-1/2 sum_d w_d(x_d - y_d)^2 / l_d^2), w_d wrapping to half a period either way: FEREBUS' ``rbf-cyclic``.
+
+    Not smooth half a period away, where a difference jumps from one end to the other.
+    """
+
+    lengthscale: jax.Array
+    """scalar or (D,), in the features' units"""
+    period: jax.Array
+    """(D,), inf where a feature is not cyclic"""
+
+    def __call__(self, x, y):
+        cyclic = jnp.isfinite(self.period)
+        period = jnp.where(cyclic, self.period, 1.0)
+        difference = x - y
+        difference = difference - jnp.where(cyclic, period * jnp.round(difference / period), 0.0)
+        return jnp.exp(-0.5 * jnp.sum((difference / self.lengthscale) ** 2))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["scale"], meta_fields=["order"])
+@dataclass(frozen=True)
+class Linear(Kernel):
+    """sum_d (x_d y_d)^order / c_d; FEREBUS' ``linear``."""
+
+    scale: jax.Array
+    """c, (D,), in the features' units to the power 2 order"""
+    order: int = 1
+
+    def __call__(self, x, y):
+        return jnp.sum((x * y) ** self.order / self.scale)
+
+
+@_pytree
+@dataclass(frozen=True)
+class Constant(Kernel):
+    """The same covariance between all points."""
+
+    value: jax.Array
+
+    def __call__(self, x, y):
+        return self.value
 
 
 @_pytree

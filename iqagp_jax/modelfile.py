@@ -8,18 +8,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from iqagp_jax.atomwise import AtomGP, Atomwise, PolynomialMean
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.files import write_atomically
-from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Product, Select, Sum
+from iqagp_jax.kernels import RBF, Constant, Joint, Linear, Matern52, Periodic, Product, RBFCyclic, Restrict, Select, Sum
 from iqagp_jax.means import ConstantMean
 from iqagp_jax.potential import Model
 
 FORMAT = "iqagp-model-1"
 
-PARTS = {
-    kind.__name__: kind
-    for kind in (Model, ALF, InverseDistances, RBF, Periodic, Matern52, Select, Joint, Sum, Product, ConstantMean)
-}
+MODELS = (Model, Atomwise, AtomGP)
+FEATURES = (ALF, InverseDistances)
+KERNELS = (RBF, Periodic, Matern52, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
+MEANS = (ConstantMean, PolynomialMean)
+PARTS = {kind.__name__: kind for kind in MODELS + FEATURES + KERNELS + MEANS}
 """The dataclasses a model file may consist of."""
 
 
@@ -58,6 +60,8 @@ def _take_apart(value, name, tensors):
     if type(value).__name__ in PARTS:
         parts = {f.name: _take_apart(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields(value)}
         return {"type": type(value).__name__, "fields": parts}
+    if isinstance(value, tuple) and any(isinstance(item, np.ndarray) or type(item).__name__ in PARTS for item in value):
+        return {"tuple": [_take_apart(item, f"{name}.{k}", tensors) for k, item in enumerate(value)]}
     if isinstance(value, str | int | float | tuple):
         return {"value": value}
     raise TypeError(
@@ -69,6 +73,8 @@ def _take_apart(value, name, tensors):
 def _put_together(description, tensors):
     if "array" in description:
         return tensors[description["array"]]
+    if "tuple" in description:
+        return tuple(_put_together(item, tensors) for item in description["tuple"])
     if "value" in description:
         return _tuples(description["value"])
     parts = {name: _put_together(part, tensors) for name, part in description["fields"].items()}

@@ -2,6 +2,9 @@
 
 The molecular energy is the sum of the atomic energies and the forces are minus its gradient. The plain formula is
 `atomic_energies`; `energy_fn` and `energy_and_forces` are the same numbers by matrix products, tested against it.
+
+The functions here take a `Model` or anything else that keeps the contract: an object with ``species``, called with
+positions and giving atomic energies, such as `atomwise.Atomwise`.
 """
 
 import warnings
@@ -71,6 +74,8 @@ def atomic_energies(model, positions):
     """Atomic energies (N,) in eV of one configuration (N, 3) in angstrom, by the plain formula."""
     with jax.enable_x64(True):
         positions = _double(model, positions)
+        if not isinstance(model, Model):
+            return _exact(model(positions))
 
         def one_atom(kernel, point, train, w):
             return jax.vmap(lambda x: kernel(point, x))(train) @ w
@@ -130,6 +135,8 @@ def _training(model):
     For radial kernels the embedded points z - c (N, n, E), their squared norms and their centre c (N, E): squared
     distances are differences of large numbers, so they are taken about the centre. Else the features as they are.
     """
+    if not isinstance(model, Model):
+        return None
     if not isinstance(model.kernel, Radial):
         return model.train_features
 
@@ -158,6 +165,8 @@ def _energy_and_gradient(model, training, positions):
     The derivative goes through the features by their vector-Jacobian product, and within an atom is taken before the
     next atom begins, so that no array holds all atoms' covariances.
     """
+    if not isinstance(model, Model):
+        return jax.value_and_grad(lambda r: model(r).sum())(positions)
     features, pull_back = jax.vjp(model.features, positions)
 
     def one_atom(arguments):
@@ -175,22 +184,28 @@ def predictive_variance(model):
     The atoms' processes are independent, so the variance of the molecular energy is their sum.
     """
     with jax.enable_x64(True):
-        factors = jax.lax.map(
-            lambda a: jnp.linalg.cholesky(gp.covariance_matrix(a[0], a[1], model.noise)),
-            (model.kernel, model.train_features),
-        )
-
-        @jax.jit
-        def batched(positions):
-            points = jax.vmap(model.features)(positions).swapaxes(0, 1)
-            atoms = (model.kernel, model.train_features, factors, model.signal_variance, points)
-            return jax.lax.map(lambda a: gp.predictive_variance(*a), atoms).T
+        batched = _model_variances(model) if isinstance(model, Model) else jax.jit(jax.vmap(model.variances()))
 
     def apply(positions):
         with jax.enable_x64(True):
             return _exact(batched(_double(model, positions, batch=True)))
 
     return apply
+
+
+def _model_variances(model):
+    factors = jax.lax.map(
+        lambda a: jnp.linalg.cholesky(gp.covariance_matrix(a[0], a[1], model.noise)),
+        (model.kernel, model.train_features),
+    )
+
+    @jax.jit
+    def batched(positions):
+        points = jax.vmap(model.features)(positions).swapaxes(0, 1)
+        atoms = (model.kernel, model.train_features, factors, model.signal_variance, points)
+        return jax.lax.map(lambda a: gp.predictive_variance(*a), atoms).T
+
+    return batched
 
 
 def leave_one_out(model):

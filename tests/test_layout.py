@@ -12,6 +12,7 @@ FLOORS = [
     {"geometry"},
     {"features", "kernels", "means", "dataset", "data"},
     {"gp"},
+    {"hyperparameters", "atomwise"},
     {"potential"},
     {"fit", "modelfile", "stationary", "robustness", "trajectory"},
     {"simulate", "validation"},
@@ -20,7 +21,7 @@ FLOORS = [
     {"demo", "cli", "__main__", "__init__"},
 ]
 
-CORE = set().union(*FLOORS[:6]) | {"simulate"}
+CORE = set().union(*FLOORS[:7]) | {"simulate"}
 
 OUTSIDE_THE_CORE = {"pyscf", "tblite", "rdkit", "matplotlib", "typer", "znh5md"}
 

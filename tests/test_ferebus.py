@@ -1,0 +1,306 @@
+"""FEREBUS files made here: every kernel, mean and scaling against the formulas of the format, and broken files."""
+
+import numpy as np
+import pytest
+from test_cli import iqagp
+
+from iqagp_jax import atomic_energies, energy_and_forces, load_model, predictive_variance, save_model
+from iqagp_jax.formats import ferebus
+from iqagp_jax.units import HARTREE
+
+N, D = 12, 6
+RNG = np.random.default_rng(0)
+X = np.column_stack([RNG.uniform(1.5, 2.5, (N, 2)), RNG.uniform(1, 2, N), RNG.uniform(2, 3, N), RNG.uniform(1, 2, N)])
+X = np.column_stack([X, np.pi - 0.3 + RNG.uniform(0, 0.6, N)])
+X[:, 5] = (X[:, 5] + np.pi) % (2 * np.pi) - np.pi  # phi on both sides of the cut
+Y = -75 + 0.01 * np.sin(X.sum(1))
+THETA = np.array([0.3, 0.4, 0.5, 0.2, 0.6, 0.7])
+NUGGET = 1e-8
+
+
+def rbf(x, y, theta=THETA):
+    return np.exp(-np.sum(theta * (x - y) ** 2))
+
+
+def cyclic(x, y):
+    d = x - y
+    d[2::3] = (d[2::3] + np.pi) % (2 * np.pi) - np.pi
+    return np.exp(-np.sum(THETA * d**2))
+
+
+def mixed(x, y):
+    straight = rbf(x[:5], y[:5], THETA[:5])
+    return straight * np.exp(-4 * THETA[5] * np.sin((x[5] - y[5]) / 2) ** 2)
+
+
+def linear(x, y):
+    return rbf(x, y) + np.sum((x * y)[:2] / np.array([4.0, 5.0])) + 0.25
+
+
+def section(name, kind, columns, **parameters):
+    lines = [f"[kernel.{name}]", f"type {kind}", f"number_of_dimensions {len(columns)}"]
+    lines += [f"active_dimensions {' '.join(map(str, columns))}" if columns else "active_dimensions <TODO>"]
+    return "\n".join(lines + [f"{k} {' '.join(map(str, np.atleast_1d(v)))}" for k, v in parameters.items()])
+
+
+EVERY = range(1, 7)
+KERNELS = {
+    "rbf": (rbf, "k1", [section("k1", "rbf", EVERY, theta=THETA)]),
+    "cyclic": (cyclic, "(k1)", [section("k1", "rbf-cyclic", EVERY, theta=THETA)]),
+    "product": (
+        mixed,
+        "(k1*k2)",
+        [section("k1", "rbf", range(1, 6), theta=THETA[:5]), section("k2", "periodic", [6], theta=THETA[5])],
+    ),
+    "sum": (
+        linear,
+        "((k1+k2)+c)",
+        [
+            section("k1", "rbf", EVERY, theta=THETA),
+            section("k2", "linear", [1, 2], order=1, c=[4.0, 5.0]),
+            section("c", "constant", [], value=0.25),
+        ],
+    ),
+}
+MEANS = {
+    "zero": (lambda x: 0.0 * x[:, 0], "type zero"),
+    "constant": (lambda x: -75.01 + 0.0 * x[:, 0], "type constant\nvalue -75.01"),
+    "linear": (
+        lambda x: -75 + (x - 2) @ (0.001 * np.arange(6)),
+        f"type linear\nbeta {' '.join(str(0.001 * k) for k in range(6))}\nxmin {'2.0 ' * 6}\nymin -75.0",
+    ),
+    "quadratic": (
+        lambda x: -75 + (x - 2) ** 2 @ (0.001 * np.arange(6)),
+        f"type quadratic\nbeta {' '.join(str(0.001 * k) for k in range(6))}\nxmin {'2.0 ' * 6}\nymin -75.0",
+    ),
+}
+
+
+def rows(array):
+    return "\n".join(" ".join(map(repr, map(float, np.atleast_1d(row)))) for row in array)
+
+
+def make_file(path, kernel="rbf", mean="constant", scaling=False, atom="O1", alf="1 2 3", weights=None):
+    """A .model file as FEREBUS writes it, and its prediction at a point in plain NumPy."""
+    k, composition, sections = KERNELS[kernel]
+    m, mean_section = MEANS[mean]
+    x, y = ((X - X.mean(0)) / X.std(0), (Y - Y.mean()) / Y.std()) if scaling else (X, Y)
+    covariance = np.array([[k(a.copy(), b) for b in x] for a in x]) + NUGGET * np.eye(N)
+    w = np.linalg.solve(covariance, y - m(x))
+    text = f"""# [metadata]
+# program ferebus
+# nugget {NUGGET}
+# likelihood 1.0
+
+[system]
+name TOY
+atom {atom}
+property iqa
+ALF {alf}
+
+[dimensions]
+number_of_atoms 4
+number_of_features 6
+number_of_training_points {N}
+
+[mean]
+{mean_section}
+
+[kernels]
+number_of_kernels {len(sections)}
+composition {composition}
+
+{(chr(10) * 2).join(sections)}
+
+[training_data]
+units.x bohr bohr radians bohr radians radians
+units.y Ha
+scaling.x {"standardise" if scaling else "none"}
+scaling.y {"standardise" if scaling else "none"}
+
+[training_data.x]
+{rows(X)}
+
+[training_data.y]
+{rows(Y)}
+
+[weights]
+{rows(w if weights is None else weights)}
+
+"""
+    path.write_text(text)
+
+    def predict(point):
+        p = (point - X.mean(0)) / X.std(0) if scaling else point
+        value = m(p[None])[0] + np.array([k(p.copy(), b) for b in x]) @ w
+        return Y.mean() + Y.std() * value if scaling else value
+
+    return predict
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("mean", "scaling"), [("constant", False), ("zero", True), ("linear", False), ("quadratic", False)])
+def test_predictions_are_the_formats_formulas(kernel, mean, scaling, tmp_path):
+    if kernel == "cyclic" and scaling:
+        pytest.skip("FEREBUS wraps standardised features at pi, we at pi of the angle itself: the weights tell")
+    by_hand = make_file(tmp_path / "m.model", kernel, mean, scaling)
+    model = ferebus.read_model(tmp_path / "m.model")
+    points = X[:3] + 0.05
+    np.testing.assert_allclose(ferebus.predict(model, points), [by_hand(p) for p in points], rtol=0, atol=1e-9)
+    # Written and read again: the same predictions and hyperparameters.
+    ferebus.write_model(model, tmp_path / "again.model")
+    again = ferebus.read_model(tmp_path / "again.model")
+    np.testing.assert_allclose(ferebus.predict(again, points), ferebus.predict(model, points), rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def molecule(tmp_path):
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    for atom, alf in (("O1", "1 2 3"), ("H2", "2 1 3"), ("C3", "3 1 2"), ("H4", "4 1 2")):
+        make_file(folder / f"TOY_iqa_{atom}.model", "product", atom=atom, alf=alf)
+    return folder
+
+
+def test_a_folder_is_a_potential_like_any_other(molecule, tmp_path):
+    model = ferebus.read_folder(molecule)
+    assert model.species == ("O", "H", "C", "H")
+    near = model.reference + 0.02 * RNG.normal(size=(4, 4, 3))
+    energies, forces = energy_and_forces(model)(near)
+    np.testing.assert_allclose(energies, [atomic_energies(model, r).sum() for r in near], atol=1e-9)
+    step = np.zeros((4, 3))
+    step[2, 1] = 1e-4
+    slope = np.diff(energy_and_forces(model)(np.array([near[0] - step, near[0] + step]))[0])[0] / 2e-4
+    assert -forces[0, 2, 1] == pytest.approx(slope, rel=1e-6)
+    assert predictive_variance(model)(near).shape == (4, 4)
+    # Our own file holds it bit for bit.
+    save_model(model, tmp_path / "toy.safetensors")
+    back = load_model(tmp_path / "toy.safetensors")
+    np.testing.assert_array_equal(energy_and_forces(back)(near)[0], energies)
+    paths = ferebus.write_folder(back, tmp_path / "again")
+    assert sorted(p.name for p in paths) == sorted(p.name for p in molecule.iterdir())
+    again = ferebus.read_folder(tmp_path / "again")
+    np.testing.assert_allclose(energy_and_forces(again)(near)[0], energies, rtol=0, atol=1e-12 * HARTREE)
+
+
+def test_convert_in_both_directions(molecule, tmp_path, capsys):
+    assert iqagp("convert", molecule, "-o", tmp_path / "toy.safetensors") == 0
+    assert iqagp("convert", tmp_path / "toy.safetensors", "-o", tmp_path / "again") == 0
+    assert "4 files" in capsys.readouterr().out
+    one, two = (ferebus.read_folder(folder) for folder in (molecule, tmp_path / "again"))
+    np.testing.assert_array_equal(one.atoms[1].weights, two.atoms[1].weights)
+
+
+def test_our_models_go_to_ferebus_and_back(model, test_set, tmp_path):
+    """A model of this package in bohr and hartree predicts what it did in angstrom and eV."""
+    ferebus.write_folder(model, tmp_path, "TOY")
+    back = ferebus.read_folder(tmp_path)
+    ours, theirs = (energy_and_forces(m)(test_set.positions)[0] for m in (model, back))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-8 * HARTREE)
+
+
+def test_what_ferebus_has_not_is_refused(distance_model, tmp_path):
+    with pytest.raises(ValueError, match="expected ALF features"):
+        ferebus.write_folder(distance_model, tmp_path)
+
+
+@pytest.mark.parametrize("convention", ferebus.CONVENTIONS)
+def test_weights_of_other_conventions_are_recognised(convention, tmp_path):
+    """Weights made by each other reading: refused, with the name of the reading that makes them; then read with it."""
+    path = tmp_path / "m.model"
+    kernel = "rbf" if convention == "wrap" else "product"
+    make_file(path, kernel)
+    model = ferebus._interpret(ferebus._File(path), (convention,))
+    with ferebus.jax.enable_x64(True):
+        weights = np.asarray(ferebus.gp.weights(model.factor(), model.residual))
+    make_file(path, kernel, weights=weights)
+    with pytest.raises(ValueError, match=f"they are with the conventions {convention}$"):
+        ferebus.read_model(path)
+    assert ferebus.reproduces_weights(ferebus.read_model(path, (convention,)))
+
+
+def test_strange_weights_need_to_be_accepted(tmp_path):
+    make_file(tmp_path / "m.model", weights=np.arange(N))
+    with pytest.raises(ValueError, match=r"under any known convention .*--accept-weights"):
+        ferebus.read_model(tmp_path / "m.model")
+    assert ferebus.read_model(tmp_path / "m.model", accept_weights=True).weights[3] == 3
+
+
+def test_windows_and_fortran_are_read(tmp_path):
+    path = tmp_path / "m.model"
+    make_file(path)
+    text = path.read_text().replace("theta 0.3 0.4", "theta .3D+00 4.0d-1").replace("value -75.01", "value -.7501E+02")
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    np.testing.assert_allclose(0.5 / ferebus.read_model(path).kernel.kernel.lengthscale ** 2, THETA, rtol=1e-14)
+
+
+BROKEN = {
+    "truncated weights": (lambda t: t[: t.rindex("\n", 0, -40)], r"line \d+: expected 12 rows in \[weights\], found 1\d"),
+    "no weights": (lambda t: t[: t.index("[weights]")], r"expected a section \[weights\]"),
+    "feature count": (
+        lambda t: t.replace("number_of_features 6", "number_of_features 5"),
+        r"line 14: expected 3N - 6 features",
+    ),
+    "NaN": (lambda t: t.replace("theta 0.3", "theta NaN"), r"line \d+: expected a finite number, found 'NaN'"),
+    "words": (lambda t: t.replace("value -75.01", "value minus"), r"line \d+: expected a number, found 'minus'"),
+    "kernel": (lambda t: t.replace("type rbf", "type cubic"), r"line \d+: expected a kernel rbf"),
+    "theta": (lambda t: t.replace("theta 0.3", "theta"), r"line \d+: expected 6 numbers, found 5"),
+    "negative theta": (lambda t: t.replace("theta 0.3", "theta -0.3"), r"expected theta of at least zero"),
+    "columns": (lambda t: t.replace("active_dimensions 1 2", "active_dimensions 1 1"), r"expected different active dimensions"),
+    "ALF": (lambda t: t.replace("ALF 1 2 3", "ALF 1 2 9"), r"line 10: expected three different atoms"),
+    "composition": (lambda t: t.replace("composition k1", "composition k1-"), r"expected kernels joined by"),
+    "no such kernel": (lambda t: t.replace("composition k1", "composition k7"), r"expected a section \[kernel.k7\]"),
+    "mean": (lambda t: t.replace("type constant", "type cubic"), r"line \d+: expected a mean zero"),
+    "scaling": (lambda t: t.replace("scaling.x none", "scaling.x log"), r"expected scaling.x none or standardise"),
+    "empty": (lambda t: "", r"expected a section \[system\]"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_files_get_a_sentence(what, tmp_path):
+    path = tmp_path / "m.model"
+    make_file(path)
+    change, sentence = BROKEN[what]
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=rf"m\.model, .*{sentence}"):
+        ferebus.read_model(path)
+
+
+def test_incomplete_molecules_get_a_sentence(molecule):
+    (molecule / "TOY_iqa_C3.model").unlink()
+    with pytest.raises(ValueError, match=r"atoms \[3\] have no model"):
+        ferebus.read_folder(molecule)
+    with pytest.raises(FileNotFoundError, match=r"expected files \*_q00_\*\.model"):
+        ferebus.read_folder(molecule, "q00")
+
+
+HEADER = "," + ",".join(f"f{k}" for k in EVERY) + ",q00,iqa"
+CSV = "\n".join([HEADER, *(f"{i},{','.join(map(str, X[i]))},0.1,-75.{i}" for i in range(N))])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.replace("f3,", ""), "line 1: expected columns f1"),
+        (lambda t: t.replace("-75.3", "NaN"), "line 5: expected a finite number for iqa"),
+        (lambda t: t.replace("-75.3", ""), "line 5: expected a finite number for iqa"),
+        (lambda t: t.replace(",0.1,-75.3", ",-75.3"), "line 5: expected 9 columns, found 8"),
+        (lambda t: t.splitlines()[0], "line 1: expected rows of data"),
+        (lambda t: "", "line 1: expected columns f1"),
+        (lambda t: t.replace("iqa", "aqi"), "line 1: expected a column 'iqa', found q00, aqi"),
+    ],
+)
+def test_broken_csv_files_get_a_sentence(change, sentence, tmp_path):
+    (tmp_path / "t.csv").write_text(change(CSV))
+    with pytest.raises(ValueError, match=f"t.csv, {sentence}"):
+        ferebus.property_of(tmp_path / "t.csv", "iqa")
+
+
+def test_training_from_a_csv_file(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text(CSV.replace("e", "D"))
+    options = ("--alf", "1,2,3", "--atom", "O1", "--starts", 2, "--max-steps", 30, "--validation-set", tmp_path / "t.csv")
+    assert iqagp("train-atom", tmp_path / "t.csv", "-o", tmp_path / "m.model", *options) == 0
+    model = ferebus.read_model(tmp_path / "m.model")
+    np.testing.assert_allclose(ferebus.predict(model, X), [float(f"-75.{i}") for i in range(N)], atol=1e-3)
+    assert iqagp("train-atom", tmp_path / "t.csv", "-o", tmp_path / "m.model", "--alf", "1,2", "--atom", "O1") == 2
+    assert "expected three different atoms" in capsys.readouterr().err
