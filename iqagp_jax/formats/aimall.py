@@ -307,5 +307,7 @@ def _table(file, start, expected=None):
         rows[name] = [file.number(k, token) for token in tokens]
     names = tuple(rows)
     if not names or names != (expected or names):
-        raise file.error(header, f"expected a row for {' '.join(expected or ['every atom'])}, found {' '.join(names) or 'none'}")
+        raise file.error(
+            header, f"expected a row for {' '.join(expected or ['every atom'])}, found {' '.join(names) or 'none'}"
+        )
     return names, dict(zip(columns, np.array(list(rows.values())).T, strict=True))
