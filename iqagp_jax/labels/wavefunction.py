@@ -39,7 +39,7 @@ PRIMITIVES = (
 )
 """Angular factors of the primitive types 1, 2, 3 ... 56 of a ``.wfn`` file, s to h."""
 
-MAX_OVERLAP_ERROR = 1e-4
+MAX_OVERLAP_ERROR = 1e-5
 """Largest accepted deviation of the orbitals' overlap from the unit matrix: files hold 7 or 8 digits."""
 
 MAX_ENERGY_DIFFERENCE = 1e-3
@@ -197,7 +197,7 @@ def _read_wfn(path):
     exponents, line = _numbers(file, line, "EXPONENTS", n_primitives)
     occupations, orbitals = [], []
     for _ in range(n_orbitals):
-        found = re.search(r"OCC NO\s*=\s*(\S+)", file.lines[line])
+        found = re.match(r"\s*MO\b.*OCC NO\s*=\s*(\S+)", file.lines[line])
         if not found:
             raise file.error(line, f"expected orbital {len(orbitals) + 1} of {n_orbitals}, found {file.lines[line].strip()!r}")
         occupations.append(file.number(line, found[1]))
