@@ -17,6 +17,7 @@ Energies are in hartree, lengths in bohr, charges and populations in e, as in `i
 
 import re
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ from iqagp_jax.units import BOHR, HARTREE
 
 MAX_REMAINDER = 1e-3
 """Largest accepted difference between the sum of the atomic energies and the molecular energy of a label, in hartree."""
-
 
 ROUNDING = 1e-5
 """Difference in hartree that sums of printed energies may have."""
@@ -156,7 +156,10 @@ def read_int(path):
     file.find("AIMInt is Done")
     results = file.find("Results of the basin integration:")
     charge = _value(file, "q =", results)
-    moments = _named_numbers(file, file.find("Real Spherical Harmonic Moments"))
+    section = file.find("Real Spherical Harmonic Moments")
+    moments = _named_numbers(file, section)
+    if len(moments) != isqrt(len(moments)) ** 2:
+        raise file.error(section, f"expected (l + 1)^2 moments up to a degree l, found {len(moments)}; was a line lost?")
     atom = AIMAllAtom(
         name=file.lines[file.find("Integration is over atom")].split()[-1],
         version=_version(file),

@@ -62,7 +62,8 @@ def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charg
     for path, mf in zip(paths, fields, strict=True):
         if mf.mol.elements != species or mf.xc != fields[0].xc:
             raise ValueError(
-                f"expected {' '.join(species)} at {fields[0].xc} as in {paths[0]}, found {' '.join(mf.mol.elements)}"
+                f"{path}: expected {' '.join(species)} with {fields[0].xc} as in {paths[0]}, found"
+                f" {' '.join(mf.mol.elements)} with {mf.xc}"
             )
         for name, atoms in iqa.integrate_atoms(mf, {name: fuzzy.PARTITIONS[name] for name in partitions}).items():
             remainder, missing = mf.e_tot - atoms.energy.sum(), mf.mol.nelectron - atoms.population.sum()
@@ -94,7 +95,7 @@ def read_wavefunction(path, xc=None, charge=0, spin=0):
 
     Raises ValueError, in a sentence, for a broken file, an unknown functional, natural orbitals of a correlated wave
     function, another number of electrons, effective core potentials, orbitals that are not orthonormal, and an energy
-    that is not the file's.
+    that is not the ``.wfn`` file's. A ``.molden`` file holds no energy that could tell a wrong functional.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".wfn", ".molden"):
@@ -301,6 +302,9 @@ def _read_molden(path):
         occupations = tuple(map(np.asarray, occupations)) if isinstance(mo, tuple) else np.asarray(occupations)
     except (ValueError, KeyError, IndexError, TypeError, RuntimeError, StopIteration, AssertionError) as error:
         raise ValueError(f"{path} is not a molden file that PySCF can read ({error!r}); was it cut off?") from error
+    pairs = zip(mo, occupations, strict=True) if isinstance(mo, tuple) else [(mo, occupations)]
+    if any(c.shape[1] != len(n) for c, n in pairs):
+        raise ValueError(f"{path}: expected an occupation of every orbital, found less or more; was the file cut off?")
     spherical = {2: {"5D", "5D7F", "5D10F"}, 3: {"5D", "5D7F", "7F"}, 4: {"9G"}}
     for degree in {mol.bas_angular(k) for k in range(mol.nbas)} - {0, 1}:
         if mol.cart == bool(spherical[degree] & sections.keys()):
