@@ -83,6 +83,26 @@ def test_wfn_primitives_up_to_h(tmp_path):
         assert found == pytest.approx(expected, abs=1e-6), operator
 
 
+def test_wfn_primitive_listed_twice(tmp_path):
+    half = (2 / np.pi) ** 0.75 / 2
+    (tmp_path / "helium.wfn").write_text(
+        f"""one Gaussian, in two halves
+GAUSSIAN              1 MOL ORBITALS      2 PRIMITIVES        1 NUCLEI
+  He   1    (CENTRE  1)   0.00000000  0.00000000  0.00000000  CHARGE =  2.0
+CENTRE ASSIGNMENTS    1  1
+TYPE ASSIGNMENTS      1  1
+EXPONENTS  0.1000000D+01 0.1000000D+01
+MO    1     MO 0.0        OCC NO =    2.0000000  ORB. ENERGY =   -0.500000
+  {half:.8f}D+00  {half:.8f}D+00
+END DATA
+ TOTAL ENERGY =        0.000000000000 THE VIRIAL(-V/T)=   0.00000000
+"""
+    )
+    mf = read_wavefunction(tmp_path / "helium.wfn", "hf")
+    # The kinetic energy of an electron in a Gaussian is 3/2 zeta.
+    assert np.sum(mf.mol.intor("int1e_kin") * mf.make_rdm1()) == pytest.approx(3, abs=1e-6)
+
+
 def test_broken_spin_symmetry(tmp_path):
     mol = scf.build_molecule("HH", [[0, 0, 0], [0, 0, 2.5]], "def2-svp")
     mf = pyscf_scf.UKS(mol, xc="b3lyp").density_fit(auxbasis=scf.AUXILIARY_BASIS)
