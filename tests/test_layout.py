@@ -17,7 +17,8 @@ FLOORS = [
     {"fit", "modelfile", "stationary", "robustness", "trajectory"},
     {"simulate", "validation"},
     {"starts", "plots", "metadynamics"},
-    {"labels", "sampling", "formats", "ase_calculator"},
+    {"formats"},
+    {"labels", "sampling", "ase_calculator"},
     {"demo", "cli", "__main__", "__init__"},
 ]
 

@@ -81,7 +81,6 @@ def label_geometry(species, positions, level):
 
 def check(geometries, level):
     """ValueError, in a sentence, where geometries (ASE atoms) cannot be labelled at this level at all."""
-    from pyscf.dft import libxc
     from pyscf.gto.basis import BasisNotFoundError
 
     from iqagp_jax.labels import scf
@@ -102,21 +101,29 @@ def check(geometries, level):
         raise ValueError(
             f"{electrons} electrons cannot have {level.spin} unpaired ones; set --charge and --spin (unpaired electrons)"
         )
-    if level.xc.lower() != "hf":
-        try:
-            libxc.parse_xc(level.xc)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"expected a functional that PySCF knows, found {level.xc!r}") from error
-        if libxc.rsh_coeff(level.xc)[0] or libxc.is_nlc(level.xc):
-            raise ValueError(
-                f"{level.xc} has range-separated exchange or non-local correlation, which is not partitioned into"
-                " atoms; choose an LDA, GGA, meta-GGA or global hybrid"
-            )
+    check_functional(level.xc)
     try:
         with warnings.catch_warnings(action="ignore"):  # PySCF's advice where to look for the basis
             scf.build_molecule(species, geometries[0].get_positions(), level.basis, level.charge, level.spin)
     except (BasisNotFoundError, KeyError, OSError) as error:
         raise ValueError(f"basis {level.basis!r} is not there for all of {' '.join(sorted(set(species)))}") from error
+
+
+def check_functional(xc):
+    """ValueError, in a sentence, for a functional that PySCF does not know or that is not partitioned into atoms."""
+    from pyscf.dft import libxc
+
+    if xc.lower() == "hf":
+        return
+    try:
+        libxc.parse_xc(xc)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"expected a functional that PySCF knows, found {xc!r}") from error
+    if libxc.rsh_coeff(xc)[0] or libxc.is_nlc(xc):
+        raise ValueError(
+            f"{xc} has range-separated exchange or non-local correlation, which is not partitioned into"
+            " atoms; choose an LDA, GGA, meta-GGA or global hybrid"
+        )
 
 
 def label_key(species, positions, level):

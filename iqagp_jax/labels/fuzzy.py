@@ -4,6 +4,7 @@ A partition is a function ``(mol, coords, parent) -> weights (N, G)`` with sum_A
 ``parent`` (G,) names the atom whose integration grid a point belongs to.
 """
 
+import json
 from functools import cache
 
 import numpy as np
@@ -29,7 +30,7 @@ def hirshfeld(mol, coords, parent):
     density = np.empty((mol.natm, len(coords)))
     for a, centre in enumerate(mol.atom_coords()):
         radius = np.linalg.norm(coords - centre, axis=1)
-        log_density = free_atom_log_density(mol.atom_pure_symbol(a), mol.basis)
+        log_density = free_atom_log_density(mol.atom_pure_symbol(a), json.dumps(mol._basis[mol.atom_symbol(a)]))
         density[a] = log_density(np.minimum(radius, FAR))
         # Beyond the spline every basis' density is noise: go on with the slope of a slow exponential.
         density[a] -= 2.0 * np.maximum(radius - FAR, 0.0)
@@ -43,9 +44,9 @@ FAR = 12.0
 
 @cache
 def free_atom_log_density(symbol, basis):
-    """ln rho(r) of a spherically averaged free atom, a cubic spline in r (bohr)."""
+    """ln rho(r) of a spherically averaged free atom, a cubic spline in r (bohr); ``basis`` holds PySCF's shells as JSON."""
     number = gto.charge(symbol)
-    atom = gto.M(atom=[[symbol, (0, 0, 0)]], basis=basis, spin=number % 2, verbose=0)
+    atom = gto.M(atom=[[symbol, (0, 0, 0)]], basis={symbol: json.loads(basis)}, spin=number % 2, verbose=0)
     _, _, coefficients, occupations = get_atm_nrhf(atom)[symbol]
     radius = np.linspace(0, FAR, 601)
     ao = atom.eval_gto("GTOval_sph", np.outer(radius, np.full(3, 1 / np.sqrt(3))))
