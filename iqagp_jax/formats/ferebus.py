@@ -30,6 +30,7 @@ from iqagp_jax import gp
 from iqagp_jax.atomwise import AtomGP, Atomwise, PolynomialMean, is_length
 from iqagp_jax.features import ALF, alf_positions
 from iqagp_jax.files import write_atomically
+from iqagp_jax.formats.text import TextFile
 from iqagp_jax.kernels import RBF, Constant, Joint, Kernel, Linear, Periodic, Product, RBFCyclic, Restrict, Select, Sum
 from iqagp_jax.means import ConstantMean
 from iqagp_jax.units import BOHR, HARTREE
@@ -55,17 +56,15 @@ MOMENTS = ("q00", *(f"q{rank}{m}{part}" for rank in range(1, 5) for m in range(r
 """Names of the 25 multipole moments up to the hexadecapole, in Stone's order."""
 
 
-class _File:
-    """The sections of a .model file with their line numbers, and errors that name them."""
+class _File(TextFile):
+    """The sections of a .model file, lines with their numbers, and its comments."""
 
     def __init__(self, path):
-        self.path = Path(path)
-        if not self.path.is_file():
+        if not Path(path).is_file():
             raise FileNotFoundError(f"expected a .model file, found nothing at {str(path)!r}")
-        self.sections, self.comments = {}, {}
-        lines, number = [], 1
-        for number, line in enumerate(self.path.read_text().splitlines(), 1):
-            line = line.strip()
+        super().__init__(path)
+        self.sections, self.comments, lines = {}, {}, []
+        for number, line in enumerate(map(str.strip, self.lines)):
             if line.startswith("#"):
                 key, _, value = line.lstrip("# ").replace("=", " ").partition(" ")
                 self.comments[key.lower()] = (number, value.strip())
@@ -73,14 +72,10 @@ class _File:
                 lines = self.sections.setdefault(line[1:-1].lower(), [])
             elif line:
                 lines.append((number, line))
-        self.last = number
-
-    def error(self, number, sentence):
-        return ValueError(f"{self.path}, line {number}: {sentence}")
 
     def section(self, name):
         if name not in self.sections:
-            raise self.error(self.last, f"expected a section [{name}], found the end of the file; was it cut off?")
+            raise self.error(len(self.lines), f"expected a section [{name}], found the end of the file; was it cut off?")
         return self.sections[name]
 
     def value(self, section, key, optional=False):
@@ -91,22 +86,13 @@ class _File:
                 return number, words[1:]
         if optional:
             return None
-        raise self.error(self.last, f"expected {key!r} in section [{section}], found none")
+        raise self.error(len(self.lines), f"expected {key!r} in section [{section}], found none")
 
     def floats(self, number, words, count=None):
         numbers = [self.number(number, word) for word in words]
         if count is not None and len(numbers) != count:
             raise self.error(number, f"expected {count} numbers, found {len(numbers)}")
         return np.array(numbers)
-
-    def number(self, number, word):
-        try:
-            value = float(re.sub("[dD]", "e", word))
-        except ValueError:
-            raise self.error(number, f"expected a number, found {word!r}") from None
-        if not np.isfinite(value):
-            raise self.error(number, f"expected a finite number, found {word!r}")
-        return value
 
     def integer(self, section, key):
         number, words = self.value(section, key)
@@ -117,7 +103,7 @@ class _File:
     def table(self, section, rows, columns):
         lines = self.section(section)
         if len(lines) != rows:
-            number = lines[-1][0] if lines else self.last
+            number = lines[-1][0] if lines else len(self.lines)
             raise self.error(number, f"expected {rows} rows in [{section}], found {len(lines)}; was the file cut off?")
         return np.array([self.floats(number, line.split(), columns) for number, line in lines])
 
