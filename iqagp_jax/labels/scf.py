@@ -1,5 +1,6 @@
 """The reference calculation: one self-consistent field with its forces, by PySCF."""
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -38,6 +39,15 @@ def build_molecule(species, positions, basis, charge=0, spin=0):
         cart=is_cartesian(basis),
         verbose=0,
     )
+
+
+def has_core_potential(basis, symbol):
+    """Whether a basis was made for an effective core potential at an element, as the def2 sets from rubidium on."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return bool(gto.basis.load_ecp(basis, symbol))
+    except (RuntimeError, KeyError):  # of sets that PySCF puts together itself, the Pople ones
+        return False
 
 
 def mean_field(mol, xc):
