@@ -19,7 +19,7 @@ from ase.io import read, write
 from iqagp_jax import cli
 from iqagp_jax.dataset import load_dataset
 from iqagp_jax.labels import campaign
-from iqagp_jax.labels.executors import Processes, dask_workers
+from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
 from iqagp_jax.labels.lock import owned, owner, request_stop
 from iqagp_jax.units import HARTREE
 
@@ -35,6 +35,7 @@ def write_geometries(path, n):
 
 
 def begin(folder, n):
+    folder.mkdir(exist_ok=True)
     return campaign.begin(folder / "campaign", write_geometries(folder / "water.xyz", n), **LEVEL)
 
 
@@ -93,18 +94,12 @@ def test_workers_killed_ten_times_lose_nothing(tmp_path):
         killed.run(executor, 2)
     killer.join()
     assert len(kills) == 10
-    labels = [json.loads(task.path.read_text()) for task in killed.tasks]
     assert len({task.path for task in killed.tasks}) == 40
-    assert {path.suffix for path in killed.folder.iterdir() if path.suffix != ".xyz" and path.name[0] != "."} == {
-        "",
-        ".json",
-        ".toml",
-    }
+    assert killed.status().made == 40
     assert len(stamps(killed.folder)) == 40 + 2  # and the free atoms
-    for label, task in zip(labels, undisturbed.tasks, strict=True):
-        expected = json.loads(task.path.read_text())
-        assert label["energy"] == pytest.approx(expected["energy"], abs=1e-8 * HARTREE)
-        np.testing.assert_allclose(label["raw"]["becke"], expected["raw"]["becke"], atol=1e-8 * HARTREE)
+    for task, twin in zip(killed.tasks, undisturbed.tasks, strict=True):
+        assert task.label["energy"] == pytest.approx(twin.label["energy"], abs=1e-8 * HARTREE)
+        np.testing.assert_allclose(task.label["raw"]["becke"], twin.label["raw"]["becke"], atol=1e-8 * HARTREE)
     last = stamps(killed.folder)
     assert all(last[name] == stamp for _, found in kills for name, stamp in found.items())
 
@@ -138,7 +133,7 @@ def test_a_killed_campaign_goes_on(tmp_path, capsys):
     assert iqagp("campaign", "status", folder) == 0
     assert "none, does not run" in capsys.readouterr().out
     assert iqagp("campaign", "collect", folder, "-o", tmp_path / "part.extxyz") == 0
-    assert len(load_dataset(tmp_path / "part.extxyz")) == len(finished) - 2
+    assert 1 <= len(load_dataset(tmp_path / "part.extxyz")) < 8
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert stamps(folder).items() >= finished.items()
     assert iqagp("campaign", "collect", folder, "-o", tmp_path / "all.extxyz") == 0
@@ -148,7 +143,9 @@ def test_a_killed_campaign_goes_on(tmp_path, capsys):
 
 
 @pytest.mark.labels
-def test_submitit(tmp_path, capsys):
+def test_submitit(tmp_path, monkeypatch, capsys):
+    # Its setting up of logging would make absl close the stream that pytest captured at the time absl was imported.
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     water = write_geometries(tmp_path / "water.xyz", 4)
     where = ("--executor", "submitit", "--workers", 2, "--batch", 3, "--job", "timeout_min=5")
     assert iqagp("campaign", "start", tmp_path / "campaign", water, *OPTIONS, *where) == 0
@@ -301,22 +298,46 @@ def test_rate_and_end_are_those_of_the_last_start(tmp_path, quick):
     assert started.status().end is None
 
 
-def test_label_goes_on_in_the_folders_of_earlier_versions(tmp_path, quick, capsys):
-    """Names and contents of label files stay what they were in 0.1, for labels outlive versions."""
+def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys):
+    """Names and contents of label files are those of version 0.1, for labels outlive versions."""
     assert campaign.label_key("OHH", WATER, campaign.Level(basis="6-31g")) == "049eb4969388df447d1a"
-    water = write_geometries(tmp_path / "water.xyz", 3)
-    folder = tmp_path / "d.extxyz.labels"
-    folder.mkdir()
     level = campaign.Level("hf", "sto-3g")
-    frames = read(water, ":")
-    started = campaign.Campaign(folder, frames, level, 3)
-    for task in started.missing:
+    water, folder = write_geometries(tmp_path / "water.xyz", 3), tmp_path / "d.extxyz.labels"
+    folder.mkdir()
+    _, *others = campaign.Campaign(folder, read(water, ":"), level, 3).missing
+    for task in others:
         task.path.write_text(json.dumps(campaign.label_geometry(task.species, task.positions, level)))
-    finished = stamps(folder)
+    made = stamps(folder)
     assert iqagp("label", water, "-o", tmp_path / "d.extxyz", "--xc", "hf", "--basis", "sto-3g", "--workers", 1) == 0
     assert "3 labelled geometries" in capsys.readouterr().out
-    assert stamps(folder) == finished
+    assert len(stamps(folder).items() - made.items()) == 1
+    assert load_dataset(tmp_path / "d.extxyz").free_atoms.keys() == {"H", "O"}
     assert iqagp("campaign", "status", folder) == 0
+
+
+class QueuedJob:
+    """A job that Slurm never begins."""
+
+    job_id, state, cancelled = "7", "PENDING", False
+
+    def done(self):
+        return False
+
+    def cancel(self, check):
+        self.cancelled = True
+
+
+def test_jobs_that_have_not_begun_are_cancelled_by_a_stop(tmp_path):
+    started, job = begin(tmp_path, 2), QueuedJob()
+
+    class Slurm:
+        def submit(self, function, *arguments):
+            threading.Timer(0.1, request_stop, [started.folder]).start()
+            return job
+
+    with Jobs(Slurm(), 1) as executor:
+        started.run(executor, 1)
+    assert job.cancelled
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def has_core_potential(basis, symbol):
 def mean_field(mol, xc):
     """Unconverged Kohn-Sham (or, for ``xc='hf'``, Hartree-Fock) mean field with density fitting."""
     if xc.lower() == "hf":
-        method = scf.RHF if mol.spin == 0 else scf.UHF
+        method = scf.rhf.RHF if mol.spin == 0 else scf.uhf.UHF  # scf.UHF gives a lone electron no density fitting
     else:
         method = partial(dft.RKS if mol.spin == 0 else dft.UKS, xc=xc)
     return method(mol).density_fit(auxbasis=AUXILIARY_BASIS)
