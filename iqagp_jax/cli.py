@@ -266,7 +266,7 @@ def print_status(campaign):
         ("estimated end", "-" if now.end is None else f"{now.end:%Y-%m-%d %H:%M}"),
         ("owner", (now.owner or "none, does not run") + ", stopping" * (now.stopping and now.owner is not None)),
     ]
-    table(str(campaign.folder), ["", ""], rows)
+    table(None, ["campaign", str(campaign.folder)], rows)
     failed = [(k, task.label["rejected"]) for k, task in enumerate(campaign.tasks) if task.failed.exists()]
     if failed:
         table(f"set aside; the tracebacks are in {campaign.folder}/*.failed", ["geometry", "reason"], failed)

@@ -170,12 +170,17 @@ def test_dask_with_a_killed_worker(tmp_path):
 
         killer = threading.Thread(target=kill)
         killer.start()
-        with dask_workers(cluster.scheduler_address) as (executor, workers):
-            assert workers == 2
-            running.run(executor, workers)
+        where = ("--executor", "dask", "--scheduler", cluster.scheduler_address)
+        assert iqagp("campaign", "start", running.folder, *where) == 0
         killer.join()
     assert not running.missing
     assert running.status().made == 8
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        pytest.raises(ValueError, match=r"expected workers of one thread each at .*, found \[2\] threads"),
+        dask_workers(cluster.scheduler_address),
+    ):
+        pass
 
 
 def test_processes_die_alone():

@@ -35,6 +35,11 @@ MAX_MISSING_ELECTRONS = 0.002
 
 PLAN = "plan.toml"
 
+PLAN_COMMENT = """\
+# `iqagp campaign start` goes on with this plan. The dataset gets the atomic energies of the first partition; a geometry
+# is set aside after so many attempts that failed. With another level of theory all labels are made anew.
+"""
+
 RECENT = 100
 """Labels that the rate of a campaign is the average of."""
 
@@ -396,7 +401,7 @@ def write_plan(folder, geometries, level, attempts=3):
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in plan.items()]
     with owned(folder):
         write_atomically(folder / geometries.name, geometries.read_bytes())
-        write_atomically(folder / PLAN, "".join(lines))
+        write_atomically(folder / PLAN, PLAN_COMMENT + "".join(lines))
 
 
 def read_geometries(path):
