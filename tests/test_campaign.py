@@ -88,11 +88,11 @@ def test_workers_killed_ten_times_lose_nothing(tmp_path):
             kills.append((victim.pid, stamps(killed.folder)))
             os.kill(victim.pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with Processes(2) as executor:
         killed.run(executor, 2)
-    killer.join()
+    killer.join(timeout=1)
     assert len(kills) == 10
     assert len({task.path for task in killed.tasks}) == 40
     assert killed.status().made == 40
@@ -108,18 +108,8 @@ def test_workers_killed_ten_times_lose_nothing(tmp_path):
 def test_a_killed_campaign_goes_on(tmp_path, capsys):
     write_geometries(tmp_path / "water.xyz", 8)
     folder = tmp_path / "campaign"
-    command = [
-        sys.executable,
-        "-m",
-        "iqagp_jax",
-        "campaign",
-        "start",
-        folder,
-        tmp_path / "water.xyz",
-        *OPTIONS,
-        "--workers",
-        "2",
-    ]
+    start = (sys.executable, "-m", "iqagp_jax", "campaign", "start")
+    command = (*start, folder, tmp_path / "water.xyz", *OPTIONS, "--workers", "2")
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while len(stamps(folder)) < 4:
         assert process.poll() is None
@@ -373,6 +363,8 @@ def test_plans_of_nonsense_get_a_sentence(tmp_path, capsys, edit, sentence):
 
 def test_a_folder_keeps_its_plan(tmp_path, quick, capsys):
     started = begin(tmp_path, 2)
+    assert iqagp("campaign", "collect", started.folder, "-o", tmp_path / "d.extxyz") == 2
+    assert "none is finished" in " ".join(capsys.readouterr().err.split())
     others = write_geometries(tmp_path / "others.xyz", 3)
     for arguments, sentence in (
         ((others,), "expected the geometries of"),

@@ -292,7 +292,7 @@ class Campaign:
         """Make the missing labels, ``workers`` tasks of ``batch`` geometries at a time, until all are made or it is stopped.
 
         ``executor`` is any of ``concurrent.futures``. Killing this process or a worker at any moment loses the labels in
-        flight only; a stop finishes them. Raises RuntimeError where workers do nothing but die.
+        flight only; a stop finishes them and shuts the executor down. Raises RuntimeError where workers do nothing but die.
         """
         check(self.geometries, self.level)
         with owned(self.folder):
