@@ -209,16 +209,17 @@ class Deadly(ThreadPoolExecutor):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_geometry_that_kills_its_workers_is_tried_alone_and_set_aside(tmp_path, quick, batch):
+def test_geometries_that_kill_their_workers_are_tried_alone_and_set_aside(tmp_path, quick, batch):
     started = begin(tmp_path, 12)
-    deadly = started.tasks[2].positions[0, 0]
-    with Deadly(3, {deadly}) as executor:
+    deadly = [started.tasks[k] for k in (2, 7)]
+    with Deadly(3, {task.positions[0, 0] for task in deadly}) as executor:
         started.run(executor, 3, batch)
-    assert len(executor.beside) == 6
-    assert executor.beside[3:] == [1, 1, 1]
-    assert started.tasks[2].label == {"rejected": "its worker died 6 times, lastly with nothing beside it: no memory"}
-    assert len(quick) == 11 + 2
-    assert started.status().made == 11
+    assert len(executor.beside) == 12
+    assert executor.beside[6:] == [1] * 6
+    for task in deadly:
+        assert task.label == {"rejected": "its worker died 6 times, lastly with nothing beside it: no memory"}
+    assert len(quick) == 10 + 2
+    assert started.status().made == 10
 
 
 def test_workers_that_only_die_end_the_campaign(tmp_path, quick):
