@@ -267,7 +267,7 @@ def print_status(campaign):
         ("owner", (now.owner or "none, does not run") + ", stopping" * (now.stopping and now.owner is not None)),
     ]
     table(None, ["campaign", str(campaign.folder)], rows)
-    failed = [(k, task.label["rejected"]) for k, task in enumerate(campaign.tasks) if task.failed.exists()]
+    failed = [(k, task.label["rejected"]) for k, task in enumerate(campaign.tasks) if task.is_set_aside]
     if failed:
         table(f"set aside; the tracebacks are in {campaign.folder}/*.failed", ["geometry", "reason"], failed)
 

@@ -178,7 +178,12 @@ class Task(NamedTuple):
         """The label, as a rejected one if it was set aside; None where there is neither."""
         if self.path.exists():
             return json.loads(self.path.read_text())
-        return {"rejected": self.failed.read_text().partition("\n")[0]} if self.failed.exists() else None
+        return {"rejected": self.failed.read_text().partition("\n")[0]} if self.is_set_aside else None
+
+    @property
+    def is_set_aside(self):
+        """Whether it was given up, and not made after all by a worker that outlived its campaign."""
+        return self.failed.exists() and not self.path.exists()
 
 
 def label_to_files(tasks):
@@ -333,12 +338,12 @@ class Campaign:
     def missing(self):
         """The tasks that are neither made nor set aside, free atoms first, equal geometries once."""
         tasks = {task.path: task for task in (*self.free_atoms.values(), *self.tasks)}.values()
-        return [task for task in tasks if not (task.path.exists() or task.failed.exists())]
+        return [task for task in tasks if not (task.path.exists() or task.is_set_aside)]
 
     def status(self):
         """How far it is, also while it runs."""
         labels = [task.label for task in self.tasks]
-        failed = sum(task.failed.exists() for task in self.tasks)
+        failed = sum(task.is_set_aside for task in self.tasks)
         rejected = sum("rejected" in label for label in labels if label) - failed
         made = sum(label is not None for label in labels) - rejected - failed
         now, running = time.time(), owner(self.folder)
@@ -378,15 +383,14 @@ def begin(folder, geometries=None, **level):
     """
     if geometries and not (Path(folder) / PLAN).exists():
         write_plan(folder, geometries, Level(**level))
-    file, planned, _ = read_plan(folder)
+    campaign = Campaign.load(folder)
     for name, value in level.items():
-        if value != getattr(planned, name):
-            raise ValueError(
-                f"expected {name} {getattr(planned, name)} as in {Path(folder) / PLAN}, found {value}; choose another folder"
-            )
-    if geometries and Path(geometries).read_bytes() != file.read_bytes():
-        raise ValueError(f"expected the geometries of {file}, found others in {geometries}; choose another folder")
-    return Campaign.load(folder)
+        planned = getattr(campaign.level, name)
+        if value != planned:
+            raise ValueError(f"expected {name} {planned} as in {campaign.folder / PLAN}, found {value}; choose another folder")
+    if geometries and Path(geometries).read_bytes() != read_plan(folder)[0].read_bytes():
+        raise ValueError(f"expected the geometries of {campaign.folder}, found others in {geometries}; choose another folder")
+    return campaign
 
 
 def write_plan(folder, geometries, level, attempts=3):
