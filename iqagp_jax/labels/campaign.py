@@ -98,7 +98,6 @@ def label_geometry(species, positions, level):
 
 def check(geometries, level):
     """ValueError, in a sentence, where geometries (ASE atoms) cannot be labelled at this level at all."""
-    from pyscf.dft import libxc
     from pyscf.gto.basis import BasisNotFoundError
 
     from iqagp_jax.labels import fuzzy, scf
@@ -123,16 +122,7 @@ def check(geometries, level):
         raise ValueError(
             f"{electrons} electrons cannot have {level.spin} unpaired ones; set --charge and --spin (unpaired electrons)"
         )
-    if level.xc.lower() != "hf":
-        try:
-            libxc.parse_xc(level.xc)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"expected a functional that PySCF knows, found {level.xc!r}") from error
-        if libxc.rsh_coeff(level.xc)[0] or libxc.is_nlc(level.xc):
-            raise ValueError(
-                f"{level.xc} has range-separated exchange or non-local correlation, which is not partitioned into"
-                " atoms; choose an LDA, GGA, meta-GGA or global hybrid"
-            )
+    check_functional(level.xc)
     elements = sorted(set(species))
     for basis in (level.basis, scf.AUXILIARY_BASIS):
         try:
@@ -144,6 +134,23 @@ def check(geometries, level):
         raise ValueError(
             f"basis {level.basis!r} leaves the core of {' '.join(heavy)} to an effective potential, which is not partitioned"
             " into atoms; choose an all-electron basis"
+        )
+
+
+def check_functional(xc):
+    """ValueError, in a sentence, for a functional that PySCF does not know or that is not partitioned into atoms."""
+    from pyscf.dft import libxc
+
+    if xc.lower() == "hf":
+        return
+    try:
+        libxc.parse_xc(xc)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"expected a functional that PySCF knows, found {xc!r}") from error
+    if libxc.rsh_coeff(xc)[0] or libxc.is_nlc(xc):
+        raise ValueError(
+            f"{xc} has range-separated exchange or non-local correlation, which is not partitioned into"
+            " atoms; choose an LDA, GGA, meta-GGA or global hybrid"
         )
 
 
