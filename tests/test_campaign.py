@@ -137,7 +137,7 @@ def test_submitit(tmp_path, monkeypatch, capsys):
     # Its setting up of logging would make absl close the stream that pytest captured at the time absl was imported.
     monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     water = write_geometries(tmp_path / "water.xyz", 4)
-    where = ("--executor", "submitit", "--workers", 2, "--batch", 3, "--job", "timeout_min=5")
+    where = ("--executor", "submitit", "--workers", 2, "--batch", 3, "--job", "timeout_min=5", "--job", "slurm_partition=short")
     assert iqagp("campaign", "start", tmp_path / "campaign", water, *OPTIONS, *where) == 0
     assert len(stamps(tmp_path / "campaign")) == 4 + 2
     assert len(list((tmp_path / "campaign" / "jobs").glob("*_submitted.pkl"))) == 2
