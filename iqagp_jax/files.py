@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_atomically(path, data):
-    """Write ``data`` (bytes or text) to ``path``: into a neighbour first, flushed to disk, then renamed."""
+    """Write ``data`` (bytes or text) to ``path``: into a neighbour first, then renamed, both flushed to disk."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as stream:
@@ -13,3 +13,6 @@ def write_atomically(path, data):
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

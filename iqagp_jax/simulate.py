@@ -24,8 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
-from jax_md import simulate as jax_md_simulate
-from jax_md import space
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -75,9 +73,11 @@ class NoseHoover:
 
     def integrator(self, energy_fn, timestep, kT):
         """jax-md's (init, apply); ``timestep`` in internal units, ``kT`` a float64 array, lest chain masses be float32."""
+        from jax_md import simulate, space
+
         shift = space.free()[1]
         chain = {"chain_length": 3, "chain_steps": 1, "sy_steps": 1, "tau": self.time / TIME_UNIT}
-        init, apply = jax_md_simulate.nvt_nose_hoover(energy_fn, shift, timestep, kT, **chain)
+        init, apply = simulate.nvt_nose_hoover(energy_fn, shift, timestep, kT, **chain)
 
         def init_isolated(key, positions, mass, momenta):
             state = init(key, positions, mass=mass, momenta=momenta)
@@ -110,8 +110,10 @@ class Langevin:
 
     def integrator(self, energy_fn, timestep, kT):
         """jax-md's (init, apply); ``timestep`` in internal units."""
+        from jax_md import simulate, space
+
         gamma = self.friction * TIME_UNIT / 1000
-        return jax_md_simulate.nvt_langevin(energy_fn, space.free()[1], timestep, kT, gamma)
+        return simulate.nvt_langevin(energy_fn, space.free()[1], timestep, kT, gamma)
 
 
 class Replica(NamedTuple):
@@ -146,6 +148,10 @@ class Dynamics:
     thermostat: NoseHoover | Langevin
     timestep: float
     """fs"""
+
+    def __post_init__(self):
+        # jax-md compiles for seconds when it is imported: not where nothing is simulated, and not while anything is traced.
+        import jax_md  # noqa: F401
 
     def start(self, seed, index, positions, target):
         """Replica number ``index`` at ``positions`` (N, 3) with momenta drawn at ``target`` K."""

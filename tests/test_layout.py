@@ -24,7 +24,7 @@ FLOORS = [
 
 CORE = set().union(*FLOORS[:7]) | {"simulate"}
 
-OUTSIDE_THE_CORE = {"pyscf", "tblite", "rdkit", "matplotlib", "typer", "znh5md"}
+OUTSIDE_THE_CORE = {"pyscf", "tblite", "rdkit", "matplotlib", "typer", "znh5md", "submitit", "distributed"}
 
 ROOT = Path(iqagp_jax.__file__).parent
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from typer.main import get_command
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -19,8 +20,12 @@ def test_example(tmp_path, monkeypatch, capsys):
 
 
 def test_commands_exist():
-    """Every `iqagp` command in the README is one that the program has."""
+    """Every `iqagp` command in the README is one that the program has, with its options."""
     from iqagp_jax.cli import app
 
-    known = {command.callback.__name__ for command in app.registered_commands}
-    assert set(re.findall(r"^(?:pip.*&& )?iqagp (\w+)", README.read_text(), flags=re.MULTILINE)) <= known
+    for line in re.findall(r"^(?:pip.*&& )?iqagp (.*)", README.read_text(), flags=re.MULTILINE):
+        command, words = get_command(app), line.partition("#")[0].split()
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if re.match("--?[a-z]", word)} <= options, line

@@ -1,5 +1,6 @@
 """The reference calculation: one self-consistent field with its forces, by PySCF."""
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -40,10 +41,19 @@ def build_molecule(species, positions, basis, charge=0, spin=0):
     )
 
 
+def has_core_potential(basis, symbol):
+    """Whether a basis was made for an effective core potential at an element, as the def2 sets from rubidium on."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return bool(gto.basis.load_ecp(basis, symbol))
+    except (RuntimeError, KeyError):  # of sets that PySCF puts together itself, the Pople ones
+        return False
+
+
 def mean_field(mol, xc):
     """Unconverged Kohn-Sham (or, for ``xc='hf'``, Hartree-Fock) mean field with density fitting."""
     if xc.lower() == "hf":
-        method = scf.RHF if mol.spin == 0 else scf.UHF
+        method = scf.rhf.RHF if mol.spin == 0 else scf.uhf.UHF  # scf.UHF gives a lone electron no density fitting
     else:
         method = partial(dft.RKS if mol.spin == 0 else dft.UKS, xc=xc)
     return method(mol).density_fit(auxbasis=AUXILIARY_BASIS)
