@@ -9,11 +9,11 @@ import iqagp_jax
 
 FLOORS = [
     {"units", "files"},
-    {"geometry"},
+    {"geometry", "harmonics"},
     {"features", "kernels", "means", "dataset", "data"},
     {"gp"},
     {"potential"},
-    {"fit", "modelfile", "stationary", "robustness", "trajectory"},
+    {"fit", "modelfile", "stationary", "robustness", "trajectory", "electrostatics"},
     {"simulate", "validation"},
     {"starts", "plots"},
     {"labels", "sampling", "formats", "ase_calculator"},
