@@ -69,13 +69,19 @@ def interaction_energy(positions, moments, molecule):
     return 0.5 * HARTREE * jnp.sum(jax.lax.map(with_all_others, (positions, moments, molecule)))
 
 
-def global_moments(moments, frames, positions):
-    """Moments (N, (L+1)^2) of one molecule along the global axes, from those in the atomic local frames ``frames``.
+def local_axes(frames, positions):
+    """Axes (N, 3, 3), as rows, of the atomic local ``frames``, (centre, x-axis, xy-plane) for every atom of (N, 3)."""
+    return jax.vmap(local_frame, (None, 0, 0, 0))(jnp.asarray(positions), *jnp.asarray(frames).T)
 
-    ``frames`` holds (centre, x-axis, xy-plane) for every atom, ``positions`` (N, 3) define the axes.
-    """
-    axes = jax.vmap(local_frame, (None, 0, 0, 0))(positions, *jnp.asarray(frames).T)
-    return rotated(moments, axes.mT)
+
+def local_moments(moments, frames, positions):
+    """Moments (N, (L+1)^2) of one molecule in its atomic local frames, from those along the axes of ``positions`` (N, 3)."""
+    return rotated(moments, local_axes(frames, positions))
+
+
+def global_moments(moments, frames, positions):
+    """Moments (N, (L+1)^2) along the axes of ``positions`` (N, 3), from those in the atomic local frames."""
+    return rotated(moments, local_axes(frames, positions).mT)
 
 
 def energy_fn(moments, frames):
