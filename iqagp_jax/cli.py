@@ -146,6 +146,7 @@ def label(
     partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets; both are kept.")] = "becke",
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
+    multipoles: Annotated[bool, typer.Option(help="Also atomic multipole moments up to the hexadecapole.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each; one per core by default.")] = None,
 ):
     """Label geometries with energies, forces and IQA atomic energies by PySCF. Run it again to go on after a stop."""
@@ -160,7 +161,7 @@ def label(
     # Free atoms are labelled anew with the geometries.
     frames = [atoms for atoms in iread(geometries) if atoms.info.get("config_type") != "IsolatedAtom"]
     others = [p for p in get_args(PartitionName) if p != partition]
-    level = campaign.Level(xc, basis, charge, spin, (partition, *others))
+    level = campaign.Level(xc, basis, charge, spin, (partition, *others), multipoles)
     campaign.check(frames, level)
     folder = output_folder(output.with_name(output.name + ".labels"))
     free_atoms = campaign.free_atom_energies(frames[0].get_chemical_symbols(), level, folder)

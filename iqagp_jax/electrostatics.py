@@ -74,11 +74,13 @@ def local_axes(frames, positions):
     return jax.vmap(local_frame, (None, 0, 0, 0))(jnp.asarray(positions), *jnp.asarray(frames).T)
 
 
+@jax.jit
 def local_moments(moments, frames, positions):
     """Moments (N, (L+1)^2) of one molecule in its atomic local frames, from those along the axes of ``positions`` (N, 3)."""
     return rotated(moments, local_axes(frames, positions))
 
 
+@jax.jit
 def global_moments(moments, frames, positions):
     """Moments (N, (L+1)^2) along the axes of ``positions`` (N, 3), from those in the atomic local frames."""
     return rotated(moments, local_axes(frames, positions).mT)

@@ -2,16 +2,20 @@
 
     Q^A_lk = Z_A delta_l0 - int w_A(r) rho(r) R_lk(r - R_A) dr
 
-| symbol | name                | what                                                                              |
-| ------ | ------------------- | --------------------------------------------------------------------------------- |
-| Q^A_lk | ``atomic_moments``  | e bohr^l, about atom A's nucleus along the axes of the geometry, in the order of `harmonics.component_names` |
-| w_A    | ``weights``         | share of atom A, times the quadrature weight                                      |
-| rho    | ``density``         | electron density, electrons/bohr^3                                                |
-| R_lk   | `solid_harmonics`   | real regular solid harmonics, see `harmonics`                                     |
+| symbol | name                | what                                                                          |
+| ------ | ------------------- | ----------------------------------------------------------------------------- |
+| Q^A_lk | ``atomic_moments``  | e bohr^l, about nucleus A, along the axes of the geometry                     |
+| w_A    | ``weights``         | share of atom A, times the quadrature weight                                  |
+| rho    | ``density``         | electron density, electrons/bohr^3                                            |
+| R_lk   | ``solid_harmonics`` | real regular solid harmonics, in the order of `harmonics.component_names`     |
 
 q00 is the net charge; all else comes from the electrons (AIMAll's .int files list the same numbers as Q[l,m,c|s], with
-q00 of the electrons alone). `electrostatics.local_moments` gives them in the atoms' local frames, as FFLUX' models
-have them.
+q00 of the electrons alone). A dataset made with ``iqagp label --multipoles`` holds them as ``becke_multipoles`` (n, N, 25)
+and so on; in the atoms' local frames, as FFLUX' models have them, they are
+
+    frames = ALF.choose(data.species, data.positions).frames
+    with jax.enable_x64(True):
+        local = jax.vmap(local_moments, (0, None, 0))(data.extra["becke_multipoles"], frames, data.positions)
 """
 
 import numpy as np
@@ -26,10 +30,10 @@ BLOCK = 20000
 
 
 def atomic_moments(coords, weights, density, nuclei, charges):
-    """Moments (N, 25) of N atoms from points ``coords`` (G, 3) in bohr, ``weights`` (N, G), dense or sparse, and ``density`` (G,).
+    """Moments (N, 25) of N atoms with ``nuclei`` (N, 3) and their ``charges`` (N,), in bohr and e.
 
-    ``nuclei`` (N, 3) in bohr and their ``charges`` (N,). Integrated about the origin and then moved to the nuclei, which
-    is exact, so that each point's harmonics are computed once for all atoms.
+    ``density`` (G,) at the points ``coords`` (G, 3); ``weights`` (N, G) dense or a sparse array. Integrated about the
+    origin and then moved to the nuclei, which is exact, so that each point's harmonics are computed once for all atoms.
     """
     electrons = np.zeros((len(nuclei), (MAX_RANK + 1) ** 2))
     for start in range(0, len(coords), BLOCK):
