@@ -4,11 +4,13 @@ import csv
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.io import read
 
 from iqagp_jax.electrostatics import local_moments
+from iqagp_jax.features import ALF
 from iqagp_jax.harmonics import component_names
 from iqagp_jax.labels import fuzzy, iqa, scf
 from iqagp_jax.labels.multipoles import molecular_moments
@@ -47,17 +49,15 @@ def test_local_frames_are_those_of_ffluxs_training_sets(water, reference_folder)
     atoms, moments = water
     with jax.enable_x64(True):
         local = np.asarray(local_moments(moments, FRAMES, atoms.get_positions()))
-    distance = atoms.get_all_distances() / BOHR
+        here = np.asarray(ALF(FRAMES)(jnp.asarray(atoms.get_positions() / BOHR)))
     names = component_names(4)
     odd = [k for k, name in enumerate(names) if (int(name[1]) - int(name[2])) % 2]
     np.testing.assert_allclose(local[:, odd], 0, atol=2e-3)
     for atom, name in enumerate(("O1_EXAMPLE", "H2", "H3")):
         path = reference_folder / "ferebus/water" / f"WATER_{name}_TRAINING_SET.csv"
         rows = list(csv.DictReader(path.read_text().splitlines()))
-        features, q = (np.array([[row[key] for key in keys] for row in rows], float) for keys in (("f1", "f2"), names))
-        centre, x_axis, xy_plane = FRAMES[atom]
-        here = distance[centre, [x_axis, xy_plane]]
-        theirs = q[np.argmin(((features - here) ** 2).sum(1))]
+        features, q = (np.array([[row[key] for key in keys] for row in rows], float) for keys in (("f1", "f2", "f3"), names))
+        theirs = q[np.argmin(((features - here[atom]) ** 2).sum(1))]
         large = np.abs(theirs) > 0.1
         assert large.sum() >= 6
         np.testing.assert_array_equal(np.sign(local[atom, large]), np.sign(theirs[large]))
