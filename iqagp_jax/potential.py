@@ -76,7 +76,7 @@ def atomic_energies(model, positions):
             return jax.vmap(lambda x: kernel(point, x))(train) @ w
 
         deviation = jax.vmap(one_atom)(model.kernel, model.features(positions), model.train_features, model.weights)
-        return exact(model.mean(positions) + deviation)
+        return _exact(model.mean(positions) + deviation)
 
 
 def energy_fn(model):
@@ -119,7 +119,7 @@ def energy_and_forces(model):
 
     def apply(positions):
         with jax.enable_x64(True):
-            return exact(batched(_double(model, positions, batch=True)))
+            return _exact(batched(_double(model, positions, batch=True)))
 
     return apply
 
@@ -188,7 +188,7 @@ def predictive_variance(model):
 
     def apply(positions):
         with jax.enable_x64(True):
-            return exact(batched(_double(model, positions, batch=True)))
+            return _exact(batched(_double(model, positions, batch=True)))
 
     return apply
 
@@ -203,7 +203,7 @@ def leave_one_out(model):
         return error, jnp.sqrt(s2 / precision)
 
     with jax.enable_x64(True):
-        return exact(jax.lax.map(one_atom, (model.kernel, model.train_features, model.residual, model.signal_variance)))
+        return _exact(jax.lax.map(one_atom, (model.kernel, model.train_features, model.residual, model.signal_variance)))
 
 
 def check_positions(species, positions, batch=False):
@@ -221,7 +221,7 @@ def check_positions(species, positions, batch=False):
     return positions
 
 
-def exact(results):
+def _exact(results):
     """Results as NumPy arrays, unless JAX is tracing: JAX's own would turn float32 where its 64-bit mode is off."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), results)
 
