@@ -180,6 +180,7 @@ def label(
     partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets; both are kept.")] = "becke",
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
+    multipoles: Annotated[bool, typer.Option(help="Also atomic multipole moments up to the hexadecapole.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each; one per core by default.")] = None,
 ):
     """Label geometries with energies, forces and IQA atomic energies by PySCF. Run it again to go on after a stop."""
@@ -189,7 +190,7 @@ def label(
     output = output_file(output)
     folder = output.with_name(output.name + ".labels")
     others = [p for p in get_args(PartitionName) if p != partition]
-    write_plan(folder, geometries, Level(xc, basis, charge, spin, (partition, *others)))
+    write_plan(folder, geometries, Level(xc, basis, charge, spin, (partition, *others), multipoles))
     campaign, workers = Campaign.load(folder), workers or os.cpu_count() or 1
     with Processes(workers) as executor:
         campaign.run(executor, workers, progress=lambda items, total: track(items, "labelling", total))
@@ -227,6 +228,7 @@ def start(
     ] = None,
     charge: Annotated[int | None, typer.Option(help="Total charge [0].")] = None,
     spin: Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons [0].")] = None,
+    multipoles: Annotated[bool | None, typer.Option(help="Also atomic multipole moments [no].")] = None,
     executor: Annotated[ExecutorName, typer.Option(help="Processes of this machine, Slurm jobs, or a Dask scheduler.")] = (
         "processes"
     ),
@@ -246,7 +248,14 @@ def start(
     """
     from iqagp_jax.labels.campaign import begin
 
-    level = {"xc": xc, "basis": basis, "charge": charge, "spin": spin, "partitions": partition and tuple(partition)}
+    level = {
+        "xc": xc,
+        "basis": basis,
+        "charge": charge,
+        "spin": spin,
+        "partitions": partition and tuple(partition),
+        "multipoles": multipoles,
+    }
     campaign = begin(folder, geometries, **{name: value for name, value in level.items() if value is not None})
     with executor_of(executor, folder, workers, parameters(job or []), scheduler) as (pool, at_a_time):
         campaign.run(pool, at_a_time, batch, lambda items, total: track(items, "labelling", total))

@@ -16,6 +16,8 @@ from ase.io import read, write
 from ase.io.extxyz import XYZError
 from ase.io.formats import open_with_compression
 
+from iqagp_jax.harmonics import rotated
+
 DECIMALS = 8
 """Decimals of every array in an extxyz file; geometries are rounded to them before they are labelled."""
 
@@ -42,7 +44,8 @@ class Dataset:
     origin: dict[str, np.ndarray] = field(default_factory=dict)
     """arrays (n,) named as in `ORIGIN`"""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
-    """whatever else the file holds for each frame, (n,) or (n, N): raw atomic energies, charges, remainders"""
+    """whatever else the file holds for each frame, (n,) or (n, N): raw atomic energies, charges, remainders;
+    (n, N, 25) multipole moments in e bohr^l along the axes of the positions"""
     level: dict[str, str] = field(default_factory=dict)
     """level of theory, partition, programs"""
     free_atoms: dict[str, float] = field(default_factory=dict)
@@ -91,7 +94,11 @@ class Dataset:
         """The mirror images: the same energies, reflected geometries and forces. ALF features see a difference."""
         reflection = np.array([1.0, 1.0, -1.0])
         forces = None if self.forces is None else self.forces * reflection
-        return replace(self, positions=self.positions * reflection, forces=forces)
+        extra = {
+            key: rotated(values, np.diag(reflection)) if key.endswith("_multipoles") else values
+            for key, values in self.extra.items()
+        }
+        return replace(self, positions=self.positions * reflection, forces=forces, extra=extra)
 
     @property
     def splits(self):

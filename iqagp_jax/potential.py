@@ -242,11 +242,15 @@ def _exact(results):
 
 
 def _double(model, positions, batch=False):
-    check_positions(model.species, positions, batch)
+    return double(check_positions(model.species, positions, batch))
+
+
+def double(positions):
+    """Positions in float64, to be called in 64-bit mode; a warning where JAX itself held them in float32."""
     if isinstance(positions, jax.Array) and positions.dtype != jnp.float64:
         warnings.warn(
             f"positions are {positions.dtype}: JAX's 64-bit mode is off, so they and their gradients are rounded to"
             " about 1e-7; use `with jax.enable_x64(True):` or JAX_ENABLE_X64=1 for float64 throughout",
-            stacklevel=3,
+            stacklevel=4,
         )
     return jnp.asarray(positions, dtype=jnp.float64)

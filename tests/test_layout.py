@@ -9,12 +9,12 @@ import iqagp_jax
 
 FLOORS = [
     {"units", "files"},
-    {"geometry"},
+    {"geometry", "harmonics"},
     {"features", "kernels", "means", "dataset", "data"},
     {"gp"},
     {"hyperparameters", "atomwise"},
     {"potential"},
-    {"fit", "modelfile", "stationary", "robustness", "trajectory"},
+    {"fit", "modelfile", "stationary", "robustness", "trajectory", "electrostatics"},
     {"simulate", "validation"},
     {"starts", "plots", "metadynamics"},
     {"formats"},

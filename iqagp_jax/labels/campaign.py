@@ -46,13 +46,17 @@ RECENT = 100
 
 @dataclass(frozen=True)
 class Level:
-    """Level of theory and partitions of a label; the first partition gives the dataset's atomic energies."""
+    """Level of theory and partitions of a label; the first partition gives the dataset's atomic energies.
+
+    With ``multipoles`` the label holds the atomic moments too: e bohr^l, along the axes of the geometry.
+    """
 
     xc: str = "b3lyp"
     basis: str = "6-31+g(d,p)"
     charge: int = 0
     spin: int = 0
     partitions: tuple[str, ...] = ("becke", "hirshfeld")
+    multipoles: bool = False
 
     def describe(self):
         """Level of theory and programs in words, as written into datasets."""
@@ -87,13 +91,16 @@ def label_geometry(species, positions, level):
             return {"rejected": f"{name} atomic energies miss the total by {remainder * 1e3:.3f} mHa (limit 0.5)"}
         if abs(missing) > MAX_MISSING_ELECTRONS:
             return {"rejected": f"{name} populations miss {missing:.4f} electrons (limit {MAX_MISSING_ELECTRONS})"}
-    return {
+    label = {
         "energy": mf.e_tot * HARTREE,
         "forces": (scf.forces(mf) * HARTREE / BOHR).tolist(),
         "raw": {name: (a.energy * HARTREE).tolist() for name, a in atoms.items()},
         "remainder": {name: float(mf.e_tot - a.energy.sum()) * HARTREE for name, a in atoms.items()},
         "charges": {name: (mol.atom_charges() - a.population).tolist() for name, a in atoms.items()},
     }
+    if level.multipoles:
+        label["multipoles"] = {name: a.multipoles.tolist() for name, a in atoms.items()}
+    return label
 
 
 def check(geometries, level):
@@ -156,7 +163,10 @@ def check_functional(xc):
 
 def label_key(species, positions, level):
     """Name of a label: a hash of everything that determines it."""
-    content = json.dumps([list(species), np.round(positions, DECIMALS).tolist(), asdict(level)])
+    settings = asdict(level)
+    if not level.multipoles:
+        del settings["multipoles"]  # labels that were made before there were any keep their names
+    content = json.dumps([list(species), np.round(positions, DECIMALS).tolist(), settings])
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
@@ -467,6 +477,8 @@ def collect(geometries, labels, level, free_atoms):
         extra[f"{name}_energies"] = np.array([label["raw"][name] for _, label in kept])
         extra[f"{name}_charges"] = np.array([label["charges"][name] for _, label in kept])
         extra[f"{name}_remainder"] = np.array([label["remainder"][name] for _, label in kept])
+        if level.multipoles:
+            extra[f"{name}_multipoles"] = np.array([label["multipoles"][name] for _, label in kept])
     dataset = Dataset(
         species=tuple(geometries[0].get_chemical_symbols()),
         positions=np.round([atoms.get_positions() for atoms, _ in kept], DECIMALS),

@@ -23,6 +23,8 @@ import numpy as np
 from pyscf import dft, gto
 from scipy.linalg import cholesky, solve_triangular
 
+from iqagp_jax.labels.multipoles import atomic_moments
+
 ATOM_GRID = {"light": (50, 302), "heavy": (75, 302)}
 """(radial, angular) points of an atom's grid for hydrogen and for everything else."""
 
@@ -32,7 +34,10 @@ BLOCK = 2000
 
 @dataclass(frozen=True)
 class AtomicIntegrals:
-    """Components of the IQA atomic energies, each (N,) in hartree, and the electron ``population`` of each atom."""
+    """Components of the IQA atomic energies, each (N,) in hartree, and the electron ``population`` of each atom.
+
+    ``multipoles`` (N, 25) are the atomic moments up to the hexadecapole, see `multipoles`.
+    """
 
     kinetic: np.ndarray
     nucleus_electrons: np.ndarray
@@ -41,6 +46,7 @@ class AtomicIntegrals:
     exchange_correlation: np.ndarray
     nuclear_repulsion: np.ndarray
     population: np.ndarray
+    multipoles: np.ndarray
 
     @property
     def energy(self):
@@ -221,7 +227,8 @@ def integrate_atoms(mf, partitions):
     analytic = {"nucleus_electrons": nucleus_electron_attraction(mf), "nuclear_repulsion": nuclear_repulsion(mf.mol)}
     results = {}
     for name, partition in partitions.items():
-        atoms = partition(mf.mol, coords, parent)
-        shares = {key: atoms @ (weights * value) for key, value in densities.items()}
-        results[name] = AtomicIntegrals(**shares, **analytic)
+        atoms = partition(mf.mol, coords, parent) * weights
+        shares = {key: atoms @ value for key, value in densities.items()}
+        moments = atomic_moments(coords, atoms, densities["population"], mf.mol.atom_coords(), mf.mol.atom_charges())
+        results[name] = AtomicIntegrals(**shares, **analytic, multipoles=moments)
     return results

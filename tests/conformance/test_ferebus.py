@@ -1,42 +1,88 @@
-"""FEREBUS' water model (../shared/reference/ferebus/water): our kernels at its hyperparameters give its numbers."""
+"""FEREBUS' and DL_FFLUX's own files (../shared/reference): read, their numbers are reproduced.
+
+`scripts/ferebus_table.py` prints the whole table, with fits.
+"""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.io import read
 
-from iqagp_jax import gp
-from iqagp_jax.kernels import RBF
+from iqagp_jax import energy_and_forces, gp, load_model, save_model
+from iqagp_jax.fit import fit_atom
+from iqagp_jax.formats import ferebus
+from iqagp_jax.geometry import whole_molecules
 from iqagp_jax.units import HARTREE, KJ_MOL
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def section(text, name, columns):
-    """Numbers of one section of a .model file."""
-    body = text.split(f"[{name}]\n")[1].split("[")[0]
-    return np.array(body.split(), dtype=float).reshape(-1, columns)
-
-
 @pytest.fixture
 def water(reference_folder):
-    text = (reference_folder / "ferebus/water/WATER_iqa_O1.marginal.model").read_text()
-    theta = np.array(text.split("theta ")[1].splitlines()[0].split(), dtype=float)
-    mean = float(text.split("value ")[1].split()[0])
-    x, y = section(text, "training_data.x", 3), section(text, "training_data.y", 1)[:, 0]
-    return RBF(jnp.asarray(1 / np.sqrt(2 * theta))), x, y, mean, section(text, "weights", 1)[:, 0]
+    return reference_folder / "ferebus/water"
 
 
-def test_marginal_likelihood(water):
-    kernel, x, y, mean, _ = water
-    covariance = gp.covariance_matrix(kernel, x, 1e-10)
-    assert abs(gp.log_likelihood(covariance, y - mean) - 348.91457) < 1e-3
+def likelihood(model, concentrated):
+    covariance = gp.covariance_matrix(model.kernel, model.x, model.noise)
+    constant = model.n_train / 2 * (1 + np.log(2 * np.pi)) if concentrated else 0.0  # FEREBUS leaves it out
+    return gp.log_likelihood(covariance, model.residual, concentrated, concentrated) + constant
 
 
-def test_validation_error(water, reference_folder):
-    kernel, x, y, mean, file_weights = water
-    rows = np.loadtxt(reference_folder / "ferebus/water/WATER_O1_VALIDATION_SET.csv", delimiter=",", skiprows=1)
-    covariance = gp.covariance_matrix(kernel, x, 1e-10)
-    ours = gp.weights(jnp.linalg.cholesky(covariance), y - mean)
-    for w in (file_weights, ours):
-        error = (mean + gp.predict(kernel, x, w, rows[:, 1:4]) - rows[:, 4]) * HARTREE / KJ_MOL
-        assert abs(np.sqrt(np.mean(error**2)) - 0.199) < 0.001
+@pytest.mark.parametrize(("kind", "value"), [("marginal", 348.91457), ("concentrated", 453.36193)])
+def test_likelihoods(water, kind, value):
+    model = ferebus.read_model(water / f"WATER_iqa_O1.{kind}.model")
+    assert abs(likelihood(model, kind == "concentrated") - value) < 1e-3
+
+
+def errors(model, path):
+    x, y = ferebus.property_of(path, "iqa")
+    return (ferebus.predict(model, x) - y) * HARTREE / KJ_MOL
+
+
+def test_validation_error_and_features_of_glycine(reference_folder):
+    folder = reference_folder / "ferebus/glycine"
+    model = ferebus.read_model(folder / "GLYCINE_iqa_C1.marginal.model")
+    error = errors(model, folder / "GLYCINE_C1_VALIDATION_SET.csv")
+    assert abs(np.sqrt(np.mean(error**2)) - 0.862) < 0.001
+    assert abs(np.abs(error).mean() - 0.671) < 0.001
+    # Geometry from features and back: the prediction at the positions is that at the features.
+    positions = ferebus.geometries(model.x[:3], model.frame, model.n_atoms)
+    there = np.array([model(r) for r in positions]) / HARTREE
+    np.testing.assert_allclose(there, ferebus.predict(model, model.x[:3]), rtol=0, atol=1e-8)
+
+
+def test_validation_error_of_water(water):
+    error = errors(ferebus.read_model(water / "WATER_iqa_O1.marginal.model"), water / "WATER_O1_VALIDATION_SET.csv")
+    assert abs(np.sqrt(np.mean(error**2)) - 0.199) < 0.001
+    assert abs(np.abs(error).mean() - 0.095) < 0.001
+
+
+def test_box_of_water(reference_folder):
+    """Step 0 of DL_FFLUX's run, its column divided by 262550 where the program multiplied by 262549.9638285."""
+    model = ferebus.read_folder(reference_folder / "dlfflux_water")
+    box = read(reference_folder / "dlfflux_water/CONFIG", format="dlp4")
+    molecules = whole_molecules(box.positions, box.cell.array, 3)
+    energies, forces = energy_and_forces(model)(molecules)
+    assert len(molecules) == 343
+    assert abs(energies.sum() / HARTREE + 26226.8745205857 * 262550 / 262549.9638285) < 1e-6
+    assert np.abs(forces.sum(1)).max() < 1e-9
+
+
+def test_round_trip(reference_folder, tmp_path):
+    """.model to our file and back: predictions to 1e-8 hartree, hyperparameters to 1e-14."""
+    model = ferebus.read_folder(reference_folder / "dlfflux_water")
+    save_model(model, tmp_path / "water.safetensors")
+    ferebus.write_folder(load_model(tmp_path / "water.safetensors"), tmp_path)
+    back = ferebus.read_folder(tmp_path)
+    for one, two in zip(model.atoms, back.atoms, strict=True):
+        np.testing.assert_allclose(two.kernel.kernel.lengthscale, one.kernel.kernel.lengthscale, rtol=1e-14)
+        np.testing.assert_allclose(ferebus.predict(two, one.x + 0.01), ferebus.predict(one, one.x + 0.01), rtol=0, atol=1e-8)
+
+
+def test_our_fit_of_water_is_no_worse(water):
+    """From random starts: FEREBUS' likelihood at least, its validation error at most."""
+    x, y = ferebus.property_of(water / "WATER_O1_TRAINING_SET.csv", "iqa")
+    labels = (("name", "WATER"), ("atom", "O1"), ("property", "iqa"))
+    model, found = fit_atom(x, y, (0, 1, 2), labels, n_starts=3, seed=1)
+    assert found.values.max() >= 348.91456
+    assert jnp.sqrt(jnp.mean(errors(model, water / "WATER_O1_VALIDATION_SET.csv") ** 2)) < 0.1994

@@ -1,0 +1,142 @@
+"""Electrostatic energy between molecules from atomic multipole moments: cluster form, without a cut-off.
+
+    U = sum_{A < B in different molecules} sum_{lk, l'k'} Q^A_lk T_lk,l'k'(R_B - R_A) Q^B_l'k'
+
+What is within a molecule belongs to its IQA energy. With K = l + l' the interaction functions are (Hobson's theorem;
+A. J. Stone, The Theory of Intermolecular Forces, doi:10.1093/acprof:oso/9780199672394.001.0001, chapter 3)
+
+    T_lk,l'k'(R) = (-1)^l' (2K - 1)!! / ((2l - 1)!! (2l' - 1)!!) sum_q G^Kq_lk,l'k' R_Kq(R) / R^(2K + 1)
+
+where G^Kq_lk,l'k' = (2K + 1) <R_Kq R_lk R_l'k'>, the mean over the unit sphere.
+
+| symbol           | name                  | what                                                                   |
+| ---------------- | --------------------- | ---------------------------------------------------------------------- |
+| Q^A_lk           | ``moments``           | moments, e bohr^l, in the order of `harmonics.component_names`         |
+| R_A              | ``positions``         | angstrom                                                               |
+| R_Kq             | ``solid_harmonics``   | regular solid harmonics, `harmonics`                                   |
+| G and its factor | ``coupling``          | constants                                                              |
+| L'               | `harmonics.rank`      | highest rank of the moments; 4 = hexadecapole. All l, l' <= L' interact |
+
+Energies are in eV and positions in angstrom as everywhere in the package; moments stay in atomic units, as the
+field's files have them.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqagp_jax.features import local_frame
+from iqagp_jax.harmonics import rank, rotated, solid_harmonics, sphere
+from iqagp_jax.potential import double
+from iqagp_jax.units import BOHR, HARTREE
+
+
+@cache
+def coupling(max_rank):
+    """The constants of T, ((2L+1)^2, (L+1)^2, (L+1)^2) for the components Kq, lk, l'k'; zero unless K = l + l'."""
+    nodes, weights = sphere(4 * max_rank)
+    high = solid_harmonics(nodes, 2 * max_rank)
+    low = high[:, : (max_rank + 1) ** 2]
+    big, small = (np.sqrt(np.arange(h.shape[1])).astype(int) for h in (high, low))
+    odd = np.array([np.prod(np.arange(2.0 * l - 1, 0, -2)) for l in range(2 * max_rank + 1)])
+    means = np.einsum("nK,nl,nm->Klm", high * weights[:, None], low, low, optimize=True)
+    factors = ((2 * big + 1) * odd[big])[:, None, None] / odd[small][:, None] / odd[small] * (-1.0) ** small
+    return np.where(big[:, None, None] == small[:, None] + small, factors * means, 0.0)
+
+
+def interaction_energy(positions, moments, molecule):
+    """U in eV of atoms at ``positions`` (A, 3) in angstrom with ``moments`` (A, (L+1)^2) along the global axes.
+
+    ``molecule`` (A,) numbers each atom's molecule; molecules may differ. Time goes with the square of the number of
+    atoms, memory linearly, also for the gradient.
+    """
+    constants, highest = coupling(rank(moments)), 2 * rank(moments)
+    positions = positions / BOHR
+
+    @jax.checkpoint
+    def with_all_others(atom):
+        centre, q, own = atom
+        other = molecule != own
+        r = jnp.where(other[:, None], positions - centre, 1.0)
+        square = jnp.sum(r * r, -1)
+        # R_Kq is homogeneous of degree K, so R_Kq(r / r^2) / r = R_Kq(r) / r^(2K + 1).
+        irregular = solid_harmonics(r / square[:, None], highest) / jnp.sqrt(square)[:, None]
+        potential = moments @ jnp.einsum("klm,l->mk", constants, q)
+        return jnp.sum(jnp.where(other, jnp.sum(irregular * potential, -1), 0.0))
+
+    return 0.5 * HARTREE * jnp.sum(jax.lax.map(with_all_others, (positions, moments, molecule)))
+
+
+def local_axes(frames, positions):
+    """Axes (N, 3, 3), as rows, of the atomic local ``frames``, (centre, x-axis, xy-plane) for every atom of (N, 3)."""
+    return jax.vmap(local_frame, (None, 0, 0, 0))(jnp.asarray(positions), *jnp.asarray(frames).T)
+
+
+@jax.jit
+def local_moments(moments, frames, positions):
+    """Moments (N, (L+1)^2) of one molecule in its atomic local frames, from those along the axes of ``positions`` (N, 3)."""
+    return rotated(moments, local_axes(frames, positions))
+
+
+@jax.jit
+def global_moments(moments, frames, positions):
+    """Moments (N, (L+1)^2) along the axes of ``positions`` (N, 3), from those in the atomic local frames."""
+    return rotated(moments, local_axes(frames, positions).mT)
+
+
+def energy_fn(moments, frames):
+    """Electrostatic energy of M like molecules as a function of positions: (M, N, 3) angstrom -> scalar eV, in float64.
+
+    ``moments`` is a JAX function of one molecule's positions (N, 3) giving its moments (N, (L+1)^2) in e bohr^l in the
+    atomic local ``frames``, ((centre, x-axis, xy-plane), ...) of its atoms. ``-jax.grad`` of the result are the forces,
+    the moments' dependence on the geometry and the turning of the frames included. Works under jit, vmap and grad.
+    """
+    total = jax.jit(partial(_energy, moments, frames))
+    value_and_gradient = jax.jit(jax.value_and_grad(total))
+
+    @jax.custom_jvp
+    def energy(positions):
+        with jax.enable_x64(True):
+            return total(_checked(frames, positions))
+
+    @energy.defjvp
+    def energy_jvp(primals, tangents):
+        (positions,), (direction,) = primals, tangents
+        with jax.enable_x64(True):
+            value, gradient = value_and_gradient(_checked(frames, positions))
+            return value, jnp.sum(gradient * direction.astype(gradient.dtype))
+
+    return energy
+
+
+def energy_and_forces(moments, frames):
+    """The same as `energy_fn` with its forces: (M, N, 3) angstrom -> eV and (M, N, 3) eV/angstrom, as NumPy arrays.
+
+    Compiled once per number of molecules.
+    """
+    compiled = jax.jit(jax.value_and_grad(partial(_energy, moments, frames)))
+
+    def apply(positions):
+        with jax.enable_x64(True):
+            energy, gradient = compiled(_checked(frames, positions))
+            return np.asarray(energy), np.asarray(-gradient)
+
+    return apply
+
+
+def _energy(moments, frames, positions):
+    n_molecules, n_atoms, _ = positions.shape
+    in_space = jax.vmap(lambda r: global_moments(moments(r), frames, r))(positions)
+    molecule = jnp.repeat(jnp.arange(n_molecules), n_atoms)
+    return interaction_energy(positions.reshape(-1, 3), in_space.reshape(n_molecules * n_atoms, -1), molecule)
+
+
+def _checked(frames, positions):
+    shape = np.shape(positions)
+    if len(shape) != 3 or shape[1:] != (len(frames), 3):
+        raise ValueError(
+            f"expected positions of shape (molecules, {len(frames)}, 3) for the frames of {len(frames)} atoms, found {shape}"
+        )
+    return double(positions)
