@@ -141,3 +141,24 @@ class Atomwise:
             return jnp.stack([a.variance(f, positions) for a, f in zip(self.atoms, factors, strict=True)])
 
         return at
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["components"], meta_fields=[])
+@dataclass(frozen=True)
+class Moments:
+    """Multipole moments of a molecule's atoms by Gaussian processes, in e bohr^l in the atomic local frames.
+
+    ``electrostatics.energy_fn(moments, moments.frames)`` is the energy between such molecules.
+    """
+
+    components: tuple[Atomwise, ...]
+    """one for each of ``harmonics.component_names``: 1, 4, 9, 16 or 25"""
+
+    @property
+    def frames(self):
+        """(centre, x-axis, xy-plane) atom of every atom."""
+        return tuple(atom.frame for atom in self.components[0].atoms)
+
+    def __call__(self, positions):
+        """(N, 3) angstrom -> (N, (L+1)^2)"""
+        return jnp.stack([component(positions) for component in self.components], axis=-1)

@@ -33,6 +33,9 @@ RANDOM_FACTORS = (0.3, 30.0)
 HOLD_OUT = 5
 """Every so manieth point is held out."""
 
+MEMORY = 40
+"""Steps that L-BFGS remembers: with dozens of length scales, most of them hardly felt, more than usual pay."""
+
 ADAM_RATE = 0.05
 """Adam's steps in the logarithm of the length scales."""
 
@@ -133,7 +136,7 @@ def maximise(objective, data, starts, search, progress=lambda steps: steps):
 
     if search.optimiser == "lbfgs":
         linesearch = optax.scale_by_zoom_linesearch(max_linesearch_steps=12)
-        optimiser = optax.lbfgs(memory_size=15, linesearch=linesearch)
+        optimiser = optax.lbfgs(memory_size=MEMORY, linesearch=linesearch)
         value_and_gradient = optax.value_and_grad_from_state(loss)
     else:
         optimiser = optax.with_extra_args_support(optax.adam(ADAM_RATE))

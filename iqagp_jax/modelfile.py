@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from iqagp_jax.atomwise import AtomGP, Atomwise, PolynomialMean
+from iqagp_jax.atomwise import AtomGP, Atomwise, Moments, PolynomialMean
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.files import write_atomically
 from iqagp_jax.kernels import RBF, Constant, Joint, Linear, Matern52, Periodic, Product, RBFCyclic, Restrict, Select, Sum
@@ -17,7 +17,7 @@ from iqagp_jax.potential import Model
 
 FORMAT = "iqagp-model-1"
 
-MODELS = (Model, Atomwise, AtomGP)
+MODELS = (Model, Atomwise, AtomGP, Moments)
 FEATURES = (ALF, InverseDistances)
 KERNELS = (RBF, Periodic, Matern52, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
 MEANS = (ConstantMean, PolynomialMean)

@@ -2,11 +2,27 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 from test_cli import iqagp
 
-from iqagp_jax import atomic_energies, energy_and_forces, load_model, predictive_variance, save_model
+from iqagp_jax import (
+    Dataset,
+    atomic_energies,
+    electrostatics,
+    energy_and_forces,
+    energy_fn,
+    load_model,
+    predictive_variance,
+    save_model,
+    simulate,
+    validate,
+)
+from iqagp_jax.ase_calculator import IQAGP
+from iqagp_jax.fit import fit_atom
 from iqagp_jax.formats import ferebus
-from iqagp_jax.units import HARTREE
+from iqagp_jax.robustness import failure_rule
+from iqagp_jax.stationary import minimise
+from iqagp_jax.units import BOHR, HARTREE
 
 N, D = 12, 6
 RNG = np.random.default_rng(0)
@@ -34,7 +50,7 @@ def mixed(x, y):
 
 
 def linear(x, y):
-    return rbf(x, y) + np.sum((x * y)[:2] / np.array([4.0, 5.0])) + 0.25
+    return 2.5 * (rbf(x, y) + np.sum((x * y)[:2] / np.array([4.0, 5.0])) + 0.25)
 
 
 def section(name, kind, columns, **parameters):
@@ -54,7 +70,7 @@ KERNELS = {
     ),
     "sum": (
         linear,
-        "((k1+k2)+c)",
+        "((k1+k2)+c)\nprefactor 2.5",
         [
             section("k1", "rbf", EVERY, theta=THETA),
             section("k2", "linear", [1, 2], order=1, c=[4.0, 5.0]),
@@ -183,6 +199,72 @@ def test_a_folder_is_a_potential_like_any_other(molecule, tmp_path):
     np.testing.assert_allclose(energy_and_forces(again)(near)[0], energies, rtol=0, atol=1e-12 * HARTREE)
 
 
+def test_it_is_validated_relaxed_simulated_and_used_through_ase(tmp_path, water_like):
+    """Whatever takes a model of ours takes an imported one."""
+    model = water_like
+    positions = model.reference[None] + 0.01 * RNG.normal(size=(5, 3, 3))
+    energies, forces = energy_and_forces(model)(positions)
+    data = Dataset(model.species, positions, energies, forces, np.array([atomic_energies(model, r) for r in positions]))
+    result = validate(model, data)
+    assert result.energy.max < 1e-6 and result.forces.max < 1e-6
+    atoms = Atoms(model.species, positions=positions[0], calculator=IQAGP(model))
+    assert atoms.get_potential_energy() == pytest.approx(energies[0])
+    relaxed = minimise(energy_fn(model), positions[0])
+    assert relaxed.max_force < 1e-3 and relaxed.energy < energies.min()
+    rule = failure_rule(model.species, relaxed.positions)
+    run = simulate(
+        energy_fn(model), rule, relaxed.positions[None], tmp_path / "run", temperature=50.0, time=0.02, progress=False
+    )
+    assert run.survived.all()
+
+
+@pytest.fixture
+def water_like():
+    """Atomwise potential of a bent triatomic in harmonic springs, fitted atom by atom from csv-like tables."""
+    spread = RNG.uniform(-1, 1, (60, 3)) * np.array([0.3, 0.3, 0.3])
+    x = np.array([1.8, 1.8, 1.8]) + spread
+    y = 0.1 * (spread**2).sum(1) / 3 - 25
+    atoms = []
+    geometry = ferebus.geometries(x, (0, 1, 2), 3) / BOHR
+    for atom, frame in (("O1", (0, 1, 2)), ("H2", (1, 0, 2)), ("H3", (2, 0, 1))):
+        features = np.array([ferebus_features(r, frame) for r in geometry])
+        labels = (("name", "WATER"), ("atom", atom), ("property", "iqa"))
+        atoms.append(fit_atom(features, y, frame, labels, noise=1e-8, max_steps=10)[0])
+    return ferebus.assemble(atoms)
+
+
+def ferebus_features(positions, frame):
+    """Two distances and the angle between them, of three atoms."""
+    to_x, to_xy = positions[frame[1]] - positions[frame[0]], positions[frame[2]] - positions[frame[0]]
+    a, b = np.linalg.norm(to_x), np.linalg.norm(to_xy)
+    return a, b, np.arccos(to_x @ to_xy / (a * b))
+
+
+def test_models_of_moments_are_electrostatics(molecule):
+    """Charges and dipoles from a folder: the energy of two molecules is that of the moments; forces are its gradient."""
+    for name in ("q00", "q10", "q11c", "q11s"):
+        for path in list(molecule.glob("TOY_iqa_*.model")):
+            text = path.read_text().replace("property iqa", f"property {name}")
+            (molecule / path.name.replace("iqa", name)).write_text(text)
+    moments = ferebus.read_moments(molecule, max_rank=1)
+    one = ferebus.read_folder(molecule).reference
+    pair = np.stack([one, one + np.array([0.0, 6.0, 0.0])])
+    with ferebus.jax.enable_x64(True):
+        own = np.asarray(moments(one))
+    assert own.shape == (4, 4)
+    # The toy's "moments" are its energies, hartree for e.
+    np.testing.assert_allclose(own[:, 0], atomic_energies(ferebus.read_folder(molecule), one) / HARTREE, rtol=1e-10)
+    energy_and_forces_of = electrostatics.energy_and_forces(moments, moments.frames)
+    _, forces = energy_and_forces_of(pair)
+    step = np.zeros_like(pair)
+    step[1, 2, 0] = 1e-4
+    both = [energy_and_forces_of(pair + sign * step)[0] for sign in (1, -1)]
+    assert -forces[1, 2, 0] == pytest.approx((both[0] - both[1]) / 2e-4, rel=1e-5)
+    (molecule / "TOY_q11s_H2.model").unlink()
+    with pytest.raises(ValueError, match=r"atoms \[2\] have no model"):
+        ferebus.read_moments(molecule, max_rank=1)
+
+
 def test_convert_in_both_directions(molecule, tmp_path, capsys):
     assert iqagp("convert", molecule, "-o", tmp_path / "toy.safetensors") == 0
     assert iqagp("convert", tmp_path / "toy.safetensors", "-o", tmp_path / "again") == 0
@@ -249,7 +331,8 @@ BROKEN = {
     "columns": (lambda t: t.replace("active_dimensions 1 2", "active_dimensions 1 1"), r"expected different active dimensions"),
     "ALF": (lambda t: t.replace("ALF 1 2 3", "ALF 1 2 9"), r"line 10: expected three different atoms"),
     "composition": (lambda t: t.replace("composition k1", "composition k1-"), r"expected kernels joined by"),
-    "no such kernel": (lambda t: t.replace("composition k1", "composition k7"), r"expected a section \[kernel.k7\]"),
+    "no such kernel": (lambda t: t.replace("composition k1", "composition k1*k7"), r"expected a section \[kernel.k7\]"),
+    "unused kernel": (lambda t: t.replace("composition k1", "composition c"), r"expected all kernels .* found k1 not used"),
     "mean": (lambda t: t.replace("type constant", "type cubic"), r"line \d+: expected a mean zero"),
     "scaling": (lambda t: t.replace("scaling.x none", "scaling.x log"), r"expected scaling.x none or standardise"),
     "empty": (lambda t: "", r"expected a section \[system\]"),

@@ -10,6 +10,7 @@ facts about the format are those of the files themselves and of FEREBUS 7 (githu
 | ``periodic``          | exp(-4 sum theta sin^2(d / 2))                                                     |
 | ``linear``            | sum (x y)^order / c                                                                |
 | ``constant``          | value                                                                              |
+| ``prefactor``         | the whole kernel times it                                                           |
 | mean ``linear``       | ymin + sum beta (x - xmin); ``quadratic`` the same with squares                     |
 | ``scaling.x``, ``.y`` | ``standardise``: kernels and means see (x - mean) / standard deviation (1/n)       |
 | ``[weights]``         | (K + nugget)^-1 (y - m), nugget in a comment                                        |
@@ -27,10 +28,11 @@ import jax
 import numpy as np
 
 from iqagp_jax import gp
-from iqagp_jax.atomwise import AtomGP, Atomwise, PolynomialMean, is_length
+from iqagp_jax.atomwise import AtomGP, Atomwise, Moments, PolynomialMean, is_length
 from iqagp_jax.features import ALF, alf_positions
 from iqagp_jax.files import write_atomically
 from iqagp_jax.formats.text import TextFile
+from iqagp_jax.harmonics import component_names
 from iqagp_jax.kernels import RBF, Constant, Joint, Kernel, Linear, Periodic, Product, RBFCyclic, Restrict, Select, Sum
 from iqagp_jax.means import ConstantMean
 from iqagp_jax.units import BOHR, HARTREE
@@ -51,9 +53,6 @@ TOLERANCE = 1e-4
 
 NOTES = ("program", "version", "likelihood", "method", "basis-set")
 """Comments that are kept."""
-
-MOMENTS = ("q00", *(f"q{rank}{m}{part}" for rank in range(1, 5) for m in range(rank + 1) for part in ("cs" if m else ("",))))
-"""Names of the 25 multipole moments up to the hexadecapole, in Stone's order."""
 
 
 class _File(TextFile):
@@ -214,14 +213,21 @@ def _kernel(file, d, x_scale, conventions):
             return first + second if isinstance(node.op, ast.Add) else first * second
         raise file.error(number, f"expected kernels joined by + and *, found {composition!r}")
 
+    unused = {name.removeprefix("kernel.") for name in file.sections if name.startswith("kernel.")}
+    unused -= set(re.findall(r"\w+", composition.lower()))
+    if unused:
+        raise file.error(number, f"expected all kernels in the composition {composition!r}, found {', '.join(unused)} not used")
     try:
-        return build(ast.parse(composition, mode="eval").body)
+        kernel = build(ast.parse(composition, mode="eval").body)
     except SyntaxError:
         raise file.error(number, f"expected kernels joined by + and *, found {composition!r}") from None
+    prefactor = file.value("kernels", "prefactor", optional=True)  # ICHOR's
+    factor = file.floats(*prefactor, 1)[0] if prefactor else 1.0
+    return kernel if factor == 1 else Constant(factor) * kernel
 
 
 def _component(file, name, d, x_scale, conventions):
-    section = f"kernel.{name}"
+    section = f"kernel.{name.lower()}"
     number, kind = file.value(section, "type")
     if kind == ["constant"]:
         return Constant(file.floats(*file.value(section, "value"), 1)[0])
@@ -265,6 +271,16 @@ def read_folder(folder, property="iqa", conventions=(), accept_weights=False):
         model = read_model(path, conventions, accept_weights)
         models[dict(model.labels)["atom"]] = model
     return assemble(models.values(), folder)
+
+
+def read_moments(folder, max_rank=4, conventions=(), accept_weights=False):
+    """The models of all multipole moments q00, q10, ... up to ``max_rank`` in a folder, as `Moments`."""
+    names = component_names(max_rank)
+    components = tuple(read_folder(folder, name, conventions, accept_weights) for name in names)
+    frames = [tuple(atom.frame for atom in component.atoms) for component in components]
+    if other := [name for name, frame in zip(names, frames, strict=True) if frame != frames[0]]:
+        raise ValueError(f"{folder}: expected all moments in the frames of q00, found {', '.join(other)} in others")
+    return Moments(components)
 
 
 def assemble(models, origin="models"):
