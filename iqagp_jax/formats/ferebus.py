@@ -297,10 +297,13 @@ def assemble(models, origin="models"):
         what = f"atoms {missing} have no model" if missing else f"the models of atoms {strange} belong to other molecules"
         raise ValueError(f"{origin}: expected one model for each of {first.n_atoms} atoms, but {what}")
     symbols, atoms = zip(*(by_number[n] for n in sorted(by_number)), strict=True)
-    lowest = atoms[0]
-    reference = geometries(lowest.x[np.argmin(lowest.y)][None], lowest.frame, lowest.n_atoms)[0]
-    provenance = {k: v for k, v in atoms[0].labels if k not in ("atom", "likelihood")}
-    return Atomwise(symbols, atoms, reference, tuple(provenance.items()))
+    provenance = {k: v for k, v in first.labels if k not in ("atom", "likelihood")}
+    positions = geometries(first.x, first.frame, first.n_atoms)
+    model = Atomwise(symbols, atoms, positions[0], tuple(provenance.items()))
+    # The atoms' sum, not one atom's energy, says which training geometry is near a minimum.
+    with jax.enable_x64(True):
+        totals = jax.jit(lambda model, batch: jax.lax.map(lambda r: model(r).sum(), batch, batch_size=64))(model, positions)
+        return replace(model, reference=positions[int(totals.argmin())])
 
 
 def geometries(x, frame, n_atoms):
