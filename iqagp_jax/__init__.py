@@ -5,7 +5,15 @@ from importlib.metadata import version
 from iqagp_jax.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
 from iqagp_jax.fit import fit_gp
 from iqagp_jax.modelfile import load_model, save_model
-from iqagp_jax.potential import Model, atomic_energies, energy_and_forces, energy_fn, leave_one_out, predictive_variance
+from iqagp_jax.potential import (
+    Model,
+    atomic_energies,
+    energy_and_forces,
+    energy_fn,
+    energy_variance,
+    leave_one_out,
+    predictive_variance,
+)
 from iqagp_jax.simulate import simulate
 from iqagp_jax.trajectory import load_trajectory
 from iqagp_jax.validation import validate
@@ -17,6 +25,7 @@ __all__ = [
     "embedded_datasets",
     "energy_and_forces",
     "energy_fn",
+    "energy_variance",
     "fit_gp",
     "leave_one_out",
     "load_dataset",

@@ -349,6 +349,10 @@ def train(
     starts: Annotated[int, typer.Option(min=0, help="Random starts; 0: one start at a likely multiple of the spread.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random starts.")] = 0,
     transfer: Annotated[int | None, typer.Option(help="Fit on so many geometries first, then relax on all.")] = None,
+    targets: Annotated[
+        str,
+        typer.Option(help="What is learned, with commas between: atomic_energies, energy, forces."),
+    ] = "atomic_energies",
     partition: Annotated[PartitionName | None, typer.Option(help="Another partition's atomic energies of the dataset.")] = None,
 ):
     """Fit one Gaussian process per atom, hyperparameters by maximum likelihood."""
@@ -377,6 +381,7 @@ def train(
         n_starts=starts,
         seed=seed,
         n_seed=transfer,
+        targets=tuple(targets.split(",")),
     )
     save_model(model, output)
     likelihood_trace(model).savefig(output.with_suffix(".trace.png"))

@@ -10,6 +10,7 @@ import numpy as np
 from iqagp_jax import gp
 from iqagp_jax.atomwise import AtomGP, PolynomialMean, is_length
 from iqagp_jax.features import FEATURES
+from iqagp_jax.fit_joint import check_targets, fit_joint
 from iqagp_jax.hyperparameters import Search, search_hyperparameters
 from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Select
 from iqagp_jax.means import constant_mean
@@ -54,9 +55,10 @@ def fit_gp(
     n_hyper=None,
     mirror=False,
     progress=lambda steps: steps,
+    targets=("atomic_energies",),
     **search,
 ):
-    """Fit one Gaussian process per atom to the atomic energies of a `Dataset`; returns a `Model`.
+    """Fit one Gaussian process per atom to what a `Dataset` knows of ``targets``; returns a `Model`.
 
     The hyperparameters (a length scale per feature and the signal variance of every atom) maximise the log marginal
     likelihood of the training data. The noise is fixed at ``noise`` times the signal variance: labels of a converged
@@ -74,11 +76,14 @@ def fit_gp(
     mirror: add the mirror image of every training geometry, which has the same energies but other ALF features, to
         the data that the weights are fitted to; the hyperparameters see the originals only.
     progress: wraps the range of optimisation steps, as a progress bar does.
+    targets: what is learned, any of "atomic_energies", "energy" (the molecule's) and "forces"; with more than atomic
+        energies all is one joint Gaussian process, see `joint` and `fit_joint`.
     search: options of `hyperparameters.Search`: loss, optimiser, n_starts, seed, n_seed.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
     """
-    train = _training_frames(dataset, n_train)
+    targets = check_targets(targets)
+    train = _training_frames(dataset, n_train, targets)
     search = Search(max_steps=max_steps, **search)
     if features not in FEATURES:
         raise ValueError(f"expected features among {', '.join(FEATURES)}, found {features!r}")
@@ -90,8 +95,17 @@ def fit_gp(
         mean = (
             prior_mean
             if callable(prior_mean)
-            else constant_mean(prior_mean, train.atomic_energies, train.thermal, train.species, train.free_atoms)
+            else constant_mean(prior_mean, _shares(train), train.thermal, train.species, train.free_atoms)
         )
+        made_by = {
+            "kernel": kernel,
+            "loss": search.loss,
+            "prior_mean": getattr(prior_mean, "__name__", prior_mean),
+            "program": f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}",
+        }
+        if targets != ("atomic_energies",):
+            build = partial(build_kernel, kernel, angular=chosen.angular)
+            return fit_joint(train, chosen, build, mean, targets, noise, search, mirror, made_by, progress)
         positions = np.concatenate([train.positions, train.mirrored().positions]) if mirror else train.positions
         energies = np.concatenate([train.atomic_energies] * (2 if mirror else 1))
         prior = jax.jit(jax.vmap(mean))(jnp.asarray(positions))
@@ -106,12 +120,6 @@ def fit_gp(
         found = search_hyperparameters(
             build, noise, search, points[:, subset], residual[:, subset], chosen.angular, progress=progress
         )
-        made_by = {
-            "kernel": kernel,
-            "loss": search.loss,
-            "prior_mean": getattr(prior_mean, "__name__", prior_mean),
-            "program": f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}",
-        }
         return condition(train, chosen, build(found.parameters), mean, points, residual, noise, found.trace, made_by)
 
 
@@ -126,7 +134,9 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         kernel: "rbf" on all features as they are, as FEREBUS does, or "rbf-periodic" with the phi periodic.
         noise: nugget, in units of the signal variance 1.
         unit: of y in the project's units: eV for hartree.
-        search: options of `hyperparameters.Search`, by default loss "marginal", tolerance 1e-6, max_steps 500. A marginal
+        targets: what is learned, any of "atomic_energies", "energy" (the molecule's) and "forces"; with more than atomic
+        energies all is one joint Gaussian process, see `joint` and `fit_joint`.
+    search: options of `hyperparameters.Search`, by default loss "marginal", tolerance 1e-6, max_steps 500. A marginal
             likelihood has the sample mean, a concentrated one the generalised least-squares mean.
     """
     search = Search(**{"loss": "marginal", "tolerance": 1e-6, "max_steps": 500, **search})
@@ -205,10 +215,17 @@ def condition(train, features, kernel, mean, points, residual, noise, trace, pro
     )
 
 
-def _training_frames(dataset, n_train):
+def _shares(train):
+    """Atomic energies (n, N) for a prior mean: equal shares of the total where the dataset has none."""
+    if train.atomic_energies is not None:
+        return train.atomic_energies
+    return np.repeat(train.energy[:, None] / len(train.species), len(train.species), axis=1)
+
+
+def _training_frames(dataset, n_train, targets):
     """The first n frames of the training split (of everything where there are no splits), checked."""
     train = dataset.split("train") if dataset.splits else dataset
-    if train.atomic_energies is None:
+    if "atomic_energies" in targets and train.atomic_energies is None:
         raise ValueError("expected a dataset with atomic energies (per-atom array REF_atomic_energies), found none")
     n = len(train) if n_train is None else n_train
     if not 2 <= n <= len(train):

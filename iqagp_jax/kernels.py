@@ -31,7 +31,7 @@ class Kernel:
 
 
 class Radial(Kernel):
-    """k(x, y) = profile(|embed(x) - embed(y)|^2)."""
+    """k(x, y) = profile(s), s = |embed(x) - embed(y)|^2; ``slope`` and ``curvature`` are d/ds and d^2/ds^2 of the profile."""
 
     def __call__(self, x, y):
         difference = self.embed(x) - self.embed(y)
@@ -45,6 +45,16 @@ class SquaredExponential(Radial):
     def profile(s):
         """exp(-s/2)"""
         return jnp.exp(-0.5 * s)
+
+    @staticmethod
+    def slope(s):
+        """-1/2 exp(-s/2)"""
+        return -0.5 * jnp.exp(-0.5 * s)
+
+    @staticmethod
+    def curvature(s):
+        """1/4 exp(-s/2)"""
+        return 0.25 * jnp.exp(-0.5 * s)
 
 
 @_pytree
@@ -88,10 +98,36 @@ class Matern52(Radial):
     @staticmethod
     def profile(s):
         """(1 + a + a^2/3) exp(-a), a = sqrt(5 s)"""
-        # The profile is even in a and smooth in s up to second order; below the guard its Taylor series is exact.
-        small = s < 1e-20
-        a = jnp.sqrt(5 * jnp.where(small, 1.0, s))
-        return jnp.where(small, 1 - 5 / 6 * s, (1 + a + a * a / 3) * jnp.exp(-a))
+        return _matern52(s)
+
+    @staticmethod
+    def slope(s):
+        """-5/6 (1 + a) exp(-a)"""
+        return _matern52_slope(s)
+
+    @staticmethod
+    def curvature(s):
+        """25/12 exp(-a)"""
+        # Infinitely steep at zero, where covariances multiply it by zero: their gradients must not see that.
+        here = s == 0
+        return 25 / 12 * jnp.exp(-jnp.where(here, 0.0, jnp.sqrt(5 * jnp.where(here, 1.0, s))))
+
+
+# The square root has no derivative at zero, but the profile and its slope do: those are given.
+@jax.custom_jvp
+def _matern52(s):
+    a = jnp.sqrt(5 * s)
+    return (1 + a + a * a / 3) * jnp.exp(-a)
+
+
+@jax.custom_jvp
+def _matern52_slope(s):
+    a = jnp.sqrt(5 * s)
+    return -5 / 6 * (1 + a) * jnp.exp(-a)
+
+
+_matern52.defjvps(lambda ds, value, s: Matern52.slope(s) * ds)
+_matern52_slope.defjvps(lambda ds, value, s: Matern52.curvature(s) * ds)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["columns"])

@@ -15,6 +15,7 @@ FFLUX group; the exact formulas of their paper are not in our material, ours are
 | `mf5`  | max E_A + 5 ranges                                          |
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -34,6 +35,19 @@ class ConstantMean:
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,) eV"""
         return self.values
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SumOfMeans:
+    """m_1(R) + m_2(R)."""
+
+    first: Callable
+    second: Callable
+
+    def __call__(self, positions):
+        """(N, 3) angstrom -> (N,) eV"""
+        return self.first(positions) + self.second(positions)
 
 
 def constant_mean(name, atomic_energies, thermal, species, free_atoms):

@@ -12,7 +12,7 @@ from iqagp_jax.atomwise import AtomGP, Atomwise, Moments, PolynomialMean
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.files import write_atomically
 from iqagp_jax.kernels import RBF, Constant, Joint, Linear, Matern52, Periodic, Product, RBFCyclic, Restrict, Select, Sum
-from iqagp_jax.means import ConstantMean
+from iqagp_jax.means import ConstantMean, SumOfMeans
 from iqagp_jax.potential import Model
 
 FORMAT = "iqagp-model-1"
@@ -20,7 +20,7 @@ FORMAT = "iqagp-model-1"
 MODELS = (Model, Atomwise, AtomGP, Moments)
 FEATURES = (ALF, InverseDistances)
 KERNELS = (RBF, Periodic, Matern52, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
-MEANS = (ConstantMean, PolynomialMean)
+MEANS = (ConstantMean, SumOfMeans, PolynomialMean)
 PARTS = {kind.__name__: kind for kind in MODELS + FEATURES + KERNELS + MEANS}
 """The dataclasses a model file may consist of."""
 
@@ -62,7 +62,7 @@ def _take_apart(value, name, tensors):
         return {"type": type(value).__name__, "fields": parts}
     if isinstance(value, tuple) and any(isinstance(item, np.ndarray) or type(item).__name__ in PARTS for item in value):
         return {"tuple": [_take_apart(item, f"{name}.{k}", tensors) for k, item in enumerate(value)]}
-    if isinstance(value, str | int | float | tuple):
+    if value is None or isinstance(value, str | int | float | tuple):
         return {"value": value}
     raise TypeError(
         f"{name} is {value!r}, which a model file cannot hold; save the model with a prior mean from iqagp_jax.means"

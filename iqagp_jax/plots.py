@@ -69,9 +69,10 @@ def temperature_and_energy(times, temperatures, energies, targets):
     """
     figure, left, right = _figure(2)
     ps = times / 1000
-    with np.errstate(invalid="ignore"):
-        left.plot(ps, temperatures, color=BLUE, lw=0.3, alpha=0.3)
-        left.plot(ps, np.nanmean(temperatures, axis=1), color=BLUE, lw=1.5, label="mean over replicas")
+    alive = np.isfinite(temperatures)
+    mean = np.where(alive, temperatures, 0.0).sum(1) / np.where(alive.any(1), alive.sum(1), np.nan)
+    left.plot(ps, temperatures, color=BLUE, lw=0.3, alpha=0.3)
+    left.plot(ps, mean, color=BLUE, lw=1.5, label="mean over replicas")
     for target in sorted(set(targets)):
         left.axhline(target, color=GREY, lw=0.8, ls="--", label=f"target {target:g} K")
     left.set(xlabel="time, ps", ylabel="kinetic temperature, K")

@@ -15,8 +15,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.linalg import solve_triangular
+from scipy.linalg import cholesky
 
-from iqagp_jax import gp
+from iqagp_jax import gp, joint
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.kernels import Kernel, Radial
 
@@ -29,18 +31,20 @@ from iqagp_jax.kernels import Kernel, Radial
         "mean",
         "train_features",
         "weights",
+        "directions",
+        "train_positions",
         "signal_variance",
         "residual",
         "reference",
         "trace",
     ],
-    meta_fields=["species", "noise", "provenance"],
+    meta_fields=["species", "noise", "targets", "provenance"],
 )
 @dataclass(frozen=True)
 class Model:
-    """One Gaussian process per atom: E_A(R) = m_A(R) + sum_i w_Ai k_A(f_A(R), f_A(R_i)). A frozen pytree.
+    """One Gaussian process per atom, E_A(R) = m_A(R) + sum_i w_Ai k_A(x, x_i) + b_Ai . dk_A(x, x_i)/dx_i. A frozen pytree.
 
-    Every array of ``kernel`` has the atoms as its first axis.
+    x = f_A(R) and x_i = f_A(R_i) are features. Every array of ``kernel`` has the atoms as its first axis.
     """
 
     species: tuple[str, ...]
@@ -53,14 +57,20 @@ class Model:
     """(N, n) eV"""
     signal_variance: np.ndarray
     """(N,) eV^2"""
-    residual: np.ndarray
-    """(N, n) eV, training atomic energies minus prior mean"""
+    residual: np.ndarray | None
+    """(N, n) eV, training atomic energies minus prior mean, where there are any"""
     reference: np.ndarray
     """(N, 3) angstrom, the training geometry of lowest energy: defines the bonds and equilibrium starts"""
     trace: np.ndarray
     """(steps, N) log likelihood of every atom while the hyperparameters were fitted"""
     noise: float
     """noise variance as a share of the signal variance"""
+    directions: np.ndarray | None = None
+    """(N, n, D) b, eV times the features' units; None for a model that has not seen forces"""
+    train_positions: np.ndarray | None = None
+    """(n, N, 3) angstrom, kept by a model of several targets"""
+    targets: tuple[str, ...] = ("atomic_energies",)
+    """what it was fitted to, of `joint.TARGETS`"""
     provenance: tuple[tuple[str, str], ...] = field(default=())
     """where the model came from, as (name, value) pairs"""
 
@@ -77,10 +87,18 @@ def atomic_energies(model, positions):
         if not isinstance(model, Model):
             return _exact(model(positions))
 
-        def one_atom(kernel, point, train, w):
-            return jax.vmap(lambda x: kernel(point, x))(train) @ w
+        def one_atom(kernel, point, train, w, directions):
+            if directions is None:
+                return jax.vmap(lambda x: kernel(point, x))(train) @ w
 
-        deviation = jax.vmap(one_atom)(model.kernel, model.features(positions), model.train_features, model.weights)
+            def one_point(x, w, b):
+                value, along = jax.jvp(partial(kernel, point), (x,), (b,))
+                return w * value + along
+
+            return jax.vmap(one_point)(train, w, directions).sum()
+
+        trained = (model.train_features, model.weights, model.directions)
+        deviation = jax.vmap(one_atom)(model.kernel, model.features(positions), *trained)
         return _exact(model.mean(positions) + deviation)
 
 
@@ -133,7 +151,8 @@ def _training(model):
     """What the fast path knows of the training points of each atom before any geometry comes.
 
     For radial kernels the embedded points z - c (N, n, E), their squared norms and their centre c (N, E): squared
-    distances are differences of large numbers, so they are taken about the centre. Else the features as they are.
+    distances are differences of large numbers, so they are taken about the centre; and, after forces, the embedded
+    directions b (N, n, E) and b.(z - c). Else the features as they are.
     """
     if not isinstance(model, Model):
         return None
@@ -141,22 +160,31 @@ def _training(model):
         return model.train_features
 
     def one_atom(arguments):
-        kernel, train = arguments
+        kernel, train, directions = arguments
         z = kernel.embed(train)
         centre = z.mean(0)
-        return z - centre, ((z - centre) ** 2).sum(1), centre
+        z = z - centre
+        if directions is None:
+            return z, (z * z).sum(1), centre
+        b = jax.jvp(kernel.embed, (train,), (directions,))[1]
+        return z, (z * z).sum(1), centre, b, (b * z).sum(1)
 
     with jax.enable_x64(True):
-        return jax.lax.map(one_atom, (model.kernel, model.train_features))
+        return jax.lax.map(one_atom, (model.kernel, model.train_features, model.directions))
 
 
 def _deviation(kernel, training, w, point):
     """Posterior minus prior mean of one atom at one point (D,): a matrix product under vmap where the kernel is radial."""
     if not isinstance(kernel, Radial):
         return jax.vmap(lambda x: kernel(point, x))(training) @ w
-    z, squares, centre = training
+    z, squares, centre, *along = training
     u = kernel.embed(point) - centre
-    return w @ kernel.profile(jnp.maximum(squares - 2 * z @ u + u @ u, 0.0))
+    s = jnp.maximum(squares - 2 * z @ u + u @ u, 0.0)
+    if not along:
+        return w @ kernel.profile(s)
+    b, offsets = along
+    # d/dz_i of profile(|u - z_i|^2) along b_i
+    return w @ kernel.profile(s) - 2 * kernel.slope(s) @ (b @ u - offsets)
 
 
 def _energy_and_gradient(model, training, positions):
@@ -179,16 +207,33 @@ def _energy_and_gradient(model, training, positions):
 
 
 def predictive_variance(model):
-    """Posterior variances as a function of positions (B, N, 3) -> (B, N) eV^2, one for every atomic energy.
+    """Posterior variances as a function of positions (B, N, 3) -> (B, N) eV^2, one for every atomic energy."""
+    return _prepared(model, lambda atomic, total: atomic)
 
-    The atoms' processes are independent, so the variance of the molecular energy is their sum.
+
+def energy_variance(model):
+    """Posterior variance of the molecular energy as a function of positions: (B, N, 3) -> (B,) eV^2.
+
+    The sum of the atoms' where their processes are independent; after forces or total energies, which the atoms share,
+    their covariances count too.
     """
+    return _prepared(model, lambda atomic, total: total)
+
+
+def _prepared(model, choose):
     with jax.enable_x64(True):
-        batched = _model_variances(model) if isinstance(model, Model) else jax.jit(jax.vmap(model.variances()))
+        if not isinstance(model, Model):
+            at = model.variances()
+            batched = jax.vmap(lambda r: (at(r), at(r).sum()))
+        elif model.targets == ("atomic_energies",):
+            batched = _model_variances(model)
+        else:
+            batched = _joint_variances(model)
+        compiled = jax.jit(lambda positions: choose(*batched(positions)))
 
     def apply(positions):
         with jax.enable_x64(True):
-            return _exact(batched(_double(model, positions, batch=True)))
+            return _exact(compiled(_double(model, positions, batch=True)))
 
     return apply
 
@@ -199,17 +244,42 @@ def _model_variances(model):
         (model.kernel, model.train_features),
     )
 
-    @jax.jit
     def batched(positions):
         points = jax.vmap(model.features)(positions).swapaxes(0, 1)
         atoms = (model.kernel, model.train_features, factors, model.signal_variance, points)
-        return jax.lax.map(lambda a: gp.predictive_variance(*a), atoms).T
+        variances = jax.lax.map(lambda a: gp.predictive_variance(*a), atoms).T
+        return variances, variances.sum(1)
+
+    return batched
+
+
+def _joint_variances(model):
+    """Of a joint process: cov(E, E) - |L^-1 cov(observations, E)|^2 with the factor L of all observations."""
+    embed, radial = joint.embedding(model.kernel, model.features), type(model.kernel)
+    train = jax.jit(lambda r: joint.embedded(embed, r))(model.train_positions)
+    scales = joint.scales(model.kernel, model.features, model.signal_variance)
+    matrix = joint.covariance_matrix(radial, scales, train, model.targets, model.noise)
+    factor = jnp.asarray(cholesky(matrix, lower=True, overwrite_a=True, check_finite=False))
+
+    def batched(positions):
+        new = joint.embedded(embed, positions)
+        cross = joint.covariance(radial, scales, new, train, ("atomic_energies",), model.targets)
+        n, n_atoms = cross.shape[:2]
+        half = solve_triangular(factor, cross.reshape(n * n_atoms, -1).T, lower=True).reshape(-1, n, n_atoms)
+        atomic = model.signal_variance - (half**2).sum(0)
+        total = model.signal_variance.sum() - (half.sum(2) ** 2).sum(0)
+        return jnp.maximum(atomic, 0.0), jnp.maximum(total, 0.0)
 
     return batched
 
 
 def leave_one_out(model):
-    """Leave-one-out residuals (N, n) of the training atomic energies and their standard deviations, both in eV."""
+    """Leave-one-out residuals (N, n) of the training atomic energies and their standard deviations, both in eV.
+
+    Raises ValueError for a model of forces or total energies, where no observation stands alone.
+    """
+    if not isinstance(model, Model) or model.targets != ("atomic_energies",):
+        raise ValueError("expected a model of atomic energies alone to leave one out; validate this one on a test set")
 
     def one_atom(arguments):
         kernel, train, residual, s2 = arguments

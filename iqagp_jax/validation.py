@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from iqagp_jax.potential import atomic_energies as plain_atomic_energies
-from iqagp_jax.potential import energy_and_forces, predictive_variance
+from iqagp_jax.potential import energy_and_forces, energy_variance
 from iqagp_jax.units import KCAL_MOL
 
 BATCH = 64
@@ -37,7 +37,7 @@ class Predictions:
     atomic_energies: np.ndarray
     """(n, N)"""
     variance: np.ndarray
-    """(n, N) predictive variances of the atomic energies, eV^2"""
+    """(n,) predictive variance of the molecular energy, eV^2"""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Validation:
 
 
 def predict(model, positions):
-    """Energies, forces, atomic energies and their variances for geometries (n, N, 3) in angstrom."""
+    """Energies, forces, atomic energies and the energy's variance for geometries (n, N, 3) in angstrom."""
     import jax
 
-    fast, variance = energy_and_forces(model), predictive_variance(model)
+    fast, variance = energy_and_forces(model), energy_variance(model)
     with jax.enable_x64(True):
         plain = jax.jit(jax.vmap(lambda r: plain_atomic_energies(model, r)))
         parts = []
@@ -92,7 +92,7 @@ def validate(model, dataset, predictions=None):
         )
     predictions = predictions or predict(model, dataset.positions)
     error = (predictions.energy - dataset.energy) / KCAL_MOL
-    sigma = np.sqrt(predictions.variance.sum(1)) / KCAL_MOL
+    sigma = np.sqrt(predictions.variance) / KCAL_MOL
     atoms = forces = None
     if dataset.atomic_energies is not None:
         by_atom = (predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL

@@ -12,8 +12,9 @@ FLOORS = [
     {"geometry", "harmonics"},
     {"features", "kernels", "means", "dataset", "data"},
     {"gp"},
-    {"hyperparameters", "atomwise"},
+    {"hyperparameters", "atomwise", "joint"},
     {"potential"},
+    {"fit_joint"},
     {"fit", "modelfile", "stationary", "robustness", "trajectory", "electrostatics"},
     {"simulate", "validation"},
     {"starts", "plots", "metadynamics"},
@@ -22,7 +23,7 @@ FLOORS = [
     {"demo", "cli", "__main__", "__init__"},
 ]
 
-CORE = set().union(*FLOORS[:7]) | {"simulate"}
+CORE = set().union(*FLOORS[:8]) | {"simulate"}
 
 OUTSIDE_THE_CORE = {"pyscf", "tblite", "rdkit", "matplotlib", "typer", "znh5md", "submitit", "distributed"}
 

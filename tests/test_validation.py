@@ -28,7 +28,7 @@ def test_an_offset_is_not_forgiven(model, test_set):
 
 def test_calibration_of_a_perfect_gaussian(model, test_set):
     predictions = predict(model, test_set.positions)
-    sigma = np.sqrt(predictions.variance.sum(1))
+    sigma = np.sqrt(predictions.variance)
     drawn = predictions.energy + sigma * np.tile([0.5, 1.5, 2.5], 10)
     result = validate(model, replace(test_set, energy=drawn, atomic_energies=None), predictions)
     assert result.within_one_sigma == pytest.approx(1 / 3)
