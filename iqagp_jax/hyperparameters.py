@@ -36,6 +36,9 @@ HOLD_OUT = 5
 MEMORY = 40
 """Steps that L-BFGS remembers: with dozens of length scales, most of them hardly felt, more than usual pay."""
 
+PATIENCE = 3
+"""An atom has converged after so many steps on end that raise its objective by less than the tolerance."""
+
 ADAM_RATE = 0.05
 """Adam's steps in the logarithm of the length scales."""
 
@@ -166,17 +169,18 @@ def maximise(objective, data, starts, search, progress=lambda steps: steps):
     atom = jnp.tile(jnp.arange(n_atoms), n_starts)
     state = jax.vmap(optimiser.init)(parameters)
     best, best_values = parameters, jnp.full(len(atom), -jnp.inf)
-    done, evaluations, trace = jnp.zeros(len(atom), bool), jnp.zeros(len(atom), int), []
+    done, trace = jnp.zeros(len(atom), bool), []
+    stalled, evaluations = jnp.zeros(len(atom), int), jnp.zeros(len(atom), int)
     # The value at the end of a step is known at the beginning of the next, so there is one step more.
     for _ in progress(range(search.max_steps + 1)):
         values, at, parameters, state, made = step(done, atom, parameters, state)
         evaluations += made
         better = values > best_values
-        stalled = ~(values > best_values + search.tolerance)
+        stalled = jnp.where(values > best_values + search.tolerance, 0, stalled + 1)
         best = jnp.where(better[:, None], at, best)
         best_values = jnp.where(better, values, best_values)
         trace.append(best_values)
-        done |= stalled if search.optimiser == "lbfgs" else False
+        done |= (stalled >= PATIENCE) & (search.optimiser == "lbfgs")
         if done.all():
             break
     values = best_values.reshape(n_starts, n_atoms)

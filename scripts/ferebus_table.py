@@ -81,18 +81,13 @@ def fit(csv, validation, frame, labels, theirs, their_errors, loss="marginal", n
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     values = found.values[:, 0] + constant(model, loss == "concentrated")
     name = f"{dict(labels)['atom']}, {loss}"
-    row(f"our fit of {name}: best of {n_starts}", f"{values.max():.5f}", f"{theirs:.5f}", values.max() >= theirs - 1e-5)
+    row(f"our fit of {name}: best of {n_starts}", f"{values.max():.5f}", f"{theirs:.5f}", values.max() >= theirs)
     print(
-        f"    likelihoods {', '.join(f'{v:.4f}' for v in values)}; evaluations {', '.join(map(str, found.evaluations[:, 0]))}"
+        "    likelihoods and evaluations of the starts:", *(f"{v:.4f} ({k})" for v, k in zip(values, found.evaluations[:, 0]))
     )
     print(f"    {wall:.0f} s wall, {cpu:.0f} s CPU")
-    rmse, mae = errors(model, validation)
-    row(
-        f"our fit of {name}: validation RMSE / MAE, kJ/mol",
-        f"{rmse:.4f} / {mae:.4f}",
-        their_errors,
-        rmse <= float(their_errors.split()[0]),
-    )
+    pairs = [f"{rmse:.3f} / {mae:.3f}" for rmse, mae in (errors(model, validation), their_errors)]
+    row(f"our fit of {name}: validation RMSE / MAE, kJ/mol", *pairs, pairs[0].split()[0] <= pairs[1].split()[0])
 
 
 def main():
