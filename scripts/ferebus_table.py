@@ -82,9 +82,8 @@ def fit(csv, validation, frame, labels, theirs, their_errors, loss="marginal", n
     values = found.values[:, 0] + constant(model, loss == "concentrated")
     name = f"{dict(labels)['atom']}, {loss}"
     row(f"our fit of {name}: best of {n_starts}", f"{values.max():.5f}", f"{theirs:.5f}", values.max() >= theirs)
-    print(
-        "    likelihoods and evaluations of the starts:", *(f"{v:.4f} ({k})" for v, k in zip(values, found.evaluations[:, 0]))
-    )
+    starts = zip(values, found.evaluations[:, 0], strict=True)
+    print("    likelihoods and evaluations of the starts:", *(f"{value:.4f} ({count})" for value, count in starts))
     print(f"    {wall:.0f} s wall, {cpu:.0f} s CPU")
     pairs = [f"{rmse:.3f} / {mae:.3f}" for rmse, mae in (errors(model, validation), their_errors)]
     row(f"our fit of {name}: validation RMSE / MAE, kJ/mol", *pairs, pairs[0].split()[0] <= pairs[1].split()[0])
