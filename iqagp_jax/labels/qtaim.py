@@ -1,0 +1,432 @@
+"""Topological atoms: basins of steepest ascent in the electron density (Bader; doi:10.1021/cr00005a013).
+
+Every point belongs to the nucleus where the path dx/ds = g/|g|, g = grad ln rho, ends. An atom is integrated over a
+sphere inside its basin (the beta sphere) and, outside of it, along Lebedev rays from its nucleus: the ray is walked in
+steps, each change of basin is located by bisection, and the segments inside the basin get Gauss-Legendre points.
+
+1. `Surrogate`: ln rho as a promolecule of free atoms plus a cubic B-spline of what is left, on a mesh around the molecule
+   and on a finer one around each nucleus. Paths are followed on it; energies are integrated with the true density.
+2. Beta spheres: the density descends outwards all over the sphere and inside of it, so that no path leaves it.
+3. Basins of the mesh points, by which most points of a ray are assigned without a path: those in a cell whose
+   surroundings all belong to one atom.
+4. Rays and `Quadrature`.
+
+A maximum of the density that is no nucleus is refused (`LabelError`). All quantities are in bohr and hartree.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from pyscf.dft.gen_grid import MakeAngularGrid
+from pyscf.dft.numint import NumInt
+from scipy.ndimage import maximum_filter, minimum_filter, spline_filter
+from scipy.sparse import csr_array
+
+from iqagp_jax.labels.fuzzy import free_atom_log_density
+from iqagp_jax.labels.iqa import Quadrature, occupied_orbitals
+from iqagp_jax.labels.scf import LabelError
+from iqagp_jax.units import BOHR
+
+SPACING, MARGIN = 0.25, 6.0
+"""Spacing of the mesh around the molecule, and how far it reaches beyond the outermost nuclei."""
+
+BOX_SPACING, BOX_CELLS = 0.1, 13
+"""Spacing of the mesh around a nucleus, and its half width in cells."""
+
+BORDER = 4
+"""Cells beyond a nucleus' mesh that its spline needs to forget the boundary."""
+
+FREE_ATOM_STEP, FREE_ATOM_END = 0.02, 12.0
+"""Radial mesh of the free atoms' densities."""
+
+PATH_TOLERANCE, LONGEST_STEP = 3e-4, 0.5
+"""Error accepted in a step of a path, and its greatest length."""
+
+RAY_STEP, COARSE_RAY_STEP, RAY_END, BISECTIONS = 0.1, 1.0, 13.0, 12
+"""Steps along a ray on the mesh and beyond it, end of a ray, and bisections of a step in which the basin changes."""
+
+OUTER_ANGULAR = {"H": 974, "He": 974, "C": 5810}
+"""Lebedev points outside the beta sphere; 2702 for other atoms."""
+
+PIECES = ((0.0, 1.0, 8), (1.0, 2.0, 8), (3.0, 3.5, 8), (6.5, 13.0, 8))
+"""A segment of a ray is integrated in pieces: from, length and Gauss-Legendre points."""
+
+INNER_RADIAL, INNER_ANGULAR = 50, 194
+"""Gauss-Legendre and Lebedev points inside the beta sphere."""
+
+
+class Surrogate(NamedTuple):
+    """What the compiled functions need to follow the density.
+
+    ``centres`` (N, 3); ``kinds`` (N,) rows of ``free_atoms`` (kinds, nodes, 2), densities and their slopes times the step;
+    ``origin`` (3,) and ``mesh`` (nx, ny, nz), spline coefficients of ln(rho / promolecule) around the molecule; ``boxes``
+    (N, m, m, m) the same around each nucleus; ``radii`` (N,) of the spheres known to lie inside each basin; ``settled``
+    (nx, ny, nz) the atom to which the cell above each mesh point and its neighbours belong, or -1.
+    """
+
+    centres: np.ndarray
+    kinds: np.ndarray
+    free_atoms: np.ndarray
+    origin: np.ndarray
+    mesh: np.ndarray
+    boxes: np.ndarray
+    radii: np.ndarray
+    settled: np.ndarray
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _weights(t, w, d):
+    """Cubic B-spline weights of the four neighbours of a point at t in [0, 1) of its cell, and their derivatives."""
+    s = 1.0 - t
+    w[0], w[3] = s * s * s / 6, t * t * t / 6
+    w[1], w[2] = 2 / 3 - t * t * (1 - t / 2), 2 / 3 - s * s * (1 - s / 2)
+    d[0], d[3] = -s * s / 2, t * t / 2
+    d[1], d[2] = t * (1.5 * t - 2), -s * (1.5 * s - 2)
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _spline_gradient(c, x, y, z, work, out):
+    """Gradient of a cubic B-spline with coefficients c at (x, y, z) in units of the mesh, with zero slope outside."""
+    w, d = work[:3], work[3:]
+    i, j, k = 0, 0, 0
+    inside_x = 1.0 <= x < c.shape[0] - 2
+    inside_y = 1.0 <= y < c.shape[1] - 2
+    inside_z = 1.0 <= z < c.shape[2] - 2
+    x = min(max(x, 1.0), c.shape[0] - 2.0 - 1e-9)
+    y = min(max(y, 1.0), c.shape[1] - 2.0 - 1e-9)
+    z = min(max(z, 1.0), c.shape[2] - 2.0 - 1e-9)
+    i, j, k = int(x), int(y), int(z)
+    _weights(x - i, w[0], d[0])
+    _weights(y - j, w[1], d[1])
+    _weights(z - k, w[2], d[2])
+    gx, gy, gz = 0.0, 0.0, 0.0
+    for a in range(4):
+        sum0, sum1, sum2 = 0.0, 0.0, 0.0
+        for b in range(4):
+            row = c[i - 1 + a, j - 1 + b, k - 1 : k + 3]
+            value = row[0] * w[2, 0] + row[1] * w[2, 1] + row[2] * w[2, 2] + row[3] * w[2, 3]
+            slope = row[0] * d[2, 0] + row[1] * d[2, 1] + row[2] * d[2, 2] + row[3] * d[2, 3]
+            sum0 += w[1, b] * value
+            sum1 += d[1, b] * value
+            sum2 += w[1, b] * slope
+        gx += d[0, a] * sum0
+        gy += w[0, a] * sum1
+        gz += w[0, a] * sum2
+    out[0] = gx if inside_x else 0.0
+    out[1] = gy if inside_y else 0.0
+    out[2] = gz if inside_z else 0.0
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _gradient(x, y, z, s, work, out):
+    """Gradient of the surrogate of ln rho."""
+    density, gx, gy, gz = 1e-300, 0.0, 0.0, 0.0
+    box, half = -1, (BOX_CELLS - 0.01) * BOX_SPACING
+    for a in range(len(s.centres)):
+        dx, dy, dz = x - s.centres[a, 0], y - s.centres[a, 1], z - s.centres[a, 2]
+        r = np.sqrt(dx * dx + dy * dy + dz * dz) + 1e-12
+        value, slope = _free_atom(r, s.free_atoms[s.kinds[a]])
+        density += value
+        slope /= r
+        gx += slope * dx
+        gy += slope * dy
+        gz += slope * dz
+        if box < 0 and max(abs(dx), abs(dy), abs(dz)) < half:
+            box = a
+    if box >= 0:
+        shift, h = BOX_CELLS + BORDER, 1 / BOX_SPACING
+        cx, cy, cz = s.centres[box]
+        _spline_gradient(s.boxes[box], (x - cx) * h + shift, (y - cy) * h + shift, (z - cz) * h + shift, work, out)
+    else:
+        h = 1 / SPACING
+        _spline_gradient(s.mesh, (x - s.origin[0]) * h, (y - s.origin[1]) * h, (z - s.origin[2]) * h, work, out)
+    out[0] = out[0] * h + gx / density
+    out[1] = out[1] * h + gy / density
+    out[2] = out[2] * h + gz / density
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _free_atom(r, table):
+    """Density and its slope at r by cubic Hermite interpolation; beyond the table an exponential exp(-2 r)."""
+    u = r / FREE_ATOM_STEP
+    cell = int(u)
+    if cell >= len(table) - 1:
+        value = table[-1, 0] * np.exp(-2 * (r - FREE_ATOM_END))
+        return value, -2 * value
+    t = u - cell
+    v0, d0, v1, d1 = table[cell, 0], table[cell, 1], table[cell + 1, 0], table[cell + 1, 1]
+    c2, c3 = 3 * (v1 - v0) - 2 * d0 - d1, 2 * (v0 - v1) + d0 + d1
+    return v0 + t * (d0 + t * (c2 + t * c3)), (d0 + t * (2 * c2 + 3 * t * c3)) / FREE_ATOM_STEP
+
+
+@njit(cache=True, error_model="numpy")
+def _log_promolecule(points, centres, kinds, free_atoms):
+    out = np.empty(len(points))
+    for g in range(len(points)):
+        total = 1e-300
+        for a in range(len(centres)):
+            total += _free_atom(np.sqrt(np.sum((points[g] - centres[a]) ** 2)), free_atoms[kinds[a]])[0]
+        out[g] = np.log(total)
+    return out
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _direction(x, s, work, out):
+    """Unit vector of steepest ascent; returns the length of the gradient."""
+    _gradient(x[0], x[1], x[2], s, work, out)
+    length = np.sqrt(out[0] ** 2 + out[1] ** 2 + out[2] ** 2)
+    for c in range(3):
+        out[c] /= length + 1e-300
+    return length
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _settled(x, s):
+    """The atom to which a point belongs as far as spheres and mesh can tell, or -1."""
+    for a in range(len(s.centres)):
+        d2 = (x[0] - s.centres[a, 0]) ** 2 + (x[1] - s.centres[a, 1]) ** 2 + (x[2] - s.centres[a, 2]) ** 2
+        if d2 < s.radii[a] ** 2:
+            return a
+    i = int((x[0] - s.origin[0]) / SPACING)
+    j = int((x[1] - s.origin[1]) / SPACING)
+    k = int((x[2] - s.origin[2]) / SPACING)
+    n = s.settled.shape
+    if 0 <= i < n[0] and 0 <= j < n[1] and 0 <= k < n[2]:
+        return s.settled[i, j, k]
+    return -1
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _on_mesh(x, s):
+    for c in range(3):
+        if not 0 <= x[c] - s.origin[c] <= SPACING * (s.mesh.shape[c] - 1):
+            return False
+    return True
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _basin(start, s, work, path):
+    """The atom to which ``start`` belongs: steepest ascent by the Bogacki-Shampine method with adaptive steps.
+
+    Where the path halts it is pushed aside, so that it leaves a saddle point; -1 where it always comes back (a maximum
+    without a nucleus), with the place in path[0].
+    """
+    x, trial, k1, k2, k3, k4 = path[0], path[1], path[2], path[3], path[4], path[5]
+    x[:] = start
+    h = 0.1
+    pushes, steps = 0, 0
+    _direction(x, s, work, k1)
+    while True:
+        atom = _settled(x, s)
+        if atom >= 0:
+            return atom
+        for c in range(3):
+            trial[c] = x[c] + 0.5 * h * k1[c]
+        _direction(trial, s, work, k2)
+        for c in range(3):
+            trial[c] = x[c] + 0.75 * h * k2[c]
+        _direction(trial, s, work, k3)
+        for c in range(3):
+            trial[c] = x[c] + h * (2 * k1[c] + 3 * k2[c] + 4 * k3[c]) / 9
+        length = _direction(trial, s, work, k4)
+        error = 0.0
+        for c in range(3):
+            error += (h * (-5 * k1[c] + 6 * k2[c] + 8 * k3[c] - 9 * k4[c]) / 72) ** 2
+        error = np.sqrt(error)
+        if error < PATH_TOLERANCE:
+            x[:] = trial
+            k1[:] = k4
+        h = min(h * min(3.0, max(0.2, 0.9 * (PATH_TOLERANCE / (error + 1e-12)) ** (1 / 3))), LONGEST_STEP)
+        steps += 1
+        if h < 1e-3 or length < 1e-4 or steps > 500:
+            if pushes == 6:
+                return -1
+            x[pushes // 2] += 0.05 if pushes % 2 == 0 else -0.05
+            pushes += 1
+            h, steps = 0.02, 0
+            _direction(x, s, work, k1)
+
+
+@njit(cache=True, error_model="numpy")
+def _trapping_radius(centre, directions, s):
+    """Greatest radius up to which the density descends outwards in all directions (D, 3); 0 where it never does."""
+    work, g = np.empty((6, 4)), np.empty(3)
+    radius = 0.0
+    for n in range(5, 150):
+        r = 0.02 * n
+        for q in range(len(directions)):
+            d = directions[q]
+            _gradient(centre[0] + r * d[0], centre[1] + r * d[1], centre[2] + r * d[2], s, work, g)
+            if g[0] * d[0] + g[1] * d[1] + g[2] * d[2] >= 0:
+                return radius
+        radius = r
+    return radius
+
+
+@njit(cache=True, error_model="numpy")
+def _mesh_basins(order, basins, s):
+    """Fill ``basins`` (nx, ny, nz), all -1, in the given order of mesh points and ``s.settled`` with them.
+
+    A cell counts as settled as soon as its eight corners agree, so that a path from lower density ends there. Returns the
+    place of a maximum without nucleus, or NaN.
+    """
+    work, path, x, lost = np.empty((6, 4)), np.empty((6, 3)), np.empty(3), np.full(3, np.nan)
+    nx, ny, nz = basins.shape
+    for index in order:
+        i, j, k = index // (ny * nz), index // nz % ny, index % nz
+        x[0], x[1], x[2] = s.origin[0] + i * SPACING, s.origin[1] + j * SPACING, s.origin[2] + k * SPACING
+        atom = _basin(x, s, work, path)
+        if atom < 0:
+            lost[:] = path[0]
+            return lost
+        basins[i, j, k] = atom
+        for a in range(max(i - 1, 0), min(i + 1, nx - 1)):
+            for b in range(max(j - 1, 0), min(j + 1, ny - 1)):
+                for c in range(max(k - 1, 0), min(k + 1, nz - 1)):
+                    if (basins[a : a + 2, b : b + 2, c : c + 2] == atom).all():
+                        s.settled[a, b, c] = atom
+    return lost
+
+
+@njit(cache=True, error_model="numpy")
+def _ray_segments(atom, radius, directions, s):
+    """Radii at which rays enter and leave the basin of ``atom``: rows (ray, from, to)."""
+    work, path, x = np.empty((6, 4)), np.empty((6, 3)), np.empty(3)
+    centre = s.centres[atom]
+    rows = []
+    for q in range(len(directions)):
+        inside, start, r = True, radius, radius
+        x[:] = centre
+        while r < RAY_END:
+            step = min(RAY_STEP if _on_mesh(x, s) else COARSE_RAY_STEP, RAY_END - r)
+            for c in range(3):
+                x[c] = centre[c] + (r + step) * directions[q, c]
+            owner = _basin(x, s, work, path)
+            if (owner == atom) != inside:
+                low, high = r, r + step
+                for _ in range(BISECTIONS):
+                    middle = 0.5 * (low + high)
+                    for c in range(3):
+                        x[c] = centre[c] + middle * directions[q, c]
+                    if (_basin(x, s, work, path) == atom) == inside:
+                        low = middle
+                    else:
+                        high = middle
+                if inside:
+                    rows.append((q, start, 0.5 * (low + high)))
+                else:
+                    start = 0.5 * (low + high)
+                inside = not inside
+            r += step
+        if inside:
+            rows.append((q, start, RAY_END))
+    return rows
+
+
+def _log_density(wave, points):
+    """ln rho at points (G, 3), (G,)."""
+    ni, out = NumInt(), np.zeros(len(points))
+    for orbitals in occupied_orbitals(wave.mf):
+        for start in range(0, len(points), 4000):
+            block = slice(start, start + 4000)
+            out[block] += np.sum((ni.eval_ao(wave.mol, points[block]) @ orbitals) ** 2, axis=1)
+    return np.log(np.maximum(out, 1e-30))
+
+
+def _lebedev(count):
+    """Directions (count, 3) and weights (count,) that sum to 4 pi."""
+    grid = np.asarray(MakeAngularGrid(count))
+    return np.ascontiguousarray(grid[:, :3]), 4 * np.pi * grid[:, 3]
+
+
+def _gauss(count):
+    """Gauss-Legendre nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(count)
+    return (x + 1) / 2, w / 2
+
+
+def follow_density(wave):
+    """The `Surrogate` of a wave function; `LabelError` where the density has a maximum without a nucleus."""
+    mol = wave.mol
+    centres, symbols = mol.atom_coords(), [mol.atom_pure_symbol(a) for a in range(mol.natm)]
+    elements = sorted(set(symbols))
+    kinds = np.array([elements.index(x) for x in symbols])
+    radius = FREE_ATOM_STEP * np.arange(round(FREE_ATOM_END / FREE_ATOM_STEP) + 1)
+    logs = [free_atom_log_density(element, mol.basis) for element in elements]
+    free_atoms = np.array([np.exp(f(radius))[:, None] * [1, FREE_ATOM_STEP] * np.stack([radius**0, f(radius, 1)], 1) for f in logs])
+
+    def sample(*axes):
+        """ln rho, and spline coefficients of ln (rho / promolecule), on the mesh of three axes."""
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        shape = [len(axis) for axis in axes]
+        log_density = _log_density(wave, points)
+        rest = log_density - _log_promolecule(points, centres, kinds, free_atoms)
+        return log_density, spline_filter(rest.reshape(shape), mode="mirror")
+
+    origin = centres.min(0) - MARGIN
+    counts = np.ceil((np.ptp(centres, axis=0) + 2 * MARGIN) / SPACING).astype(int) + 1
+    log_density, mesh = sample(*(o + SPACING * np.arange(n) for o, n in zip(origin, counts, strict=True)))
+    offsets = BOX_SPACING * np.arange(-BOX_CELLS - BORDER, BOX_CELLS + BORDER + 1)
+    boxes = np.array([sample(*(x + offsets for x in centre))[1] for centre in centres])
+    settled = np.full(mesh.shape, -1, np.int16)
+    s = Surrogate(centres, kinds, free_atoms, origin, mesh, boxes, np.zeros(len(centres)), settled)
+    for a, centre in enumerate(centres):
+        others = np.delete(centres, a, axis=0) - centre
+        directions = np.concatenate([_lebedev(302)[0], others / np.linalg.norm(others, axis=1, keepdims=True)])
+        s.radii[a] = 0.95 * _trapping_radius(centre, directions, s)
+        if s.radii[a] == 0:
+            raise LabelError(f"the density has no maximum at nucleus {a} ({symbols[a]}), so it has no topological atom")
+    basins = settled.copy()
+    lost = _mesh_basins(np.argsort(-log_density), basins, s)
+    if np.isfinite(lost).all():
+        raise LabelError(
+            f"the density has a maximum without a nucleus near {np.round(lost * BOHR, 2)} angstrom (a non-nuclear attractor),"
+            " whose electrons belong to no atom; use a fuzzy partition for this geometry"
+        )
+    # Settled for good: all mesh points of the cell and of those around it.
+    same = maximum_filter(basins, 4, origin=-1) == minimum_filter(basins, 4, origin=-1)
+    s.settled[:] = np.where(same, basins, -1)
+    return s
+
+
+def _segment_points(segments):
+    """Gauss-Legendre points of ray segments (n, 2): rows of segment numbers, radii and weights."""
+    pieces = []
+    for start, length, count in PIECES:
+        low = np.minimum(segments[:, 0] + start, segments[:, 1])
+        high = np.minimum(segments[:, 0] + start + length, segments[:, 1])
+        (rows,) = np.nonzero(high > low)
+        x, w = _gauss(count)
+        width = (high - low)[rows, None]
+        radii = low[rows, None] + width * x
+        pieces.append((np.repeat(rows, count), radii.ravel(), (width * w).ravel()))
+    return [np.concatenate(part) for part in zip(*pieces, strict=True)]
+
+
+def atom_quadrature(s, atom, outer_angular):
+    """Points (G, 3) and weights (G,) that integrate over the basin of an atom."""
+    radius = s.radii[atom]
+    directions, angular = _lebedev(INNER_ANGULAR)
+    x, w = _gauss(INNER_RADIAL)
+    r, dr = radius * x**2, 2 * radius * x * w
+    points = [(r[:, None, None] * directions).reshape(-1, 3)]
+    weights = [((r**2 * dr)[:, None] * angular).ravel()]
+    directions, angular = _lebedev(outer_angular)
+    rows = np.array(_ray_segments(atom, radius, directions, s))
+    ray = rows[:, 0].astype(int)
+    segment, r, dr = _segment_points(rows[:, 1:])
+    points.append(r[:, None] * directions[ray[segment]])
+    weights.append(r**2 * dr * angular[ray[segment]])
+    return s.centres[atom] + np.concatenate(points), np.concatenate(weights)
+
+
+def qtaim(wave):
+    """Topological atoms of a `WaveFunction`: the `Quadrature` of their basins."""
+    s = follow_density(wave)
+    symbols = [wave.mol.atom_pure_symbol(a) for a in range(wave.mol.natm)]
+    parts = [atom_quadrature(s, a, OUTER_ANGULAR.get(symbol, 2702)) for a, symbol in enumerate(symbols)]
+    ends = np.cumsum([0, *(len(w) for _, w in parts)])
+    weights = np.concatenate([w for _, w in parts])
+    matrix = csr_array((weights, np.arange(ends[-1]), ends), shape=(len(parts), ends[-1]))
+    return Quadrature(np.concatenate([points for points, _ in parts]), matrix)
