@@ -43,7 +43,7 @@ FREE_ATOM_STEP, FREE_ATOM_END = 0.02, 12.0
 PATH_TOLERANCE, LONGEST_STEP = 3e-4, 0.5
 """Error accepted in a step of a path, and its greatest length."""
 
-RAY_STEP, COARSE_RAY_STEP, RAY_END, BISECTIONS = 0.1, 1.0, 13.0, 12
+RAY_STEP, DENSE, RAY_END, BISECTIONS = 0.1, 0.02, 13.0, 12
 """Steps along a ray on the mesh and beyond it, end of a ray, and bisections of a step in which the basin changes."""
 
 OUTER_ANGULAR = {"H": 974, "He": 974, "C": 5810}
@@ -60,7 +60,7 @@ class Surrogate(NamedTuple):
     """What the compiled functions need to follow the density.
 
     ``centres`` (N, 3); ``kinds`` (N,) rows of ``free_atoms`` (kinds, nodes, 2), densities and their slopes times the step;
-    ``origin`` (3,) and ``mesh`` (nx, ny, nz), spline coefficients of ln(rho / promolecule) around the molecule; ``boxes``
+    ``origin`` (3,) and ``mesh`` (1, nx, ny, nz), spline coefficients of ln(rho / promolecule) around the molecule; ``boxes``
     (N, m, m, m) the same around each nucleus; ``radii`` (N,) of the spheres known to lie inside each basin; ``settled``
     (nx, ny, nz) the atom to which the cell above each mesh point and its neighbours belong, or -1.
     """
@@ -76,57 +76,63 @@ class Surrogate(NamedTuple):
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
-def _weights(t, w, d):
+def _cubic_weights(t):
     """Cubic B-spline weights of the four neighbours of a point at t in [0, 1) of its cell, and their derivatives."""
-    s = 1.0 - t
-    w[0], w[3] = s * s * s / 6, t * t * t / 6
-    w[1], w[2] = 2 / 3 - t * t * (1 - t / 2), 2 / 3 - s * s * (1 - s / 2)
-    d[0], d[3] = -s * s / 2, t * t / 2
-    d[1], d[2] = t * (1.5 * t - 2), -s * (1.5 * s - 2)
+    u = 1.0 - t
+    values = (u * u * u / 6, 2 / 3 - t * t * (1 - t / 2), 2 / 3 - u * u * (1 - u / 2), t * t * t / 6)
+    return values, (-u * u / 2, t * (1.5 * t - 2), -u * (1.5 * u - 2), t * t / 2)
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
-def _spline_gradient(c, x, y, z, work, out):
-    """Gradient of a cubic B-spline with coefficients c at (x, y, z) in units of the mesh, with zero slope outside."""
-    w, d = work[:3], work[3:]
-    i, j, k = 0, 0, 0
-    inside_x = 1.0 <= x < c.shape[0] - 2
-    inside_y = 1.0 <= y < c.shape[1] - 2
-    inside_z = 1.0 <= z < c.shape[2] - 2
-    x = min(max(x, 1.0), c.shape[0] - 2.0 - 1e-9)
-    y = min(max(y, 1.0), c.shape[1] - 2.0 - 1e-9)
-    z = min(max(z, 1.0), c.shape[2] - 2.0 - 1e-9)
-    i, j, k = int(x), int(y), int(z)
-    _weights(x - i, w[0], d[0])
-    _weights(y - j, w[1], d[1])
-    _weights(z - k, w[2], d[2])
+def _spline_gradient(c, n, x, y, z):
+    """Gradient of the cubic B-spline with coefficients c[n] at (x, y, z) in units of the mesh; zero slope outside."""
+    px = min(max(x, 1.0), c.shape[1] - 2.000001)
+    py = min(max(y, 1.0), c.shape[2] - 2.000001)
+    pz = min(max(z, 1.0), c.shape[3] - 2.000001)
+    i, j, k = int(px) - 1, int(py) - 1, int(pz) - 1
+    wx, dx = _cubic_weights(px - int(px))
+    wy, dy = _cubic_weights(py - int(py))
+    wz, dz = _cubic_weights(pz - int(pz))
     gx, gy, gz = 0.0, 0.0, 0.0
     for a in range(4):
         sum0, sum1, sum2 = 0.0, 0.0, 0.0
         for b in range(4):
-            row = c[i - 1 + a, j - 1 + b, k - 1 : k + 3]
-            value = row[0] * w[2, 0] + row[1] * w[2, 1] + row[2] * w[2, 2] + row[3] * w[2, 3]
-            slope = row[0] * d[2, 0] + row[1] * d[2, 1] + row[2] * d[2, 2] + row[3] * d[2, 3]
-            sum0 += w[1, b] * value
-            sum1 += d[1, b] * value
-            sum2 += w[1, b] * slope
-        gx += d[0, a] * sum0
-        gy += w[0, a] * sum1
-        gz += w[0, a] * sum2
-    out[0] = gx if inside_x else 0.0
-    out[1] = gy if inside_y else 0.0
-    out[2] = gz if inside_z else 0.0
+            value, slope = 0.0, 0.0
+            for d in range(4):
+                value += c[n, i + a, j + b, k + d] * wz[d]
+                slope += c[n, i + a, j + b, k + d] * dz[d]
+            sum0 += wy[b] * value
+            sum1 += dy[b] * value
+            sum2 += wy[b] * slope
+        gx += dx[a] * sum0
+        gy += wx[a] * sum1
+        gz += wx[a] * sum2
+    return (gx if px == x else 0.0), (gy if py == y else 0.0), (gz if pz == z else 0.0)
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
-def _gradient(x, y, z, s, work, out):
+def _free_atom(r, kind, tables):
+    """Density and slope of a free atom at r by cubic Hermite interpolation; beyond the table it goes as exp(-2 r)."""
+    u = r / FREE_ATOM_STEP
+    cell = int(u)
+    if cell >= tables.shape[1] - 1:
+        value = tables[kind, -1, 0] * np.exp(-2 * (r - FREE_ATOM_END))
+        return value, -2 * value
+    t = u - cell
+    v0, d0, v1, d1 = tables[kind, cell, 0], tables[kind, cell, 1], tables[kind, cell + 1, 0], tables[kind, cell + 1, 1]
+    c2, c3 = 3 * (v1 - v0) - 2 * d0 - d1, 2 * (v0 - v1) + d0 + d1
+    return v0 + t * (d0 + t * (c2 + t * c3)), (d0 + t * (2 * c2 + 3 * t * c3)) / FREE_ATOM_STEP
+
+
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _gradient(x, y, z, s):
     """Gradient of the surrogate of ln rho."""
     density, gx, gy, gz = 1e-300, 0.0, 0.0, 0.0
     box, half = -1, (BOX_CELLS - 0.01) * BOX_SPACING
     for a in range(len(s.centres)):
         dx, dy, dz = x - s.centres[a, 0], y - s.centres[a, 1], z - s.centres[a, 2]
         r = np.sqrt(dx * dx + dy * dy + dz * dz) + 1e-12
-        value, slope = _free_atom(r, s.free_atoms[s.kinds[a]])
+        value, slope = _free_atom(r, s.kinds[a], s.free_atoms)
         density += value
         slope /= r
         gx += slope * dx
@@ -135,29 +141,13 @@ def _gradient(x, y, z, s, work, out):
         if box < 0 and max(abs(dx), abs(dy), abs(dz)) < half:
             box = a
     if box >= 0:
-        shift, h = BOX_CELLS + BORDER, 1 / BOX_SPACING
-        cx, cy, cz = s.centres[box]
-        _spline_gradient(s.boxes[box], (x - cx) * h + shift, (y - cy) * h + shift, (z - cz) * h + shift, work, out)
+        h, m = 1 / BOX_SPACING, BOX_CELLS + BORDER
+        dx, dy, dz = x - s.centres[box, 0], y - s.centres[box, 1], z - s.centres[box, 2]
+        sx, sy, sz = _spline_gradient(s.boxes, box, dx * h + m, dy * h + m, dz * h + m)
     else:
         h = 1 / SPACING
-        _spline_gradient(s.mesh, (x - s.origin[0]) * h, (y - s.origin[1]) * h, (z - s.origin[2]) * h, work, out)
-    out[0] = out[0] * h + gx / density
-    out[1] = out[1] * h + gy / density
-    out[2] = out[2] * h + gz / density
-
-
-@njit(cache=True, error_model="numpy", fastmath=True)
-def _free_atom(r, table):
-    """Density and its slope at r by cubic Hermite interpolation; beyond the table an exponential exp(-2 r)."""
-    u = r / FREE_ATOM_STEP
-    cell = int(u)
-    if cell >= len(table) - 1:
-        value = table[-1, 0] * np.exp(-2 * (r - FREE_ATOM_END))
-        return value, -2 * value
-    t = u - cell
-    v0, d0, v1, d1 = table[cell, 0], table[cell, 1], table[cell + 1, 0], table[cell + 1, 1]
-    c2, c3 = 3 * (v1 - v0) - 2 * d0 - d1, 2 * (v0 - v1) + d0 + d1
-    return v0 + t * (d0 + t * (c2 + t * c3)), (d0 + t * (2 * c2 + 3 * t * c3)) / FREE_ATOM_STEP
+        sx, sy, sz = _spline_gradient(s.mesh, 0, (x - s.origin[0]) * h, (y - s.origin[1]) * h, (z - s.origin[2]) * h)
+    return sx * h + gx / density, sy * h + gy / density, sz * h + gz / density
 
 
 @njit(cache=True, error_model="numpy")
@@ -166,150 +156,141 @@ def _log_promolecule(points, centres, kinds, free_atoms):
     for g in range(len(points)):
         total = 1e-300
         for a in range(len(centres)):
-            total += _free_atom(np.sqrt(np.sum((points[g] - centres[a]) ** 2)), free_atoms[kinds[a]])[0]
+            x, y, z = points[g, 0] - centres[a, 0], points[g, 1] - centres[a, 1], points[g, 2] - centres[a, 2]
+            total += _free_atom(np.sqrt(x * x + y * y + z * z), kinds[a], free_atoms)[0]
         out[g] = np.log(total)
     return out
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
-def _direction(x, s, work, out):
-    """Unit vector of steepest ascent; returns the length of the gradient."""
-    _gradient(x[0], x[1], x[2], s, work, out)
-    length = np.sqrt(out[0] ** 2 + out[1] ** 2 + out[2] ** 2)
-    for c in range(3):
-        out[c] /= length + 1e-300
-    return length
+def _ascent(x, y, z, s):
+    """Unit vector of steepest ascent, and the length of the gradient of ln rho."""
+    gx, gy, gz = _gradient(x, y, z, s)
+    length = np.sqrt(gx * gx + gy * gy + gz * gz) + 1e-300
+    return gx / length, gy / length, gz / length, length
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
-def _settled(x, s):
+def _settled(x, y, z, s):
     """The atom to which a point belongs as far as spheres and mesh can tell, or -1."""
-    for a in range(len(s.centres)):
-        d2 = (x[0] - s.centres[a, 0]) ** 2 + (x[1] - s.centres[a, 1]) ** 2 + (x[2] - s.centres[a, 2]) ** 2
-        if d2 < s.radii[a] ** 2:
-            return a
-    i = int((x[0] - s.origin[0]) / SPACING)
-    j = int((x[1] - s.origin[1]) / SPACING)
-    k = int((x[2] - s.origin[2]) / SPACING)
+    i = int((x - s.origin[0]) / SPACING)
+    j = int((y - s.origin[1]) / SPACING)
+    k = int((z - s.origin[2]) / SPACING)
     n = s.settled.shape
-    if 0 <= i < n[0] and 0 <= j < n[1] and 0 <= k < n[2]:
-        return s.settled[i, j, k]
+    if 0 <= i < n[0] and 0 <= j < n[1] and 0 <= k < n[2] and s.settled[i, j, k] >= 0:
+        return np.int64(s.settled[i, j, k])
+    for a in range(len(s.centres)):
+        if (x - s.centres[a, 0]) ** 2 + (y - s.centres[a, 1]) ** 2 + (z - s.centres[a, 2]) ** 2 < s.radii[a] ** 2:
+            return a
     return -1
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
-def _on_mesh(x, s):
-    for c in range(3):
-        if not 0 <= x[c] - s.origin[c] <= SPACING * (s.mesh.shape[c] - 1):
-            return False
-    return True
+def _basin(x, y, z, s):
+    """The atom to which a point belongs and where its path ended: steepest ascent, Bogacki-Shampine, adaptive steps.
 
-
-@njit(cache=True, error_model="numpy", fastmath=True)
-def _basin(start, s, work, path):
-    """The atom to which ``start`` belongs: steepest ascent by the Bogacki-Shampine method with adaptive steps.
-
-    Where the path halts it is pushed aside, so that it leaves a saddle point; -1 where it always comes back (a maximum
-    without a nucleus), with the place in path[0].
+    Where the path halts it is pushed aside, so that it leaves a saddle point; the atom is -1 where it always comes back:
+    a maximum without a nucleus.
     """
-    x, trial, k1, k2, k3, k4 = path[0], path[1], path[2], path[3], path[4], path[5]
-    x[:] = start
-    h = 0.1
-    pushes, steps = 0, 0
-    _direction(x, s, work, k1)
+    h, pushes, steps = SPACING, 0, 0
+    ax, ay, az, length = _ascent(x, y, z, s)
     while True:
-        atom = _settled(x, s)
-        if atom >= 0:
-            return atom
-        for c in range(3):
-            trial[c] = x[c] + 0.5 * h * k1[c]
-        _direction(trial, s, work, k2)
-        for c in range(3):
-            trial[c] = x[c] + 0.75 * h * k2[c]
-        _direction(trial, s, work, k3)
-        for c in range(3):
-            trial[c] = x[c] + h * (2 * k1[c] + 3 * k2[c] + 4 * k3[c]) / 9
-        length = _direction(trial, s, work, k4)
-        error = 0.0
-        for c in range(3):
-            error += (h * (-5 * k1[c] + 6 * k2[c] + 8 * k3[c] - 9 * k4[c]) / 72) ** 2
-        error = np.sqrt(error)
+        atom = _settled(x, y, z, s)
+        if atom >= 0 or pushes == 6:
+            return atom, x, y, z
+        bx, by, bz, _ = _ascent(x + h / 2 * ax, y + h / 2 * ay, z + h / 2 * az, s)
+        cx, cy, cz, _ = _ascent(x + 0.75 * h * bx, y + 0.75 * h * by, z + 0.75 * h * bz, s)
+        px = x + h * (2 * ax + 3 * bx + 4 * cx) / 9
+        py = y + h * (2 * ay + 3 * by + 4 * cy) / 9
+        pz = z + h * (2 * az + 3 * bz + 4 * cz) / 9
+        dx, dy, dz, length = _ascent(px, py, pz, s)
+        ex, ey, ez = -5 * ax + 6 * bx + 8 * cx - 9 * dx, -5 * ay + 6 * by + 8 * cy - 9 * dy, -5 * az + 6 * bz + 8 * cz - 9 * dz
+        error = h / 72 * np.sqrt(ex * ex + ey * ey + ez * ez)
         if error < PATH_TOLERANCE:
-            x[:] = trial
-            k1[:] = k4
-        h = min(h * min(3.0, max(0.2, 0.9 * (PATH_TOLERANCE / (error + 1e-12)) ** (1 / 3))), LONGEST_STEP)
+            x, y, z = px, py, pz
+            ax, ay, az = dx, dy, dz
+        h = min(h * min(3.0, max(0.2, 0.9 * np.cbrt(PATH_TOLERANCE / (error + 1e-12)))), LONGEST_STEP)
         steps += 1
         if h < 1e-3 or length < 1e-4 or steps > 500:
-            if pushes == 6:
-                return -1
-            x[pushes // 2] += 0.05 if pushes % 2 == 0 else -0.05
+            shift = 0.05 if pushes % 2 == 0 else -0.05
+            x, y, z = (x + shift if pushes < 2 else x), (y + shift if 2 <= pushes < 4 else y), (z + shift if pushes >= 4 else z)
             pushes += 1
             h, steps = 0.02, 0
-            _direction(x, s, work, k1)
+            ax, ay, az, length = _ascent(x, y, z, s)
 
 
 @njit(cache=True, error_model="numpy")
 def _trapping_radius(centre, directions, s):
-    """Greatest radius up to which the density descends outwards in all directions (D, 3); 0 where it never does."""
-    work, g = np.empty((6, 4)), np.empty(3)
+    """Greatest radius up to which the density descends outwards in all directions (D, 3); 0 where it never does.
+
+    The density of a compressed X-H bond has its maximum up to 0.2 bohr beside the proton, hence the late start.
+    """
     radius = 0.0
-    for n in range(5, 150):
+    for n in range(2, 150):
         r = 0.02 * n
+        descends = True
         for q in range(len(directions)):
             d = directions[q]
-            _gradient(centre[0] + r * d[0], centre[1] + r * d[1], centre[2] + r * d[2], s, work, g)
-            if g[0] * d[0] + g[1] * d[1] + g[2] * d[2] >= 0:
-                return radius
-        radius = r
+            gx, gy, gz = _gradient(centre[0] + r * d[0], centre[1] + r * d[1], centre[2] + r * d[2], s)
+            if gx * d[0] + gy * d[1] + gz * d[2] >= 0:
+                descends = False
+                break
+        if descends:
+            radius = r
+        elif radius > 0 or r > 0.3:
+            break
     return radius
 
 
 @njit(cache=True, error_model="numpy")
 def _mesh_basins(order, basins, s):
-    """Fill ``basins`` (nx, ny, nz), all -1, in the given order of mesh points and ``s.settled`` with them.
+    """Fill ``basins`` (nx, ny, nz), all -1, in the given order of mesh points, and ``s.settled``.
 
-    A cell counts as settled as soon as its eight corners agree, so that a path from lower density ends there. Returns the
+    A cell counts as settled as soon as its eight corners agree, so that paths from lower density end there. Returns the
     place of a maximum without nucleus, or NaN.
     """
-    work, path, x, lost = np.empty((6, 4)), np.empty((6, 3)), np.empty(3), np.full(3, np.nan)
     nx, ny, nz = basins.shape
     for index in order:
         i, j, k = index // (ny * nz), index // nz % ny, index % nz
-        x[0], x[1], x[2] = s.origin[0] + i * SPACING, s.origin[1] + j * SPACING, s.origin[2] + k * SPACING
-        atom = _basin(x, s, work, path)
+        atom, x, y, z = _basin(s.origin[0] + i * SPACING, s.origin[1] + j * SPACING, s.origin[2] + k * SPACING, s)
         if atom < 0:
-            lost[:] = path[0]
-            return lost
+            return x, y, z
         basins[i, j, k] = atom
         for a in range(max(i - 1, 0), min(i + 1, nx - 1)):
             for b in range(max(j - 1, 0), min(j + 1, ny - 1)):
                 for c in range(max(k - 1, 0), min(k + 1, nz - 1)):
-                    if (basins[a : a + 2, b : b + 2, c : c + 2] == atom).all():
+                    agree = 0
+                    for corner in range(8):
+                        agree += basins[a + corner // 4, b + corner // 2 % 2, c + corner % 2] == atom
+                    if agree == 8:
                         s.settled[a, b, c] = atom
-    return lost
+    return np.nan, np.nan, np.nan
 
 
 @njit(cache=True, error_model="numpy")
-def _ray_segments(atom, radius, directions, s):
-    """Radii at which rays enter and leave the basin of ``atom``: rows (ray, from, to)."""
-    work, path, x = np.empty((6, 4)), np.empty((6, 3)), np.empty(3)
-    centre = s.centres[atom]
-    rows = []
+def _ray_segments(atom, directions, s):
+    """Radii at which rays (D, 3) enter and leave the basin of ``atom`` outside of its sphere: rows (ray, from, to)."""
+    centre, rows = s.centres[atom], []
     for q in range(len(directions)):
-        inside, start, r = True, radius, radius
-        x[:] = centre
+        ux, uy, uz = directions[q]
+        inside, start = True, s.radii[atom]
+        known = r = start
         while r < RAY_END:
-            step = min(RAY_STEP if _on_mesh(x, s) else COARSE_RAY_STEP, RAY_END - r)
-            for c in range(3):
-                x[c] = centre[c] + (r + step) * directions[q, c]
-            owner = _basin(x, s, work, path)
+            x, y, z = centre[0] + r * ux, centre[1] + r * uy, centre[2] + r * uz
+            step = RAY_STEP * _stretch(x, y, z, s)
+            r = min(r + step, RAY_END)
+            x, y, z = centre[0] + r * ux, centre[1] + r * uy, centre[2] + r * uz
+            owner = _settled(x, y, z, s)
+            if owner < 0:
+                if r - known < 3 * step and r < RAY_END:
+                    continue
+                owner = _basin(x, y, z, s)[0]
             if (owner == atom) != inside:
-                low, high = r, r + step
+                low, high = known, r
                 for _ in range(BISECTIONS):
                     middle = 0.5 * (low + high)
-                    for c in range(3):
-                        x[c] = centre[c] + middle * directions[q, c]
-                    if (_basin(x, s, work, path) == atom) == inside:
+                    owner = _basin(centre[0] + middle * ux, centre[1] + middle * uy, centre[2] + middle * uz, s)[0]
+                    if (owner == atom) == inside:
                         low = middle
                     else:
                         high = middle
@@ -318,10 +299,20 @@ def _ray_segments(atom, radius, directions, s):
                 else:
                     start = 0.5 * (low + high)
                 inside = not inside
-            r += step
+            known = r
         if inside:
             rows.append((q, start, RAY_END))
     return rows
+
+
+@njit(cache=True, error_model="numpy")
+def _stretch(x, y, z, s):
+    """How much longer than `RAY_STEP` a step may be at a point: 1 at high density and 8 where next to nothing is."""
+    density = 0.0
+    for a in range(len(s.centres)):
+        dx, dy, dz = x - s.centres[a, 0], y - s.centres[a, 1], z - s.centres[a, 2]
+        density += _free_atom(np.sqrt(dx * dx + dy * dy + dz * dz), s.kinds[a], s.free_atoms)[0]
+    return min(max((density / DENSE) ** -0.25, 1.0), 8.0)
 
 
 def _log_density(wave, points):
@@ -370,7 +361,7 @@ def follow_density(wave):
     offsets = BOX_SPACING * np.arange(-BOX_CELLS - BORDER, BOX_CELLS + BORDER + 1)
     boxes = np.array([sample(*(x + offsets for x in centre))[1] for centre in centres])
     settled = np.full(mesh.shape, -1, np.int16)
-    s = Surrogate(centres, kinds, free_atoms, origin, mesh, boxes, np.zeros(len(centres)), settled)
+    s = Surrogate(centres, kinds, free_atoms, origin, mesh[None], boxes, np.zeros(len(centres)), settled)
     for a, centre in enumerate(centres):
         others = np.delete(centres, a, axis=0) - centre
         directions = np.concatenate([_lebedev(302)[0], others / np.linalg.norm(others, axis=1, keepdims=True)])
@@ -379,7 +370,7 @@ def follow_density(wave):
             raise LabelError(f"the density has no maximum at nucleus {a} ({symbols[a]}), so it has no topological atom")
     basins = settled.copy()
     lost = _mesh_basins(np.argsort(-log_density), basins, s)
-    if np.isfinite(lost).all():
+    if np.isfinite(lost[0]):
         raise LabelError(
             f"the density has a maximum without a nucleus near {np.round(lost * BOHR, 2)} angstrom (a non-nuclear attractor),"
             " whose electrons belong to no atom; use a fuzzy partition for this geometry"
@@ -413,7 +404,7 @@ def atom_quadrature(s, atom, outer_angular):
     points = [(r[:, None, None] * directions).reshape(-1, 3)]
     weights = [((r**2 * dr)[:, None] * angular).ravel()]
     directions, angular = _lebedev(outer_angular)
-    rows = np.array(_ray_segments(atom, radius, directions, s))
+    rows = np.array(_ray_segments(atom, directions, s))
     ray = rows[:, 0].astype(int)
     segment, r, dr = _segment_points(rows[:, 1:])
     points.append(r[:, None] * directions[ray[segment]])
