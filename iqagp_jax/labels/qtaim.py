@@ -4,8 +4,8 @@ Every point belongs to the nucleus where the path dx/ds = g/|g|, g = grad ln rho
 sphere inside its basin (the beta sphere) and, outside of it, along Lebedev rays from its nucleus: the ray is walked in
 steps, each change of basin is located by bisection, and the segments inside the basin get Gauss-Legendre points.
 
-1. `Surrogate`: ln rho as a promolecule of free atoms plus a cubic B-spline of what is left, on a mesh around the molecule
-   and on a finer one around each nucleus. Paths are followed on it; energies are integrated with the true density.
+1. `Surrogate`: ln rho as a sum of nuclear cusps, those of the free atoms, and a cubic B-spline of what is left, on a mesh
+   around the molecule and on a finer one around each nucleus. Paths are followed on it; energies are integrated with the true density.
 2. Beta spheres: the density descends outwards all over the sphere and inside of it, so that no path leaves it.
 3. Basins of the mesh points, by which most points of a ray are assigned without a path: those in a cell whose
    surroundings all belong to one atom.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from pyscf.dft.gen_grid import MakeAngularGrid
-from pyscf.dft.numint import NumInt
+from scipy.interpolate import CubicSpline
 from scipy.ndimage import maximum_filter, minimum_filter, spline_filter
 from scipy.sparse import csr_array
 
@@ -37,13 +37,13 @@ BOX_SPACING, BOX_CELLS = 0.1, 13
 BORDER = 4
 """Cells beyond a nucleus' mesh that its spline needs to forget the boundary."""
 
-FREE_ATOM_STEP, FREE_ATOM_END = 0.02, 12.0
-"""Radial mesh of the free atoms' densities."""
+CUSP_STEP, CUSP_START, CUSP_END = 0.005, 0.5, 2.0
+"""Radial mesh of the nuclear cusps; they are switched off from CUSP_START to CUSP_END."""
 
 PATH_TOLERANCE, LONGEST_STEP = 3e-4, 0.5
 """Error accepted in a step of a path, and its greatest length."""
 
-RAY_STEP, DENSE, RAY_END, BISECTIONS = 0.1, 0.02, 13.0, 12
+RAY_STEP, WINDOW, RAY_END, BISECTIONS = 0.1, 3, 13.0, 12
 """Steps along a ray on the mesh and beyond it, end of a ray, and bisections of a step in which the basin changes."""
 
 OUTER_ANGULAR = {"H": 974, "He": 974, "C": 5810}
@@ -59,15 +59,15 @@ INNER_RADIAL, INNER_ANGULAR = 50, 194
 class Surrogate(NamedTuple):
     """What the compiled functions need to follow the density.
 
-    ``centres`` (N, 3); ``kinds`` (N,) rows of ``free_atoms`` (kinds, nodes, 2), densities and their slopes times the step;
-    ``origin`` (3,) and ``mesh`` (1, nx, ny, nz), spline coefficients of ln(rho / promolecule) around the molecule; ``boxes``
+    ``centres`` (N, 3); ``kinds`` (N,) rows of ``slopes`` (kinds, nodes), the radial derivatives of the cusps; ``origin`` (3,)
+    and ``mesh`` (1, nx, ny, nz), spline coefficients of ln rho without the cusps around the molecule; ``boxes``
     (N, m, m, m) the same around each nucleus; ``radii`` (N,) of the spheres known to lie inside each basin; ``settled``
     (nx, ny, nz) the atom to which the cell above each mesh point and its neighbours belong, or -1.
     """
 
     centres: np.ndarray
     kinds: np.ndarray
-    free_atoms: np.ndarray
+    slopes: np.ndarray
     origin: np.ndarray
     mesh: np.ndarray
     boxes: np.ndarray
@@ -85,14 +85,18 @@ def _cubic_weights(t):
 
 @njit(cache=True, error_model="numpy", fastmath=True)
 def _spline_gradient(c, n, x, y, z):
-    """Gradient of the cubic B-spline with coefficients c[n] at (x, y, z) in units of the mesh; zero slope outside."""
-    px = min(max(x, 1.0), c.shape[1] - 2.000001)
-    py = min(max(y, 1.0), c.shape[2] - 2.000001)
-    pz = min(max(z, 1.0), c.shape[3] - 2.000001)
-    i, j, k = int(px) - 1, int(py) - 1, int(pz) - 1
-    wx, dx = _cubic_weights(px - int(px))
-    wy, dy = _cubic_weights(py - int(py))
-    wz, dz = _cubic_weights(pz - int(pz))
+    """Gradient of the cubic B-spline with coefficients c[n] at (x, y, z) in units of the mesh.
+
+    The outermost `BORDER` cells, where the spline feels its boundary, and the world beyond have the gradient of the
+    nearest point further inside.
+    """
+    x = min(max(x, float(BORDER)), c.shape[1] - 1.000001 - BORDER)
+    y = min(max(y, float(BORDER)), c.shape[2] - 1.000001 - BORDER)
+    z = min(max(z, float(BORDER)), c.shape[3] - 1.000001 - BORDER)
+    i, j, k = int(x) - 1, int(y) - 1, int(z) - 1
+    wx, dx = _cubic_weights(x - int(x))
+    wy, dy = _cubic_weights(y - int(y))
+    wz, dz = _cubic_weights(z - int(z))
     gx, gy, gz = 0.0, 0.0, 0.0
     for a in range(4):
         sum0, sum1, sum2 = 0.0, 0.0, 0.0
@@ -107,39 +111,27 @@ def _spline_gradient(c, n, x, y, z):
         gx += dx[a] * sum0
         gy += wx[a] * sum1
         gz += wx[a] * sum2
-    return (gx if px == x else 0.0), (gy if py == y else 0.0), (gz if pz == z else 0.0)
-
-
-@njit(cache=True, error_model="numpy", fastmath=True)
-def _free_atom(r, kind, tables):
-    """Density and slope of a free atom at r by cubic Hermite interpolation; beyond the table it goes as exp(-2 r)."""
-    u = r / FREE_ATOM_STEP
-    cell = int(u)
-    if cell >= tables.shape[1] - 1:
-        value = tables[kind, -1, 0] * np.exp(-2 * (r - FREE_ATOM_END))
-        return value, -2 * value
-    t = u - cell
-    v0, d0, v1, d1 = tables[kind, cell, 0], tables[kind, cell, 1], tables[kind, cell + 1, 0], tables[kind, cell + 1, 1]
-    c2, c3 = 3 * (v1 - v0) - 2 * d0 - d1, 2 * (v0 - v1) + d0 + d1
-    return v0 + t * (d0 + t * (c2 + t * c3)), (d0 + t * (2 * c2 + 3 * t * c3)) / FREE_ATOM_STEP
+    return gx, gy, gz
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
 def _gradient(x, y, z, s):
     """Gradient of the surrogate of ln rho."""
-    density, gx, gy, gz = 1e-300, 0.0, 0.0, 0.0
-    box, half = -1, (BOX_CELLS - 0.01) * BOX_SPACING
+    gx, gy, gz, box = 0.0, 0.0, 0.0, -1
     for a in range(len(s.centres)):
         dx, dy, dz = x - s.centres[a, 0], y - s.centres[a, 1], z - s.centres[a, 2]
-        r = np.sqrt(dx * dx + dy * dy + dz * dz) + 1e-12
-        value, slope = _free_atom(r, s.kinds[a], s.free_atoms)
-        density += value
-        slope /= r
-        gx += slope * dx
-        gy += slope * dy
-        gz += slope * dz
-        if box < 0 and max(abs(dx), abs(dy), abs(dz)) < half:
-            box = a
+        r2 = dx * dx + dy * dy + dz * dz
+        if r2 < CUSP_END**2:
+            r = np.sqrt(r2) + 1e-12
+            u = r / CUSP_STEP
+            cell = int(u)
+            low, high = s.slopes[s.kinds[a], cell], s.slopes[s.kinds[a], cell + 1]
+            slope = (low + (u - cell) * (high - low)) / r
+            gx += slope * dx
+            gy += slope * dy
+            gz += slope * dz
+            if box < 0 and max(abs(dx), abs(dy), abs(dz)) < BOX_CELLS * BOX_SPACING:
+                box = a
     if box >= 0:
         h, m = 1 / BOX_SPACING, BOX_CELLS + BORDER
         dx, dy, dz = x - s.centres[box, 0], y - s.centres[box, 1], z - s.centres[box, 2]
@@ -147,19 +139,7 @@ def _gradient(x, y, z, s):
     else:
         h = 1 / SPACING
         sx, sy, sz = _spline_gradient(s.mesh, 0, (x - s.origin[0]) * h, (y - s.origin[1]) * h, (z - s.origin[2]) * h)
-    return sx * h + gx / density, sy * h + gy / density, sz * h + gz / density
-
-
-@njit(cache=True, error_model="numpy")
-def _log_promolecule(points, centres, kinds, free_atoms):
-    out = np.empty(len(points))
-    for g in range(len(points)):
-        total = 1e-300
-        for a in range(len(centres)):
-            x, y, z = points[g, 0] - centres[a, 0], points[g, 1] - centres[a, 1], points[g, 2] - centres[a, 2]
-            total += _free_atom(np.sqrt(x * x + y * y + z * z), kinds[a], free_atoms)[0]
-        out[g] = np.log(total)
-    return out
+    return gx + sx * h, gy + sy * h, gz + sz * h
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
@@ -242,6 +222,16 @@ def _trapping_radius(centre, directions, s):
     return radius
 
 
+@njit(cache=True, error_model="numpy", fastmath=True)
+def _nearest(x, y, z, s):
+    """Distance to the nearest nucleus."""
+    nearest = np.inf
+    for a in range(len(s.centres)):
+        d2 = (x - s.centres[a, 0]) ** 2 + (y - s.centres[a, 1]) ** 2 + (z - s.centres[a, 2]) ** 2
+        nearest = min(nearest, d2)
+    return np.sqrt(nearest)
+
+
 @njit(cache=True, error_model="numpy")
 def _mesh_basins(order, basins, s):
     """Fill ``basins`` (nx, ny, nz), all -1, in the given order of mesh points, and ``s.settled``.
@@ -252,7 +242,10 @@ def _mesh_basins(order, basins, s):
     nx, ny, nz = basins.shape
     for index in order:
         i, j, k = index // (ny * nz), index // nz % ny, index % nz
-        atom, x, y, z = _basin(s.origin[0] + i * SPACING, s.origin[1] + j * SPACING, s.origin[2] + k * SPACING, s)
+        x, y, z = s.origin[0] + i * SPACING, s.origin[1] + j * SPACING, s.origin[2] + k * SPACING
+        if _nearest(x, y, z, s) > MARGIN:
+            continue
+        atom, x, y, z = _basin(x, y, z, s)
         if atom < 0:
             return x, y, z
         basins[i, j, k] = atom
@@ -269,60 +262,74 @@ def _mesh_basins(order, basins, s):
 
 @njit(cache=True, error_model="numpy")
 def _ray_segments(atom, directions, s):
-    """Radii at which rays (D, 3) enter and leave the basin of ``atom`` outside of its sphere: rows (ray, from, to)."""
-    centre, rows = s.centres[atom], []
+    """Radii at which rays (D, 3) enter and leave the basin of ``atom`` outside of its sphere: rows (ray, from, to).
+
+    Where the basin changes the step is searched for basins in between: most of the segments beyond the first are thin
+    wedges of this atom between two others.
+    """
+    (cx, cy, cz), rows = s.centres[atom], []
     for q in range(len(directions)):
         ux, uy, uz = directions[q]
-        inside, start = True, s.radii[atom]
+        owner, start = atom, s.radii[atom]
         known = r = start
         while r < RAY_END:
-            x, y, z = centre[0] + r * ux, centre[1] + r * uy, centre[2] + r * uz
-            step = RAY_STEP * _stretch(x, y, z, s)
+            nearest = _nearest(cx + r * ux, cy + r * uy, cz + r * uz, s)
+            step = RAY_STEP * max(1.0, (nearest / 2) ** 2)
             r = min(r + step, RAY_END)
-            x, y, z = centre[0] + r * ux, centre[1] + r * uy, centre[2] + r * uz
-            owner = _settled(x, y, z, s)
-            if owner < 0:
-                if r - known < 3 * step and r < RAY_END:
+            found = _settled(cx + r * ux, cy + r * uy, cz + r * uz, s)
+            if found < 0:
+                if r - known < WINDOW * step:
                     continue
-                owner = _basin(x, y, z, s)[0]
-            if (owner == atom) != inside:
-                low, high = known, r
-                for _ in range(BISECTIONS):
+                found = _basin(cx + r * ux, cy + r * uy, cz + r * uz, s)[0]
+            while found != owner:
+                low, high, beyond = known, r, found
+                for n in range(BISECTIONS):
+                    if n == BISECTIONS // 2 and owner != atom and beyond != atom:
+                        break
                     middle = 0.5 * (low + high)
-                    owner = _basin(centre[0] + middle * ux, centre[1] + middle * uy, centre[2] + middle * uz, s)[0]
-                    if (owner == atom) == inside:
+                    label = _basin(cx + middle * ux, cy + middle * uy, cz + middle * uz, s)[0]
+                    if label == owner:
                         low = middle
                     else:
-                        high = middle
-                if inside:
+                        high, beyond = middle, label
+                if owner == atom:
                     rows.append((q, start, 0.5 * (low + high)))
-                else:
+                elif beyond == atom:
                     start = 0.5 * (low + high)
-                inside = not inside
+                owner, known = beyond, high
             known = r
-        if inside:
+        if owner == atom:
             rows.append((q, start, RAY_END))
     return rows
 
 
-@njit(cache=True, error_model="numpy")
-def _stretch(x, y, z, s):
-    """How much longer than `RAY_STEP` a step may be at a point: 1 at high density and 8 where next to nothing is."""
-    density = 0.0
-    for a in range(len(s.centres)):
-        dx, dy, dz = x - s.centres[a, 0], y - s.centres[a, 1], z - s.centres[a, 2]
-        density += _free_atom(np.sqrt(dx * dx + dy * dy + dz * dz), s.kinds[a], s.free_atoms)[0]
-    return min(max((density / DENSE) ** -0.25, 1.0), 8.0)
-
-
-def _log_density(wave, points):
-    """ln rho at points (G, 3), (G,)."""
-    ni, out = NumInt(), np.zeros(len(points))
+def _log_density(wave, axes):
+    """ln rho (nx, ny, nz) on the mesh of three axes, which factorize every Gaussian of the basis."""
+    mol = wave.mol
+    factors, columns, row = [[], [], []], [], 0
+    for shell in range(mol.nbas):
+        l, centre = mol.bas_angular(shell), mol.bas_coord(shell)
+        shifted = [axis - x for axis, x in zip(axes, centre, strict=True)]
+        gaussians = [np.exp(-np.outer(mol.bas_exp(shell), x**2)) for x in shifted]
+        powers = [(i, j, l - i - j) for i in range(l, -1, -1) for j in range(l - i, -1, -1)]
+        # libcint's s and p functions carry their angular normalization, Cartesian d and higher ones do not.
+        contraction = mol._libcint_ctr_coeff(shell).T * {0: np.sqrt(0.25 / np.pi), 1: np.sqrt(0.75 / np.pi)}.get(l, 1.0)
+        for c in contraction:
+            for power in powers:
+                for factor, x, g, n in zip(factors, shifted, gaussians, power, strict=True):
+                    factor.append(x**n * g)
+                columns.append((np.full(len(c), row), c))
+                row += 1
+    x, y, z = (np.concatenate(f) for f in factors)
+    rows, c = (np.concatenate(part) for part in zip(*columns, strict=True))
+    density = np.zeros((x.shape[1], y.shape[1], z.shape[1]))
     for orbitals in occupied_orbitals(wave.mf):
-        for start in range(0, len(points), 4000):
-            block = slice(start, start + 4000)
-            out[block] += np.sum((ni.eval_ao(wave.mol, points[block]) @ orbitals) ** 2, axis=1)
-    return np.log(np.maximum(out, 1e-30))
+        cartesian = orbitals if mol.cart else mol.cart2sph_coeff() @ orbitals
+        coefficients = cartesian[rows] * c[:, None]
+        for k in range(x.shape[1]):
+            for orbital in coefficients.T:
+                density[k] += ((orbital * x[:, k])[:, None] * y).T.dot(z) ** 2
+    return np.log(np.maximum(density, 1e-30))
 
 
 def _lebedev(count):
@@ -337,31 +344,43 @@ def _gauss(count):
     return (x + 1) / 2, w / 2
 
 
+def _cusp_slope(element, basis):
+    """Radial derivative of ln rho of a free atom, switched off smoothly, on the mesh of cusps."""
+    radius = CUSP_STEP * np.arange(round(CUSP_END / CUSP_STEP) + 2)
+    t = np.clip((radius - CUSP_START) / (CUSP_END - CUSP_START), 0, 1)
+    return free_atom_log_density(element, basis)(radius, 1) * (1 - t**3 * (10 - 15 * t + 6 * t**2))
+
+
+def _cusps(points, centres, slopes):
+    """Sum of the nuclear cusps at points (..., 3)."""
+    total = np.zeros(points.shape[:-1])
+    radius = CUSP_STEP * np.arange(slopes.shape[1])
+    for centre, slope in zip(centres, slopes, strict=True):
+        cusp = CubicSpline(radius, slope).antiderivative()
+        total += cusp(np.minimum(np.linalg.norm(points - centre, axis=-1), CUSP_END)) - cusp(CUSP_END)
+    return total
+
+
 def follow_density(wave):
     """The `Surrogate` of a wave function; `LabelError` where the density has a maximum without a nucleus."""
     mol = wave.mol
     centres, symbols = mol.atom_coords(), [mol.atom_pure_symbol(a) for a in range(mol.natm)]
     elements = sorted(set(symbols))
     kinds = np.array([elements.index(x) for x in symbols])
-    radius = FREE_ATOM_STEP * np.arange(round(FREE_ATOM_END / FREE_ATOM_STEP) + 1)
-    logs = [free_atom_log_density(element, mol.basis) for element in elements]
-    free_atoms = np.array([np.exp(f(radius))[:, None] * [1, FREE_ATOM_STEP] * np.stack([radius**0, f(radius, 1)], 1) for f in logs])
+    slopes = np.array([_cusp_slope(element, mol.basis) for element in elements])
 
-    def sample(*axes):
-        """ln rho, and spline coefficients of ln (rho / promolecule), on the mesh of three axes."""
-        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        shape = [len(axis) for axis in axes]
-        log_density = _log_density(wave, points)
-        rest = log_density - _log_promolecule(points, centres, kinds, free_atoms)
-        return log_density, spline_filter(rest.reshape(shape), mode="mirror")
+    def spline(axes):
+        log_density = _log_density(wave, axes)
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        return log_density, spline_filter(log_density - _cusps(points, centres, slopes[kinds]), mode="mirror")
 
-    origin = centres.min(0) - MARGIN
-    counts = np.ceil((np.ptp(centres, axis=0) + 2 * MARGIN) / SPACING).astype(int) + 1
-    log_density, mesh = sample(*(o + SPACING * np.arange(n) for o, n in zip(origin, counts, strict=True)))
+    origin = centres.min(0) - MARGIN - BORDER * SPACING
+    counts = np.ceil((np.ptp(centres, axis=0) + 2 * MARGIN) / SPACING).astype(int) + 1 + 2 * BORDER
+    log_density, mesh = spline([o + SPACING * np.arange(n) for o, n in zip(origin, counts, strict=True)])
     offsets = BOX_SPACING * np.arange(-BOX_CELLS - BORDER, BOX_CELLS + BORDER + 1)
-    boxes = np.array([sample(*(x + offsets for x in centre))[1] for centre in centres])
+    boxes = np.array([spline([x + offsets for x in centre])[1] for centre in centres])
     settled = np.full(mesh.shape, -1, np.int16)
-    s = Surrogate(centres, kinds, free_atoms, origin, mesh[None], boxes, np.zeros(len(centres)), settled)
+    s = Surrogate(centres, kinds, slopes, origin, mesh[None], boxes, np.zeros(len(centres)), settled)
     for a, centre in enumerate(centres):
         others = np.delete(centres, a, axis=0) - centre
         directions = np.concatenate([_lebedev(302)[0], others / np.linalg.norm(others, axis=1, keepdims=True)])
@@ -369,7 +388,7 @@ def follow_density(wave):
         if s.radii[a] == 0:
             raise LabelError(f"the density has no maximum at nucleus {a} ({symbols[a]}), so it has no topological atom")
     basins = settled.copy()
-    lost = _mesh_basins(np.argsort(-log_density), basins, s)
+    lost = _mesh_basins(np.argsort(-log_density, axis=None), basins, s)
     if np.isfinite(lost[0]):
         raise LabelError(
             f"the density has a maximum without a nucleus near {np.round(lost * BOHR, 2)} angstrom (a non-nuclear attractor),"
