@@ -40,8 +40,22 @@ BORDER = 4
 CUSP_STEP, CUSP_START, CUSP_END = 0.005, 0.5, 2.0
 """Radial mesh of the nuclear cusps; they are switched off from CUSP_START to CUSP_END."""
 
-PATH_TOLERANCE, LONGEST_STEP = 3e-4, 0.5
+PATH_TOLERANCE, LONGEST_STEP = 1e-4, 0.8
 """Error accepted in a step of a path, and its greatest length."""
+
+STAGES = np.array(
+    [
+        [0, 0, 0, 0, 0, 0],
+        [1 / 5, 0, 0, 0, 0, 0],
+        [3 / 40, 9 / 40, 0, 0, 0, 0],
+        [44 / 45, -56 / 15, 32 / 9, 0, 0, 0],
+        [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0],
+        [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0],
+        [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
+    ]
+)
+STAGE_ERRORS = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
+"""Runge-Kutta pair of order 5(4) of Dormand and Prince (doi:10.1016/0771-050X(80)90013-3)."""
 
 RAY_STEP, WINDOW, RAY_END, BISECTIONS = 0.1, 3, 13.0, 12
 """Steps along a ray on the mesh and beyond it, end of a ray, and bisections of a step in which the basin changes."""
@@ -167,36 +181,44 @@ def _settled(x, y, z, s):
 
 @njit(cache=True, error_model="numpy", fastmath=True)
 def _basin(x, y, z, s):
-    """The atom to which a point belongs and where its path ended: steepest ascent, Bogacki-Shampine, adaptive steps.
+    """The atom to which a point belongs and where its path ended: steepest ascent, Dormand-Prince, adaptive steps.
 
     Where the path halts it is pushed aside, so that it leaves a saddle point; the atom is -1 where it always comes back:
     a maximum without a nucleus.
     """
+    k = np.empty((7, 3))
     h, pushes, steps = SPACING, 0, 0
-    ax, ay, az, length = _ascent(x, y, z, s)
+    k[0, 0], k[0, 1], k[0, 2], length = _ascent(x, y, z, s)
     while True:
         atom = _settled(x, y, z, s)
         if atom >= 0 or pushes == 6:
             return atom, x, y, z
-        bx, by, bz, _ = _ascent(x + h / 2 * ax, y + h / 2 * ay, z + h / 2 * az, s)
-        cx, cy, cz, _ = _ascent(x + 0.75 * h * bx, y + 0.75 * h * by, z + 0.75 * h * bz, s)
-        px = x + h * (2 * ax + 3 * bx + 4 * cx) / 9
-        py = y + h * (2 * ay + 3 * by + 4 * cy) / 9
-        pz = z + h * (2 * az + 3 * bz + 4 * cz) / 9
-        dx, dy, dz, length = _ascent(px, py, pz, s)
-        ex, ey, ez = -5 * ax + 6 * bx + 8 * cx - 9 * dx, -5 * ay + 6 * by + 8 * cy - 9 * dy, -5 * az + 6 * bz + 8 * cz - 9 * dz
-        error = h / 72 * np.sqrt(ex * ex + ey * ey + ez * ez)
+        px, py, pz = x, y, z
+        for stage in range(1, 7):
+            px, py, pz = x, y, z
+            for i in range(stage):
+                px += h * STAGES[stage, i] * k[i, 0]
+                py += h * STAGES[stage, i] * k[i, 1]
+                pz += h * STAGES[stage, i] * k[i, 2]
+            k[stage, 0], k[stage, 1], k[stage, 2], length = _ascent(px, py, pz, s)
+        error = 0.0
+        for c in range(3):
+            total = 0.0
+            for i in range(7):
+                total += STAGE_ERRORS[i] * k[i, c]
+            error += total * total
+        error = h * np.sqrt(error) + 1e-12
         if error < PATH_TOLERANCE:
             x, y, z = px, py, pz
-            ax, ay, az = dx, dy, dz
-        h = min(h * min(3.0, max(0.2, 0.9 * np.cbrt(PATH_TOLERANCE / (error + 1e-12)))), LONGEST_STEP)
+            k[0] = k[6]
+        h = min(h * min(3.0, max(0.2, 0.9 * (PATH_TOLERANCE / error) ** 0.2)), LONGEST_STEP)
         steps += 1
-        if h < 1e-3 or length < 1e-4 or steps > 500:
+        if h < 1e-6 or length < 1e-4 or steps > 500:
             shift = 0.05 if pushes % 2 == 0 else -0.05
             x, y, z = (x + shift if pushes < 2 else x), (y + shift if 2 <= pushes < 4 else y), (z + shift if pushes >= 4 else z)
             pushes += 1
             h, steps = 0.02, 0
-            ax, ay, az, length = _ascent(x, y, z, s)
+            k[0, 0], k[0, 1], k[0, 2], length = _ascent(x, y, z, s)
 
 
 @njit(cache=True, error_model="numpy")
