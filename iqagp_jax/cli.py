@@ -5,7 +5,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,7 +26,7 @@ FeatureName = Literal["inverse-distances", "alf"]
 KernelName = Literal["matern52", "rbf", "rbf-periodic"]
 PriorMeanName = Literal["zero", "min", "mf1", "mf2", "mf3", "mf4", "mf5"]
 ThermostatName = Literal["nose-hoover", "langevin"]
-PartitionName = Literal["becke", "hirshfeld"]
+PartitionName = Literal["becke", "hirshfeld", "qtaim"]
 
 
 def main():
@@ -143,7 +143,7 @@ def label(
     output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset; labels are kept in OUTPUT.labels/.")],
     xc: Annotated[str, typer.Option(help="Functional as PySCF names it, or hf.")] = "b3lyp",
     basis: Annotated[str, typer.Option(help="Basis set as PySCF names it.")] = "6-31+g(d,p)",
-    partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets; both are kept.")] = "becke",
+    partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets; the fuzzy ones are always kept.")] = "becke",
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each; one per core by default.")] = None,
@@ -159,7 +159,7 @@ def label(
     output = output_file(output)
     # Free atoms are labelled anew with the geometries.
     frames = [atoms for atoms in iread(geometries) if atoms.info.get("config_type") != "IsolatedAtom"]
-    others = [p for p in get_args(PartitionName) if p != partition]
+    others = [p for p in campaign.Level.partitions if p != partition]
     level = campaign.Level(xc, basis, charge, spin, (partition, *others))
     campaign.check(frames, level)
     folder = output_folder(output.with_name(output.name + ".labels"))

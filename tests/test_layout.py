@@ -22,7 +22,7 @@ FLOORS = [
 
 CORE = set().union(*FLOORS[:6]) | {"simulate"}
 
-OUTSIDE_THE_CORE = {"pyscf", "tblite", "rdkit", "matplotlib", "typer", "znh5md"}
+OUTSIDE_THE_CORE = {"pyscf", "numba", "tblite", "rdkit", "matplotlib", "typer", "znh5md"}
 
 ROOT = Path(iqagp_jax.__file__).parent
 

@@ -55,14 +55,15 @@ def label_geometry(species, positions, level):
 
     The raw atomic energies of every partition are kept in ``raw``; ``remainder`` is what they lack of the total.
     """
-    from iqagp_jax.labels import fuzzy, iqa, scf
+    from iqagp_jax.labels import iqa, scf
+    from iqagp_jax.labels.partitions import PARTITIONS
 
     try:
         mol = scf.build_molecule(species, positions, level.basis, level.charge, level.spin)
         mf = scf.converge(scf.mean_field(mol, level.xc))
+        atoms = iqa.integrate_atoms(mf, {name: PARTITIONS[name] for name in level.partitions})
     except scf.LabelError as reason:
         return {"rejected": str(reason)}
-    atoms = iqa.integrate_atoms(mf, {name: fuzzy.PARTITIONS[name] for name in level.partitions})
     for name, integrals in atoms.items():
         remainder = mf.e_tot - integrals.energy.sum()
         missing = mol.nelectron - integrals.population.sum()

@@ -24,8 +24,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pyscf import dft, gto
+from pyscf import df, dft, gto
 from scipy.linalg import cholesky, solve_triangular
+
+AUXILIARY_BASIS = "def2-universal-jkfit"
+
 ATOM_GRID = {"light": (50, 302), "heavy": (75, 302)}
 """(radial, angular) points of an atom's grid for hydrogen and for everything else."""
 
@@ -120,10 +123,16 @@ class Quadrature:
 
 
 class WaveFunction:
-    """A converged PySCF mean field with density fitting, and its energy densities on any points."""
+    """A converged PySCF mean field and its energy densities on any points.
+
+    Electrostatic potentials come from density fitting, the mean field's own where it has one.
+    """
 
     def __init__(self, mf):
         self.mf, self.mol = mf, mf.mol
+        self._fitting = getattr(mf, "with_df", None) or df.DF(mf.mol, AUXILIARY_BASIS)
+        if self._fitting.auxmol is None:
+            self._fitting.build()
         self._known = (None, {})
 
     @cached_property
@@ -139,13 +148,13 @@ class WaveFunction:
 
     @cached_property
     def _metric(self):
-        return cholesky(self.mf.with_df.auxmol.intor("int2c2e"), lower=True)
+        return cholesky(self._fitting.auxmol.intor("int2c2e"), lower=True)
 
     @cached_property
     def _density_fit(self):
         dm = self.density_matrix
         packed = (2 * dm - np.diag(np.diag(dm)))[np.tril_indices(len(dm))]
-        rows = np.concatenate([block @ packed for block in self.mf.with_df.loop()])
+        rows = np.concatenate([block @ packed for block in self._fitting.loop()])
         return solve_triangular(self._metric, rows, lower=True, trans="T")
 
     def _pair_fit(self, orbitals):
@@ -153,7 +162,7 @@ class WaveFunction:
         i, j = np.triu_indices(orbitals.shape[1])
         a, b = np.tril_indices(len(orbitals))
         rows = []
-        for block in self.mf.with_df.loop():
+        for block in self._fitting.loop():
             full = np.zeros((len(block), len(orbitals), len(orbitals)))
             full[:, a, b] = full[:, b, a] = block
             rows.append((orbitals.T @ full @ orbitals)[:, i, j])
@@ -177,7 +186,7 @@ class WaveFunction:
         exact_exchange = ni.hybrid_coeff(xc)
         kind = ni._xc_type(xc)
         nuclei, charges = mol.atom_coords(), mol.atom_charges()
-        aux_potential = auxiliary_potential(self.mf.with_df.auxmol)
+        aux_potential = auxiliary_potential(self._fitting.auxmol)
         # Single precision is good to 1e-7 hartree here and halves the cost of the largest product.
         pair_fits = [(fit.astype(np.float32), i, j) for fit, i, j in map(self._pair_fit, orbitals)] if exact_exchange else []
 

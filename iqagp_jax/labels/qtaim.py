@@ -57,8 +57,8 @@ STAGES = np.array(
 STAGE_ERRORS = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
 """Runge-Kutta pair of order 5(4) of Dormand and Prince (doi:10.1016/0771-050X(80)90013-3)."""
 
-RAY_STEP, WINDOW, RAY_END, BISECTIONS = 0.1, 3, 13.0, 12
-"""Steps along a ray on the mesh and beyond it, end of a ray, and bisections of a step in which the basin changes."""
+RAY_STEP, RAY_END, BISECTIONS = 0.15, 13.0, 11
+"""Step along a ray close to the nuclei, end of a ray, and bisections of a step in which the basin changes."""
 
 OUTER_ANGULAR = {"H": 974, "He": 974, "C": 5810}
 """Lebedev points outside the beta sphere; 2702 for other atoms."""
@@ -298,11 +298,7 @@ def _ray_segments(atom, directions, s):
             nearest = _nearest(cx + r * ux, cy + r * uy, cz + r * uz, s)
             step = RAY_STEP * max(1.0, (nearest / 2) ** 2)
             r = min(r + step, RAY_END)
-            found = _settled(cx + r * ux, cy + r * uy, cz + r * uz, s)
-            if found < 0:
-                if r - known < WINDOW * step:
-                    continue
-                found = _basin(cx + r * ux, cy + r * uy, cz + r * uz, s)[0]
+            found = _basin(cx + r * ux, cy + r * uy, cz + r * uz, s)[0]
             while found != owner:
                 low, high, beyond = known, r, found
                 for n in range(BISECTIONS):
