@@ -28,14 +28,14 @@ from iqagp_jax.labels.iqa import Quadrature, occupied_orbitals
 from iqagp_jax.labels.scf import LabelError
 from iqagp_jax.units import BOHR
 
-SPACING, MARGIN = 0.25, 6.0
+SPACING, MARGIN = 0.25, 5.0
 """Spacing of the mesh around the molecule, and how far it reaches beyond the outermost nuclei."""
 
-BOX_SPACING, BOX_CELLS = 0.1, 13
+BOX_SPACING, BOX_CELLS = 0.07, 19
 """Spacing of the mesh around a nucleus, and its half width in cells."""
 
-BORDER = 4
-"""Cells beyond a nucleus' mesh that its spline needs to forget the boundary."""
+BORDER = 8
+"""Further cells of both meshes that a spline needs to forget its boundary."""
 
 CUSP_STEP, CUSP_START, CUSP_END = 0.005, 0.5, 2.0
 """Radial mesh of the nuclear cusps; they are switched off from CUSP_START to CUSP_END."""
@@ -369,13 +369,16 @@ def _cusp_slope(element, basis):
     return free_atom_log_density(element, basis)(radius, 1) * (1 - t**3 * (10 - 15 * t + 6 * t**2))
 
 
-def _cusps(points, centres, slopes):
-    """Sum of the nuclear cusps at points (..., 3)."""
-    total = np.zeros(points.shape[:-1])
+def _cusps(axes, centres, slopes):
+    """Sum of the nuclear cusps on the mesh of three axes, (nx, ny, nz)."""
+    total = np.zeros([len(axis) for axis in axes])
     radius = CUSP_STEP * np.arange(slopes.shape[1])
     for centre, slope in zip(centres, slopes, strict=True):
+        x2, y2, z2 = ((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
+        r2 = x2[:, None, None] + y2[:, None] + z2
+        near = r2 < CUSP_END**2
         cusp = CubicSpline(radius, slope).antiderivative()
-        total += cusp(np.minimum(np.linalg.norm(points - centre, axis=-1), CUSP_END)) - cusp(CUSP_END)
+        total[near] += cusp(np.sqrt(r2[near])) - cusp(CUSP_END)
     return total
 
 
@@ -389,8 +392,7 @@ def follow_density(wave):
 
     def spline(axes):
         log_density = _log_density(wave, axes)
-        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-        return log_density, spline_filter(log_density - _cusps(points, centres, slopes[kinds]), mode="mirror")
+        return log_density, spline_filter(log_density - _cusps(axes, centres, slopes[kinds]), mode="mirror")
 
     origin = centres.min(0) - MARGIN - BORDER * SPACING
     counts = np.ceil((np.ptp(centres, axis=0) + 2 * MARGIN) / SPACING).astype(int) + 1 + 2 * BORDER
