@@ -57,13 +57,13 @@ STAGES = np.array(
 STAGE_ERRORS = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
 """Runge-Kutta pair of order 5(4) of Dormand and Prince (doi:10.1016/0771-050X(80)90013-3)."""
 
-RAY_STEP, RAY_END, BISECTIONS = 0.15, 13.0, 11
+RAY_STEP, RAY_END, BISECTIONS = 0.15, 13.0, 10
 """Step along a ray close to the nuclei, end of a ray, and bisections of a step in which the basin changes."""
 
 OUTER_ANGULAR = {"H": 974, "He": 974, "C": 5810}
 """Lebedev points outside the beta sphere; 2702 for other atoms."""
 
-PIECES = ((0.0, 1.0, 8), (1.0, 2.0, 8), (3.0, 3.5, 8), (6.5, 13.0, 8))
+PIECES = ((0.0, 1.2, 7), (1.2, 2.0, 6), (3.2, 3.5, 6), (6.7, 13.0, 4))
 """A segment of a ray is integrated in pieces: from, length and Gauss-Legendre points."""
 
 INNER_RADIAL, INNER_ANGULAR = 50, 194
