@@ -57,11 +57,14 @@ STAGES = np.array(
 STAGE_ERRORS = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
 """Runge-Kutta pair of order 5(4) of Dormand and Prince (doi:10.1016/0771-050X(80)90013-3)."""
 
-RAY_STEP, RAY_END, BISECTIONS = 0.15, 13.0, 10
+RAY_STEP, RAY_END, BISECTIONS = 0.15, 13.0, 9
 """Step along a ray close to the nuclei, end of a ray, and bisections of a step in which the basin changes."""
 
-OUTER_ANGULAR = {"H": 974, "He": 974, "C": 5810}
-"""Lebedev points outside the beta sphere; 2702 for other atoms."""
+OUTER_ANGULAR = {"H": 770, "C": 5810}
+"""Lebedev points outside the beta sphere; 2354 for other elements. Atoms between others, like carbon, need most."""
+
+SMALL_SPHERE, SMALL_ANGULAR = 0.6, 4334
+"""A hydrogen with a smaller beta sphere than that (in a polar bond) has a basin of thin wedges: its Lebedev points."""
 
 PIECES = ((0.0, 1.2, 7), (1.2, 2.0, 6), (3.2, 3.5, 6), (6.7, 13.0, 4))
 """A segment of a ray is integrated in pieces: from, length and Gauss-Legendre points."""
@@ -455,7 +458,8 @@ def qtaim(wave):
     """Topological atoms of a `WaveFunction`: the `Quadrature` of their basins."""
     s = follow_density(wave)
     symbols = [wave.mol.atom_pure_symbol(a) for a in range(wave.mol.natm)]
-    parts = [atom_quadrature(s, a, OUTER_ANGULAR.get(symbol, 2702)) for a, symbol in enumerate(symbols)]
+    counts = [SMALL_ANGULAR if r < SMALL_SPHERE else OUTER_ANGULAR.get(x, 2354) for x, r in zip(symbols, s.radii, strict=True)]
+    parts = [atom_quadrature(s, a, count) for a, count in enumerate(counts)]
     ends = np.cumsum([0, *(len(w) for _, w in parts)])
     weights = np.concatenate([w for _, w in parts])
     matrix = csr_array((weights, np.arange(ends[-1]), ends), shape=(len(parts), ends[-1]))
