@@ -59,7 +59,9 @@ def read_aimall(folder):
     table = np.array([line.split()[1:] for line in lines[start + 2 : start + 2 + len(nuclei)]], dtype=float)
     exchange, population = [], []
     for line in lines[start + 2 : start + 2 + len(nuclei)]:
-        values = dict(pair.split("=", 1) for pair in (folder / f"{line.split()[0].lower()}.int").read_text().splitlines() if "=" in pair)
+        values = dict(
+            pair.split("=", 1) for pair in (folder / f"{line.split()[0].lower()}.int").read_text().splitlines() if "=" in pair
+        )
         values = {key.strip(): value for key, value in values.items()}
         exchange.append(float(values["VeeX0(A)"]))
         population.append(float(values["N"].split()[0]))
@@ -92,11 +94,15 @@ def ferebus(reference):
     energy_errors, charge_errors = [], []
     for k, f in enumerate(features):
         positions = np.asarray(alf_positions(f, (0, 1, 2), np.array([], int)), dtype=float)
-        a = integrate_atoms(converge("OHH", positions * BOHR, "aug-cc-pvtz", exact=True), {"qtaim": PARTITIONS["qtaim"]})["qtaim"]
+        a = integrate_atoms(converge("OHH", positions * BOHR, "aug-cc-pvtz", exact=True), {"qtaim": PARTITIONS["qtaim"]})[
+            "qtaim"
+        ]
         energy_errors.append([a.energy[i] - table["iqa"][k] for i, table in enumerate(tables)])
         charge_errors.append([z - a.population[i] - tables[i]["q00"][k] for i, z in enumerate((8, 1, 1))])
     energy_rms, charge_rms = (1e3 * np.sqrt(np.mean(np.square(e), axis=0)) for e in (energy_errors, charge_errors))
-    print(f"ferebus: largest errors {1e3 * abs(np.array(energy_errors)).max(0)} mHa, {1e3 * abs(np.array(charge_errors)).max(0)} me")
+    print(
+        f"ferebus: largest errors {1e3 * abs(np.array(energy_errors)).max(0)} mHa, {1e3 * abs(np.array(charge_errors)).max(0)} me"
+    )
     row("ferebus water, RMS of E_IQA(O)", energy_rms[0], "mHa", 0.25)
     row("ferebus water, RMS of E_IQA(H)", energy_rms[1:].max(), "mHa", 0.05)
     row("ferebus water, RMS of q00", charge_rms.max(), "me", 0.5)

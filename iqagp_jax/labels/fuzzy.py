@@ -56,4 +56,3 @@ def free_atom_log_density(symbol, basis):
     # With fractional occupations the density is spherical, so any direction will do.
     density = ((ao @ coefficients) ** 2) @ occupations
     return CubicSpline(radius, np.log(np.maximum(density, 1e-30)))
-

@@ -5,7 +5,7 @@ sphere inside its basin (the beta sphere) and, outside of it, along Lebedev rays
 steps, each change of basin is located by bisection, and the segments inside the basin get Gauss-Legendre points.
 
 1. `Surrogate`: ln rho as a sum of nuclear cusps, those of the free atoms, and a cubic B-spline of what is left, on a mesh
-   around the molecule and on a finer one around each nucleus. Paths are followed on it; energies are integrated with the true density.
+   around the molecule and on a finer one around each nucleus. Paths are followed on it; integrals use the true density.
 2. Beta spheres: the density descends outwards all over the sphere and inside of it, so that no path leaves it.
 3. Basins of the mesh points, by which most points of a ray are assigned without a path: those in a cell whose
    surroundings all belong to one atom.
@@ -329,12 +329,12 @@ def _log_density(wave, axes):
     mol = wave.mol
     factors, columns, row = [[], [], []], [], 0
     for shell in range(mol.nbas):
-        l, centre = mol.bas_angular(shell), mol.bas_coord(shell)
+        degree, centre = mol.bas_angular(shell), mol.bas_coord(shell)
         shifted = [axis - x for axis, x in zip(axes, centre, strict=True)]
         gaussians = [np.exp(-np.outer(mol.bas_exp(shell), x**2)) for x in shifted]
-        powers = [(i, j, l - i - j) for i in range(l, -1, -1) for j in range(l - i, -1, -1)]
+        powers = [(i, j, degree - i - j) for i in range(degree, -1, -1) for j in range(degree - i, -1, -1)]
         # libcint's s and p functions carry their angular normalization, Cartesian d and higher ones do not.
-        contraction = mol._libcint_ctr_coeff(shell).T * {0: np.sqrt(0.25 / np.pi), 1: np.sqrt(0.75 / np.pi)}.get(l, 1.0)
+        contraction = mol._libcint_ctr_coeff(shell).T * {0: np.sqrt(0.25 / np.pi), 1: np.sqrt(0.75 / np.pi)}.get(degree, 1.0)
         for c in contraction:
             for power in powers:
                 for factor, x, g, n in zip(factors, shifted, gaussians, power, strict=True):
@@ -414,7 +414,7 @@ def follow_density(wave):
     lost = _mesh_basins(np.argsort(-log_density, axis=None), basins, s)
     if np.isfinite(lost[0]):
         raise LabelError(
-            f"the density has a maximum without a nucleus near {np.round(lost * BOHR, 2)} angstrom (a non-nuclear attractor),"
+            f"the density has a maximum without a nucleus near {np.round(np.multiply(lost, BOHR), 2)} angstrom (a non-nuclear attractor),"
             " whose electrons belong to no atom; use a fuzzy partition for this geometry"
         )
     # Settled for good: all mesh points of the cell and of those around it.
