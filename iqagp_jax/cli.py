@@ -143,9 +143,7 @@ def label(
     output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset; labels are kept in OUTPUT.labels/.")],
     xc: Annotated[str, typer.Option(help="Functional as PySCF names it, or hf.")] = "b3lyp",
     basis: Annotated[str, typer.Option(help="Basis set as PySCF names it.")] = "6-31+g(d,p)",
-    partition: Annotated[
-        PartitionName, typer.Option(help="Atoms whose energies the dataset gets; the fuzzy ones are always kept.")
-    ] = "becke",
+    partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets.")] = "becke",
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each; one per core by default.")] = None,

@@ -47,6 +47,10 @@ def converge(species, positions, basis, xc="b3lyp", exact=False):
     return mf
 
 
+def topological(mf):
+    return integrate_atoms(mf, {"qtaim": PARTITIONS["qtaim"]})["qtaim"]
+
+
 def read_aimall(folder):
     """Positions (N, 3) in bohr, components (N, 8) in hartree and charges (N,) of AIMAll's files in a folder."""
     (wfn,) = folder.glob("*.wfn")
@@ -59,10 +63,9 @@ def read_aimall(folder):
     table = np.array([line.split()[1:] for line in lines[start + 2 : start + 2 + len(nuclei)]], dtype=float)
     exchange, population = [], []
     for line in lines[start + 2 : start + 2 + len(nuclei)]:
-        values = dict(
-            pair.split("=", 1) for pair in (folder / f"{line.split()[0].lower()}.int").read_text().splitlines() if "=" in pair
-        )
-        values = {key.strip(): value for key, value in values.items()}
+        text = (folder / f"{line.split()[0].lower()}.int").read_text()
+        pairs = (pair.split("=", 1) for pair in text.splitlines() if "=" in pair)
+        values = {key.strip(): value for key, value in pairs}
         exchange.append(float(values["VeeX0(A)"]))
         population.append(float(values["N"].split()[0]))
     return positions, np.column_stack([table[:, [0, 1, 2, 3, 6, 7, 5]], exchange]), charges - population
@@ -73,7 +76,7 @@ def aimall(reference):
     for folder in sorted((reference / "aimall_water").iterdir()):
         positions, expected, charges = read_aimall(folder)
         mf = converge("OHH", positions * BOHR, "6-31+g(d,p)", exact=True)
-        a = integrate_atoms(mf, {"qtaim": PARTITIONS["qtaim"]})["qtaim"]
+        a = topological(mf)
         found = [a.energy, a.kinetic, a.nucleus_electrons / 2, a.electrons_nuclei / 2, a.coulomb / 2]
         hybrid = mf._numint.hybrid_coeff(mf.xc)
         found += [a.exchange_correlation, a.nuclear_repulsion / 2, a.exact_exchange / hybrid]
@@ -100,9 +103,6 @@ def ferebus(reference):
         energy_errors.append([a.energy[i] - table["iqa"][k] for i, table in enumerate(tables)])
         charge_errors.append([z - a.population[i] - tables[i]["q00"][k] for i, z in enumerate((8, 1, 1))])
     energy_rms, charge_rms = (1e3 * np.sqrt(np.mean(np.square(e), axis=0)) for e in (energy_errors, charge_errors))
-    print(
-        f"ferebus: largest errors {1e3 * abs(np.array(energy_errors)).max(0)} mHa, {1e3 * abs(np.array(charge_errors)).max(0)} me"
-    )
     row("ferebus water, RMS of E_IQA(O)", energy_rms[0], "mHa", 0.25)
     row("ferebus water, RMS of E_IQA(H)", energy_rms[1:].max(), "mHa", 0.05)
     row("ferebus water, RMS of q00", charge_rms.max(), "me", 0.5)
@@ -121,7 +121,7 @@ def additivity():
     remainders, missing = [], []
     for temperature, species, positions in malondialdehyde(20):
         mf = converge(species, positions, "6-31+g(d,p)")
-        a = integrate_atoms(mf, {"qtaim": PARTITIONS["qtaim"]})["qtaim"]
+        a = topological(mf)
         remainders.append(1e3 * (mf.e_tot - a.energy.sum()))
         missing.append(mf.mol.nelectron - a.population.sum())
         print(f"   {temperature:5d} K   remainder {remainders[-1]:8.4f} mHa   missing {missing[-1]:9.6f} e", flush=True)

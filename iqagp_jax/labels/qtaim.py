@@ -413,8 +413,9 @@ def follow_density(wave):
     basins = settled.copy()
     lost = _mesh_basins(np.argsort(-log_density, axis=None), basins, s)
     if np.isfinite(lost[0]):
+        place = np.round(np.multiply(lost, BOHR), 2)
         raise LabelError(
-            f"the density has a maximum without a nucleus near {np.round(np.multiply(lost, BOHR), 2)} angstrom (a non-nuclear attractor),"
+            f"the density has a maximum without a nucleus near {place} angstrom (a non-nuclear attractor),"
             " whose electrons belong to no atom; use a fuzzy partition for this geometry"
         )
     # Settled for good: all mesh points of the cell and of those around it.
