@@ -73,7 +73,7 @@ def test_partition_weights_share_every_point(water):
     for partition in FUZZY.values():
         weights = partition(wave).weights
         np.testing.assert_allclose(weights.sum(0), volume, atol=1e-12)
-        assert weights.min() >= 0
+        assert (weights * np.sign(volume)).min() >= 0  # some points of an angular grid have negative weights
 
 
 def test_forces_are_differences_of_the_energy(water):
