@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,7 +30,7 @@ ThermostatName = Literal["nose-hoover", "langevin"]
 LossName = Literal["concentrated", "marginal", "hold-out"]
 OptimiserName = Literal["lbfgs", "adam"]
 CONVENTION_HELP = "How .model files are read: wrap, half-periodic, relative-noise, gls-mean; repeatable. The error says which."
-PartitionName = Literal["becke", "hirshfeld"]
+PartitionName = Literal["becke", "hirshfeld", "qtaim"]
 ExecutorName = Literal["processes", "submitit", "dask"]
 
 
@@ -177,7 +177,7 @@ def label(
     output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset; labels are kept in OUTPUT.labels/.")],
     xc: Annotated[str, typer.Option(help="Functional as PySCF names it, or hf.")] = "b3lyp",
     basis: Annotated[str, typer.Option(help="Basis set as PySCF names it.")] = "6-31+g(d,p)",
-    partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets; both are kept.")] = "becke",
+    partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets.")] = "becke",
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
     multipoles: Annotated[bool, typer.Option(help="Also atomic multipole moments up to the hexadecapole.")] = False,
@@ -189,7 +189,7 @@ def label(
 
     output = output_file(output)
     folder = output.with_name(output.name + ".labels")
-    others = [p for p in get_args(PartitionName) if p != partition]
+    others = [p for p in Level.partitions if p != partition]
     write_plan(folder, geometries, Level(xc, basis, charge, spin, (partition, *others), multipoles))
     campaign, workers = Campaign.load(folder), workers or os.cpu_count() or 1
     with Processes(workers) as executor:

@@ -12,7 +12,7 @@ from conftest import make_dataset
 
 from iqagp_jax import cli, save_dataset, save_model
 from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
-from iqagp_jax.labels.fuzzy import PARTITIONS
+from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.means import PRIOR_MEANS
 
 

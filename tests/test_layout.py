@@ -25,7 +25,7 @@ FLOORS = [
 
 CORE = set().union(*FLOORS[:8]) | {"simulate"}
 
-OUTSIDE_THE_CORE = {"pyscf", "tblite", "rdkit", "matplotlib", "typer", "znh5md", "submitit", "distributed"}
+OUTSIDE_THE_CORE = {"pyscf", "numba", "tblite", "rdkit", "matplotlib", "typer", "znh5md", "submitit", "distributed"}
 
 ROOT = Path(iqagp_jax.__file__).parent
 

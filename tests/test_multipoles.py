@@ -22,6 +22,8 @@ WATER = np.array([[0.1, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.2, -0.7972, -0.
 LEVEL = campaign.Level(basis="6-31g", multipoles=True)
 FRAMES = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 
+FUZZY = {"becke": fuzzy.becke, "hirshfeld": fuzzy.hirshfeld}
+
 
 def test_a_spherical_density_has_the_moments_of_a_point():
     """One Gaussian electron beside each of two nuclei; Gauss-Hermite points integrate its moments exactly."""
@@ -56,7 +58,7 @@ def test_atoms_share_the_molecules_moments(water):
     expected["q21c"], expected["q21s"] = np.sqrt(3) * quadrupole[2, :2]
     expected["q22c"] = np.sqrt(0.75) * (quadrupole[0, 0] - quadrupole[1, 1])
     expected["q22s"] = np.sqrt(3) * quadrupole[0, 1]
-    for atoms in iqa.integrate_atoms(water, fuzzy.PARTITIONS).values():
+    for atoms in iqa.integrate_atoms(water, FUZZY).values():
         found = molecular_moments(atoms.multipoles, mol.atom_coords())[:9]
         # The grid's own error, as of the populations.
         np.testing.assert_allclose(found, [expected[name] for name in component_names(2)], atol=2e-4)
@@ -76,7 +78,7 @@ def test_far_molecules_interact_as_their_moments(water):
     exact += np.sum(charges[:, None] * charges / np.linalg.norm(mol.atom_coords()[:, None] - far.atom_coords(), axis=-1))
 
     positions, molecule = np.concatenate([mol.atom_coords(), far.atom_coords()]) * BOHR, np.repeat([0, 1], 3)
-    for atoms in iqa.integrate_atoms(water, fuzzy.PARTITIONS).values():
+    for atoms in iqa.integrate_atoms(water, FUZZY).values():
         moments = np.tile(atoms.multipoles, (2, 1))
         with jax.enable_x64(True):
             energies = [jax.jit(interaction_energy)(positions, moments[:, :n], molecule) / HARTREE for n in (1, 25)]

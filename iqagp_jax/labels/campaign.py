@@ -76,14 +76,15 @@ def label_geometry(species, positions, level):
 
     The raw atomic energies of every partition are kept in ``raw``; ``remainder`` is what they lack of the total.
     """
-    from iqagp_jax.labels import fuzzy, iqa, scf
+    from iqagp_jax.labels import iqa, scf
+    from iqagp_jax.labels.partitions import PARTITIONS
 
     try:
         mol = scf.build_molecule(species, positions, level.basis, level.charge, level.spin)
         mf = scf.converge(scf.mean_field(mol, level.xc))
+        atoms = iqa.integrate_atoms(mf, {name: PARTITIONS[name] for name in level.partitions})
     except scf.LabelError as reason:
         return {"rejected": str(reason)}
-    atoms = iqa.integrate_atoms(mf, {name: fuzzy.PARTITIONS[name] for name in level.partitions})
     for name, integrals in atoms.items():
         remainder = mf.e_tot - integrals.energy.sum()
         missing = mol.nelectron - integrals.population.sum()
@@ -107,7 +108,8 @@ def check(geometries, level):
     """ValueError, in a sentence, where geometries (ASE atoms) cannot be labelled at this level at all."""
     from pyscf.gto.basis import BasisNotFoundError
 
-    from iqagp_jax.labels import fuzzy, scf
+    from iqagp_jax.labels import scf
+    from iqagp_jax.labels.partitions import PARTITIONS
 
     if not geometries:
         raise ValueError("expected at least one geometry to label, found none")
@@ -120,10 +122,8 @@ def check(geometries, level):
             )
         if not np.isfinite(atoms.get_positions()).all():
             raise ValueError(f"expected finite positions, found a NaN or infinity in geometry {k}; remove it")
-    if not level.partitions or not set(level.partitions) <= set(fuzzy.PARTITIONS):
-        raise ValueError(
-            f"expected partitions among {', '.join(fuzzy.PARTITIONS)}, found {', '.join(level.partitions) or 'none'}"
-        )
+    if not level.partitions or not set(level.partitions) <= set(PARTITIONS):
+        raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(level.partitions) or 'none'}")
     electrons = int(geometries[0].numbers.sum()) - level.charge
     if (electrons - level.spin) % 2 or not 0 <= level.spin <= electrons:
         raise ValueError(

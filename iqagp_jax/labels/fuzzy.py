@@ -1,7 +1,6 @@
-"""Fuzzy atoms: smooth weights that share every point of space among the atoms.
+"""Fuzzy atoms: smooth weights w_A(r) with sum_A w_A = 1 that share every point of space among the atoms.
 
-A partition is a function ``(mol, coords, parent) -> weights (N, G)`` with sum_A weights[A] = 1 at every grid point;
-``parent`` (G,) names the atom whose integration grid a point belongs to.
+Both partitions integrate on the grid of the wave function (`iqa.atom_centred_grid`) and so share its energy densities.
 """
 
 import json
@@ -12,21 +11,26 @@ from pyscf import gto
 from pyscf.scf.atom_hf import get_atm_nrhf
 from scipy.interpolate import CubicSpline
 
+from iqagp_jax.labels.iqa import Quadrature
 
-def becke(mol, coords, parent):
-    """Becke's atoms with Bragg-Slater radii and three smoothing steps (doi:10.1063/1.454033), (N, G).
+
+def becke(wave):
+    """Becke's atoms with Bragg-Slater radii and three smoothing steps (doi:10.1063/1.454033).
 
     The quadrature weights of an atom-centred grid are volume times Becke's cell function of the parent, so what is
     left of the partition is to which parent a point belongs.
     """
-    return (parent == np.arange(mol.natm)[:, None]).astype(float)
+    coords, weights, parent = wave.grid
+    return Quadrature(coords, weights * (parent == np.arange(wave.mol.natm)[:, None]))
 
 
-def hirshfeld(mol, coords, parent):
-    """Hirshfeld's atoms, w_A = rho_A^free / sum_B rho_B^free (doi:10.1007/BF00549096), (N, G).
+def hirshfeld(wave):
+    """Hirshfeld's atoms, w_A = rho_A^free / sum_B rho_B^free (doi:10.1007/BF00549096).
 
     Free atoms are spherically averaged Hartree-Fock densities in the molecule's basis.
     """
+    coords, weights, _ = wave.grid
+    mol = wave.mol
     density = np.empty((mol.natm, len(coords)))
     for a, centre in enumerate(mol.atom_coords()):
         radius = np.linalg.norm(coords - centre, axis=1)
@@ -35,7 +39,7 @@ def hirshfeld(mol, coords, parent):
         # Beyond the spline every basis' density is noise: go on with the slope of a slow exponential.
         density[a] -= 2.0 * np.maximum(radius - FAR, 0.0)
     density = np.exp(density - density.max(0))
-    return density / density.sum(0)
+    return Quadrature(coords, weights * density / density.sum(0))
 
 
 FAR = 12.0
@@ -53,6 +57,3 @@ def free_atom_log_density(symbol, basis):
     # With fractional occupations the density is spherical, so any direction will do.
     density = ((ao @ coefficients) ** 2) @ occupations
     return CubicSpline(radius, np.log(np.maximum(density, 1e-30)))
-
-
-PARTITIONS = {"becke": becke, "hirshfeld": hirshfeld}

@@ -11,32 +11,39 @@ For a wave function and a partition of space into atoms with weights w_A(r), sum
 | V_en,A | ``electrons_nuclei``  | - int w_A rho(r) sum_B Z_B / abs(r - R_B)                                      |
 | J_A    | ``coulomb``           | int w_A rho(r) V_el(r), V_el the electrons' own electrostatic potential       |
 | E_xc,A | ``exchange_correlation`` | int w_A (rho eps_xc + a_x eps_K), eps_K the exact-exchange energy density |
+|        | ``exact_exchange``    | int w_A a_x eps_K, the exact-exchange share of E_xc,A                          |
 
 so that no pair integral is needed and the E_A sum to the molecular energy (Blanco, Martin Pendas, Francisco,
 doi:10.1021/ct0501093; for Kohn-Sham wave functions Maxwell, Martin Pendas, Popelier, doi:10.1039/C5CP07021J).
-All quantities in this module are in hartree and bohr.
+A partition (`fuzzy`, `qtaim`; the registry is `partitions`) is a function ``WaveFunction -> Quadrature`` that knows
+nothing of energies. All quantities in this module are in hartree and bohr.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from pyscf import dft, gto
+from pyscf import df, dft, gto
 from scipy.linalg import cholesky, solve_triangular
 
 from iqagp_jax.labels.multipoles import atomic_moments
 
+AUXILIARY_BASIS = "def2-universal-jkfit"
+
 ATOM_GRID = {"light": (50, 302), "heavy": (75, 302)}
 """(radial, angular) points of an atom's grid for hydrogen and for everything else."""
 
-BLOCK = 2000
-"""Grid points handled at once: the aux-potential block (naux x BLOCK) should stay in cache."""
+BLOCK = 1000
+"""Grid points handled at once: the block of auxiliary potentials (naux x BLOCK) should stay in cache."""
 
 
 @dataclass(frozen=True)
 class AtomicIntegrals:
     """Components of the IQA atomic energies, each (N,) in hartree, and the electron ``population`` of each atom.
 
-    ``multipoles`` (N, 25) are the atomic moments up to the hexadecapole, see `multipoles`.
+    ``exact_exchange`` is contained in ``exchange_correlation``; ``multipoles`` (N, 25) are the atomic moments up to the
+    hexadecapole, see `multipoles`.
     """
 
     kinetic: np.ndarray
@@ -44,6 +51,7 @@ class AtomicIntegrals:
     electrons_nuclei: np.ndarray
     coulomb: np.ndarray
     exchange_correlation: np.ndarray
+    exact_exchange: np.ndarray
     nuclear_repulsion: np.ndarray
     population: np.ndarray
     multipoles: np.ndarray
@@ -91,32 +99,6 @@ def occupied_orbitals(mf):
     return mo[0][:, occ[0] > 0], mo[1][:, occ[1] > 0]
 
 
-def _pair_fit(mf, orbitals):
-    """Density-fitting coefficients c[P, ij] of all orbital products phi_i phi_j with i <= j, off-diagonals doubled."""
-    auxmol = mf.with_df.auxmol
-    low = cholesky(auxmol.intor("int2c2e"), lower=True)
-    n = orbitals.shape[1]
-    i, j = np.triu_indices(n)
-    rows = []
-    for block in mf.with_df.loop():
-        full = np.zeros((len(block), len(orbitals), len(orbitals)))
-        a, b = np.tril_indices(len(orbitals))
-        full[:, a, b] = full[:, b, a] = block
-        rows.append((orbitals.T @ full @ orbitals)[:, i, j])
-    fit = solve_triangular(low, np.concatenate(rows), lower=True, trans="T")
-    return fit * np.where(i == j, 1.0, 2.0), i, j
-
-
-def _density_fit(mf):
-    """Density-fitting coefficients c[P] of the electron density."""
-    low = cholesky(mf.with_df.auxmol.intor("int2c2e"), lower=True)
-    dm = np.asarray(mf.make_rdm1())
-    dm = dm if dm.ndim == 2 else dm.sum(0)
-    packed = dm + dm.T - np.diag(np.diag(dm))
-    packed = packed[np.tril_indices(len(dm))]
-    return solve_triangular(low, np.concatenate([block @ packed for block in mf.with_df.loop()]), lower=True, trans="T")
-
-
 def auxiliary_potential(auxmol):
     """Electrostatic potential of every auxiliary function: a function of points (G, 3) in bohr giving (naux, G).
 
@@ -133,59 +115,126 @@ def auxiliary_potential(auxmol):
     return lambda points: both.intor("int1e_grids", grids=points, shls_slice=shells)[:, :, 0].T
 
 
-def energy_densities(mf, coords):
-    """Energy densities on a grid: dict of arrays (G,) named like the fields of `AtomicIntegrals`.
+@dataclass(frozen=True)
+class Quadrature:
+    """Points shared by the atoms: int_A f = sum_g weights[A, g] f(coords[g]).
 
-    ``mf`` is a converged PySCF mean field with density fitting, ``coords`` (G, 3) in bohr.
+    ``coords`` (G, 3) in bohr; ``weights`` (N, G), a sparse array where an atom has its own points.
     """
-    mol, auxmol = mf.mol, mf.with_df.auxmol
-    alpha, beta = occupied_orbitals(mf)
-    restricted = alpha is beta
-    ni = dft.numint.NumInt()
-    xc = getattr(mf, "xc", "hf")
-    exact_exchange = ni.hybrid_coeff(xc)
-    kind = ni._xc_type(xc)
-    nuclei, charges = mol.atom_coords(), mol.atom_charges()
-    density_fit = _density_fit(mf)
-    aux_potential = auxiliary_potential(auxmol)
-    pair_fits = [_pair_fit(mf, c) for c in ((alpha,) if restricted else (alpha, beta))]
 
-    out = {
-        name: np.empty(len(coords)) for name in ("kinetic", "electrons_nuclei", "coulomb", "exchange_correlation", "population")
-    }
-    for start in range(0, len(coords), BLOCK):
-        points = coords[start : start + BLOCK]
-        ao = ni.eval_ao(mol, points, deriv=1)
-        phi = [np.einsum("xga,ai->xgi", ao, c, optimize=True) for c in ((alpha,) if restricted else (alpha, beta))]
-        rho = [_spin_density(p) for p in phi]
-        if restricted:
-            total = 2 * rho[0]
-            spin = total
-        else:
-            total = rho[0] + rho[1]
-            spin = np.stack(rho)
-        n, tau = total[0], total[4]
-        potential = aux_potential(points)
-        nuclear = (charges / np.linalg.norm(points[:, None] - nuclei, axis=-1)).sum(1)
+    coords: np.ndarray
+    weights: Any
 
-        if kind == "HF":
-            e_xc = np.zeros(len(points))
-        else:
-            variables = {"LDA": 1, "GGA": 4, "MGGA": 5}[kind]
-            rows = spin[..., :variables, :]
-            e_xc = n * ni.eval_xc_eff(xc, rows[0] if kind == "LDA" and restricted else rows, deriv=0, xctype=kind)[0]
-        if exact_exchange:
-            for p, (fit, i, j) in zip(phi, pair_fits, strict=True):
-                values = np.ascontiguousarray(p[0].T)
-                k = np.einsum("mg,mg->g", values[i] * values[j], fit.T @ potential)
-                e_xc -= exact_exchange * (1.0 if restricted else 0.5) * k
-        block = slice(start, start + BLOCK)
-        out["kinetic"][block] = tau
-        out["electrons_nuclei"][block] = -n * nuclear
-        out["coulomb"][block] = n * (density_fit @ potential)
-        out["exchange_correlation"][block] = e_xc
-        out["population"][block] = n
-    return out
+
+class WaveFunction:
+    """A converged PySCF mean field and its energy densities on any points.
+
+    Electrostatic potentials come from density fitting, the mean field's own where it has one.
+    """
+
+    def __init__(self, mf):
+        self.mf, self.mol = mf, mf.mol
+        self._fitting = getattr(mf, "with_df", None) or df.DF(mf.mol, AUXILIARY_BASIS)
+        if self._fitting.auxmol is None:
+            self._fitting.build()
+        self._known = (None, {})
+
+    @cached_property
+    def grid(self):
+        """`atom_centred_grid` of the molecule, shared by the fuzzy partitions."""
+        return atom_centred_grid(self.mol)
+
+    @cached_property
+    def density_matrix(self):
+        """Density matrix of all electrons, (nao, nao)."""
+        dm = np.asarray(self.mf.make_rdm1())
+        return dm if dm.ndim == 2 else dm.sum(0)
+
+    @cached_property
+    def _metric(self):
+        return cholesky(self._fitting.auxmol.intor("int2c2e"), lower=True)
+
+    @cached_property
+    def _density_fit(self):
+        dm = self.density_matrix
+        packed = (2 * dm - np.diag(np.diag(dm)))[np.tril_indices(len(dm))]
+        rows = np.concatenate([block @ packed for block in self._fitting.loop()])
+        return solve_triangular(self._metric, rows, lower=True, trans="T")
+
+    def _pair_fit(self, orbitals):
+        """Fit of all orbital products phi_i phi_j with i <= j, off-diagonals doubled: (naux, pairs), i and j."""
+        i, j = np.triu_indices(orbitals.shape[1])
+        a, b = np.tril_indices(len(orbitals))
+        rows = []
+        for block in self._fitting.loop():
+            full = np.zeros((len(block), len(orbitals), len(orbitals)))
+            full[:, a, b] = full[:, b, a] = block
+            rows.append((orbitals.T @ full @ orbitals)[:, i, j])
+        fit = solve_triangular(self._metric, np.concatenate(rows), lower=True, trans="T")
+        return fit * np.where(i == j, 1.0, 2.0), i, j
+
+    def energy_densities(self, coords):
+        """Energy densities at points (G, 3): dict of arrays (G,) named like the fields of `AtomicIntegrals`.
+
+        ``population`` is the electron density. Asking again for the same array of points costs nothing.
+        """
+        if self._known[0] is not coords:
+            self._known = (coords, self._energy_densities(coords))
+        return self._known[1]
+
+    def _energy_densities(self, coords):
+        mol, ni = self.mol, dft.numint.NumInt()
+        alpha, beta = occupied_orbitals(self.mf)
+        orbitals = (alpha,) if alpha is beta else (alpha, beta)
+        xc = getattr(self.mf, "xc", "hf")
+        exact_exchange = ni.hybrid_coeff(xc)
+        kind = ni._xc_type(xc)
+        nuclei, charges = mol.atom_coords(), mol.atom_charges()
+        aux_potential = auxiliary_potential(self._fitting.auxmol)
+        # Single precision is good to 1e-7 hartree here and halves the cost of the largest product.
+        pair_fits = [(fit.astype(np.float32), i, j) for fit, i, j in map(self._pair_fit, orbitals)] if exact_exchange else []
+
+        out = {name: np.zeros(len(coords)) for name in DENSITIES}
+        for start in range(0, len(coords), BLOCK):
+            block = slice(start, start + BLOCK)
+            points = coords[block]
+            ao = ni.eval_ao(mol, points, deriv=1)
+            phi = [np.einsum("xga,ai->xgi", ao, c, optimize=True) for c in orbitals]
+            rho = np.stack([_spin_density(p) for p in phi])
+            spin = 2 * rho[0] if len(orbitals) == 1 else rho
+            n, tau = (2 if len(orbitals) == 1 else 1) * rho[:, [0, 4]].sum(0)
+            if kind != "HF":
+                rows = spin[..., : {"LDA": 1, "GGA": 4, "MGGA": 5}[kind], :]
+                rows = rows[0] if kind == "LDA" and len(orbitals) == 1 else rows
+                out["exchange_correlation"][block] = n * ni.eval_xc_eff(xc, rows, deriv=0, xctype=kind)[0]
+            potential = aux_potential(points)
+            if exact_exchange:
+                single = potential.astype(np.float32)
+                for p, (fit, i, j) in zip(phi, pair_fits, strict=True):
+                    values = p[0].astype(np.float32)
+                    k = np.einsum("gm,gm->g", values[:, i] * values[:, j], single.T @ fit)
+                    out["exact_exchange"][block] -= exact_exchange * (1.0 if len(orbitals) == 1 else 0.5) * k
+            out["kinetic"][block] = tau
+            out["electrons_nuclei"][block] = -n * (charges / np.linalg.norm(points[:, None] - nuclei, axis=-1)).sum(1)
+            out["coulomb"][block] = n * (self._density_fit @ potential)
+            out["population"][block] = n
+        out["exchange_correlation"] += out["exact_exchange"]
+        return out
+
+    def integrate(self, quadrature):
+        """`AtomicIntegrals` of the atoms of a `Quadrature`."""
+        densities = self.energy_densities(quadrature.coords)
+        atoms = self.mol.atom_coords(), self.mol.atom_charges()
+        return AtomicIntegrals(
+            **{name: quadrature.weights @ values for name, values in densities.items()},
+            nucleus_electrons=nucleus_electron_attraction(self.mol, self.density_matrix),
+            nuclear_repulsion=nuclear_repulsion(self.mol),
+            multipoles=atomic_moments(quadrature.coords, quadrature.weights, densities["population"], *atoms),
+        )
+
+
+DENSITIES = ("kinetic", "electrons_nuclei", "coulomb", "exchange_correlation", "exact_exchange", "population")
+"""Components of the atomic energies that are integrals over the atom."""
 
 
 def _spin_density(phi):
@@ -196,15 +245,12 @@ def _spin_density(phi):
     return np.concatenate([rho, tau[None]])
 
 
-def nucleus_electron_attraction(mf):
+def nucleus_electron_attraction(mol, density_matrix):
     """Attraction of each nucleus to all electrons, (N,) in hartree, analytic."""
-    mol = mf.mol
-    dm = np.asarray(mf.make_rdm1())
-    dm = dm if dm.ndim == 2 else dm.sum(0)
     result = []
     for centre, charge in zip(mol.atom_coords(), mol.atom_charges(), strict=True):
         with mol.with_rinv_origin(centre):
-            result.append(-charge * np.sum(mol.intor("int1e_rinv") * dm))
+            result.append(-charge * np.sum(mol.intor("int1e_rinv") * density_matrix))
     return np.array(result)
 
 
@@ -217,18 +263,9 @@ def nuclear_repulsion(mol):
 
 
 def integrate_atoms(mf, partitions):
-    """IQA components of every atom for each partition in ``partitions``, a dict name -> `Partition`.
+    """IQA components of every atom for each partition in ``partitions``, a dict name -> partition.
 
-    The energy densities are computed once and integrated with each partition's weights; returns a dict of
-    `AtomicIntegrals`.
+    Partitions that share their points share the energy densities; returns a dict of `AtomicIntegrals`.
     """
-    coords, weights, parent = atom_centred_grid(mf.mol)
-    densities = energy_densities(mf, coords)
-    analytic = {"nucleus_electrons": nucleus_electron_attraction(mf), "nuclear_repulsion": nuclear_repulsion(mf.mol)}
-    results = {}
-    for name, partition in partitions.items():
-        atoms = partition(mf.mol, coords, parent) * weights
-        shares = {key: atoms @ value for key, value in densities.items()}
-        moments = atomic_moments(coords, atoms, densities["population"], mf.mol.atom_coords(), mf.mol.atom_charges())
-        results[name] = AtomicIntegrals(**shares, **analytic, multipoles=moments)
-    return results
+    wave = WaveFunction(mf)
+    return {name: wave.integrate(partition(wave)) for name, partition in partitions.items()}

@@ -6,11 +6,8 @@ from functools import partial
 import numpy as np
 from pyscf import dft, gto, lib, scf
 
-from iqagp_jax.labels.iqa import atom_grids
+from iqagp_jax.labels.iqa import AUXILIARY_BASIS, atom_grids
 from iqagp_jax.units import BOHR
-
-AUXILIARY_BASIS = "def2-universal-jkfit"
-
 
 BLOCK_MEMORY = 6
 """MB that a block of grid points may take: PySCF's blocks of hundreds of MB leave the cache, at a third more time."""

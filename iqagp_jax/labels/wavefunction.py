@@ -25,8 +25,9 @@ from pyscf.tools import molden
 
 from iqagp_jax.dataset import Dataset
 from iqagp_jax.formats.text import TextFile
-from iqagp_jax.labels import fuzzy, iqa, scf
+from iqagp_jax.labels import iqa, scf
 from iqagp_jax.labels.campaign import MAX_MISSING_ELECTRONS, MAX_REMAINDER, check_functional
+from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.units import BOHR, HARTREE
 
 PRIMITIVES = (
@@ -53,9 +54,9 @@ def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charg
     ``.wfn`` file that of its bare primitives. Raises ValueError where the atomic energies or populations miss their
     sums as a campaign's labels must not.
     """
-    unknown = [name for name in partitions if name not in fuzzy.PARTITIONS]
+    unknown = [name for name in partitions if name not in PARTITIONS]
     if unknown:
-        raise ValueError(f"expected partitions among {', '.join(fuzzy.PARTITIONS)}, found {', '.join(unknown)}")
+        raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(unknown)}")
     fields = [read_wavefunction(path, xc, charge, spin) for path in paths]
     species = fields[0].mol.elements
     extra = {f"{name}_{what}": [] for name in partitions for what in ("energies", "charges", "remainder")}
@@ -65,7 +66,7 @@ def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charg
                 f"{path}: expected {' '.join(species)} with {fields[0].xc} as in {paths[0]}, found"
                 f" {' '.join(mf.mol.elements)} with {mf.xc}"
             )
-        for name, atoms in iqa.integrate_atoms(mf, {name: fuzzy.PARTITIONS[name] for name in partitions}).items():
+        for name, atoms in iqa.integrate_atoms(mf, {name: PARTITIONS[name] for name in partitions}).items():
             remainder, missing = mf.e_tot - atoms.energy.sum(), mf.mol.nelectron - atoms.population.sum()
             if abs(remainder) > MAX_REMAINDER or abs(missing) > MAX_MISSING_ELECTRONS:
                 raise ValueError(

@@ -1,0 +1,176 @@
+"""The table of the labels' accuracy: topological atoms against AIMAll, additivity, smoothness and cost.
+
+    python scripts/iqa_table.py                      # every row (about 20 minutes on one core)
+    python scripts/iqa_table.py aimall additivity    # these rows only
+
+Rows: `aimall` (two water geometries, every IQA component), `ferebus` (59 water geometries, energies and charges),
+`additivity` (malondialdehyde up to 1500 K), `smoothness` (along an O-H stretch of water) and `cost`. Reference data are
+looked for in ../shared/reference or $IQAGP_REFERENCE. Times are CPU seconds of one thread.
+"""
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from pyscf import dft
+
+from iqagp_jax import load_dataset
+from iqagp_jax.features import alf_positions
+from iqagp_jax.labels import scf
+from iqagp_jax.labels.iqa import integrate_atoms
+from iqagp_jax.labels.partitions import PARTITIONS
+from iqagp_jax.units import BOHR
+
+TEMPERATURES = (300, 500, 700, 1000, 1500)
+
+COMPONENTS = ("E_IQA", "T", "Vne/2", "Ven/2", "VeeC", "VeeX", "Vnn/2", "VeeX0")
+
+
+def row(check, figure, unit, bar):
+    verdict = "met" if figure <= bar else "NOT MET"
+    print(f"| {check} | {figure:.4g} {unit} | {bar:g} {unit} | {verdict} |", flush=True)
+
+
+def converge(species, positions, basis, xc="b3lyp", exact=False):
+    """Converged mean field; ``exact`` without density fitting on a fine grid, as other programs have it."""
+    mol = scf.build_molecule(species, positions, basis)
+    if not exact:
+        return scf.converge(scf.mean_field(mol, xc))
+    mf = dft.RKS(mol, xc=xc)
+    mf.grids.atom_grid, mf.grids.prune, mf.conv_tol = (99, 590), None, 1e-10
+    mf.kernel()
+    return mf
+
+
+def topological(mf):
+    return integrate_atoms(mf, {"qtaim": PARTITIONS["qtaim"]})["qtaim"]
+
+
+def read_aimall(folder):
+    """Positions (N, 3) in bohr, components (N, 8) in hartree and charges (N,) of AIMAll's files in a folder."""
+    (wfn,) = folder.glob("*.wfn")
+    nuclei = [line for line in wfn.read_text().splitlines() if "CHARGE =" in line]
+    positions = np.array([line.split(")")[1].split("CHARGE")[0].split() for line in nuclei], dtype=float)
+    charges = np.array([line.split("=")[1] for line in nuclei], dtype=float)
+    (summary,) = folder.glob("*.sum")
+    lines = summary.read_text().splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith("Atom A        E_IQA(A)"))
+    table = np.array([line.split()[1:] for line in lines[start + 2 : start + 2 + len(nuclei)]], dtype=float)
+    exchange, population = [], []
+    for line in lines[start + 2 : start + 2 + len(nuclei)]:
+        text = (folder / f"{line.split()[0].lower()}.int").read_text()
+        pairs = (pair.split("=", 1) for pair in text.splitlines() if "=" in pair)
+        values = {key.strip(): value for key, value in pairs}
+        exchange.append(float(values["VeeX0(A)"]))
+        population.append(float(values["N"].split()[0]))
+    return positions, np.column_stack([table[:, [0, 1, 2, 3, 6, 7, 5]], exchange]), charges - population
+
+
+def aimall(reference):
+    worst, worst_charge = 0.0, 0.0
+    for folder in sorted((reference / "aimall_water").iterdir()):
+        positions, expected, charges = read_aimall(folder)
+        mf = converge("OHH", positions * BOHR, "6-31+g(d,p)", exact=True)
+        a = topological(mf)
+        found = [a.energy, a.kinetic, a.nucleus_electrons / 2, a.electrons_nuclei / 2, a.coulomb / 2]
+        hybrid = mf._numint.hybrid_coeff(mf.xc)
+        found += [a.exchange_correlation, a.nuclear_repulsion / 2, a.exact_exchange / hybrid]
+        error = 1e3 * (np.column_stack(found) - expected)
+        charge_error = 1e3 * (mf.mol.atom_charges() - a.population - charges)
+        print(f"{folder.name}: ours - AIMAll in mHa and me\n     " + "".join(f"{name:>9}" for name in (*COMPONENTS, "charge")))
+        for symbol, values, charge in zip("OHH", error, charge_error, strict=True):
+            print(f"   {symbol} " + "".join(f"{value:9.4f}" for value in (*values, charge)))
+        worst, worst_charge = max(worst, abs(error).max()), max(worst_charge, abs(charge_error).max())
+    row("AIMAll water, worst component", worst, "mHa", 0.1)
+    row("AIMAll water, worst charge", worst_charge, "me", 0.2)
+
+
+def ferebus(reference):
+    files = ("WATER_O1_EXAMPLE_TRAINING_SET.csv", "WATER_H2_TRAINING_SET.csv", "WATER_H3_TRAINING_SET.csv")
+    tables = [np.genfromtxt(reference / "ferebus/water" / name, delimiter=",", names=True) for name in files]
+    features = np.column_stack([tables[0][name] for name in ("f1", "f2", "f3")])
+    energy_errors, charge_errors = [], []
+    for k, f in enumerate(features):
+        positions = np.asarray(alf_positions(f, (0, 1, 2), np.array([], int)), dtype=float)
+        a = integrate_atoms(converge("OHH", positions * BOHR, "aug-cc-pvtz", exact=True), {"qtaim": PARTITIONS["qtaim"]})[
+            "qtaim"
+        ]
+        energy_errors.append([a.energy[i] - table["iqa"][k] for i, table in enumerate(tables)])
+        charge_errors.append([z - a.population[i] - tables[i]["q00"][k] for i, z in enumerate((8, 1, 1))])
+    energy_rms, charge_rms = (1e3 * np.sqrt(np.mean(np.square(e), axis=0)) for e in (energy_errors, charge_errors))
+    row("ferebus water, RMS of E_IQA(O)", energy_rms[0], "mHa", 0.25)
+    row("ferebus water, RMS of E_IQA(H)", energy_rms[1:].max(), "mHa", 0.05)
+    row("ferebus water, RMS of q00", charge_rms.max(), "me", 0.5)
+
+
+def malondialdehyde(count):
+    """Species and ``count`` geometries of the embedded dataset, spread evenly over its temperatures."""
+    data = load_dataset("malondialdehyde")
+    for temperature in TEMPERATURES:
+        (known,) = np.nonzero(data.origin["temperature"] == temperature)
+        for k in known[np.linspace(0, len(known) - 1, count // len(TEMPERATURES)).astype(int)]:
+            yield temperature, data.species, data.positions[k]
+
+
+def additivity():
+    remainders, missing = [], []
+    for temperature, species, positions in malondialdehyde(20):
+        mf = converge(species, positions, "6-31+g(d,p)")
+        a = topological(mf)
+        remainders.append(1e3 * (mf.e_tot - a.energy.sum()))
+        missing.append(mf.mol.nelectron - a.population.sum())
+        print(f"   {temperature:5d} K   remainder {remainders[-1]:8.4f} mHa   missing {missing[-1]:9.6f} e", flush=True)
+    row("malondialdehyde, largest remainder", np.max(np.abs(remainders)), "mHa", 0.5)
+    row("malondialdehyde, most electrons missing", np.max(np.abs(missing)), "e", 0.0005)
+
+
+def smoothness():
+    lengths = np.linspace(0.86, 1.06, 15)
+    energies = {name: [] for name in PARTITIONS}
+    angle = np.radians(104.5)
+    for length in lengths:
+        positions = [[0, 0, 0], [length, 0, 0], [0.96 * np.cos(angle), 0.96 * np.sin(angle), 0]]
+        atoms = integrate_atoms(converge("OHH", positions, "6-31+g(d,p)"), PARTITIONS)
+        for name, a in atoms.items():
+            energies[name].append(a.energy)
+    x = (lengths - lengths.mean()) / np.ptp(lengths)
+    for name, values in energies.items():
+        residual = values - np.polynomial.polynomial.polyval(x, np.polynomial.polynomial.polyfit(x, values, 6)).T
+        largest = 1e6 * np.sqrt(np.mean(residual**2, axis=0)).max()
+        row(f"O-H stretch of water, residual {name}", largest, "microhartree", 15 if name == "qtaim" else 0.1)
+
+
+def cost():
+    (_, species, positions), *_ = malondialdehyde(5)
+
+    def seconds(function, *arguments):
+        start = time.process_time()
+        result = function(*arguments)
+        return time.process_time() - start, result
+
+    scf_time, mf = seconds(converge, species, positions, "6-31+g(d,p)")
+    integrate_atoms(mf, PARTITIONS)  # compiles
+    print(f"   SCF {scf_time:.1f} s")
+    for name, partition in PARTITIONS.items():
+        times = [seconds(integrate_atoms, mf, {name: partition})[0] for _ in range(2)]
+        row(f"malondialdehyde, cost of {name}", min(times), "s", 12 if name == "qtaim" else 3)
+
+
+def main():
+    rows = {"aimall": aimall, "ferebus": ferebus, "additivity": additivity, "smoothness": smoothness, "cost": cost}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", choices=[*rows, []], help="rows to compute; all by default")
+    options = parser.parse_args()
+    scf.single_thread()
+    reference = Path(os.environ.get("IQAGP_REFERENCE", Path(__file__).resolve().parents[2] / "shared" / "reference"))
+    for name in options.rows or rows:
+        rows[name](*([reference] if name in ("aimall", "ferebus") else []))
+
+
+if __name__ == "__main__":
+    main()
