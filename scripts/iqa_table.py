@@ -21,6 +21,7 @@ from pyscf import dft
 
 from iqagp_jax import load_dataset
 from iqagp_jax.features import alf_positions
+from iqagp_jax.formats.aimall import read_int, read_sum
 from iqagp_jax.labels import scf
 from iqagp_jax.labels.iqa import integrate_atoms
 from iqagp_jax.labels.partitions import PARTITIONS
@@ -53,22 +54,12 @@ def topological(mf):
 
 def read_aimall(folder):
     """Positions (N, 3) in bohr, components (N, 8) in hartree and charges (N,) of AIMAll's files in a folder."""
-    (wfn,) = folder.glob("*.wfn")
-    nuclei = [line for line in wfn.read_text().splitlines() if "CHARGE =" in line]
-    positions = np.array([line.split(")")[1].split("CHARGE")[0].split() for line in nuclei], dtype=float)
-    charges = np.array([line.split("=")[1] for line in nuclei], dtype=float)
     (summary,) = folder.glob("*.sum")
-    lines = summary.read_text().splitlines()
-    start = next(k for k, line in enumerate(lines) if line.startswith("Atom A        E_IQA(A)"))
-    table = np.array([line.split()[1:] for line in lines[start + 2 : start + 2 + len(nuclei)]], dtype=float)
-    exchange, population = [], []
-    for line in lines[start + 2 : start + 2 + len(nuclei)]:
-        text = (folder / f"{line.split()[0].lower()}.int").read_text()
-        pairs = (pair.split("=", 1) for pair in text.splitlines() if "=" in pair)
-        values = {key.strip(): value for key, value in pairs}
-        exchange.append(float(values["VeeX0(A)"]))
-        population.append(float(values["N"].split()[0]))
-    return positions, np.column_stack([table[:, [0, 1, 2, 3, 6, 7, 5]], exchange]), charges - population
+    molecule = read_sum(summary, folder)
+    halves = [getattr(molecule, name) / 2 for name in ("nucleus_electrons", "electrons_nuclei", "coulomb")]
+    exchange = [read_int(folder / f"{name.lower()}.int").components["VeeX0(A,A) + VeeX0(A,A')/2"] for name in molecule.names]
+    columns = [molecule.energy, molecule.kinetic, *halves, molecule.exchange_correlation]
+    return molecule.positions, np.column_stack([*columns, molecule.nuclear_repulsion / 2, exchange]), molecule.charges
 
 
 def aimall(reference):

@@ -34,7 +34,7 @@ def hirshfeld(wave):
     density = np.empty((mol.natm, len(coords)))
     for a, centre in enumerate(mol.atom_coords()):
         radius = np.linalg.norm(coords - centre, axis=1)
-        log_density = free_atom_log_density(mol.atom_pure_symbol(a), json.dumps(mol._basis[mol.atom_symbol(a)]))
+        log_density = free_atom_log_density(mol, a)
         density[a] = log_density(np.minimum(radius, FAR))
         # Beyond the spline every basis' density is noise: go on with the slope of a slow exponential.
         density[a] -= 2.0 * np.maximum(radius - FAR, 0.0)
@@ -46,9 +46,13 @@ FAR = 12.0
 """Radius in bohr up to which the free atoms' densities are tabulated."""
 
 
+def free_atom_log_density(mol, a):
+    """ln rho(r) of atom ``a`` by itself, spherically averaged, in the molecule's basis: a cubic spline in r (bohr)."""
+    return _log_density(mol.atom_pure_symbol(a), json.dumps(mol._basis[mol.atom_symbol(a)]))
+
+
 @cache
-def free_atom_log_density(symbol, basis):
-    """ln rho(r) of a spherically averaged free atom, a cubic spline in r (bohr); ``basis`` holds PySCF's shells as JSON."""
+def _log_density(symbol, basis):
     number = gto.charge(symbol)
     atom = gto.M(atom=[[symbol, (0, 0, 0)]], basis={symbol: json.loads(basis)}, spin=number % 2, verbose=0)
     _, _, coefficients, occupations = get_atm_nrhf(atom)[symbol]

@@ -365,11 +365,11 @@ def _gauss(count):
     return (x + 1) / 2, w / 2
 
 
-def _cusp_slope(element, basis):
-    """Radial derivative of ln rho of a free atom, switched off smoothly, on the mesh of cusps."""
+def _cusp_slope(mol, a):
+    """Radial derivative of ln rho of atom ``a`` by itself, switched off smoothly, on the mesh of cusps."""
     radius = CUSP_STEP * np.arange(round(CUSP_END / CUSP_STEP) + 2)
     t = np.clip((radius - CUSP_START) / (CUSP_END - CUSP_START), 0, 1)
-    return free_atom_log_density(element, basis)(radius, 1) * (1 - t**3 * (10 - 15 * t + 6 * t**2))
+    return free_atom_log_density(mol, a)(radius, 1) * (1 - t**3 * (10 - 15 * t + 6 * t**2))
 
 
 def _cusps(axes, centres, slopes):
@@ -391,7 +391,7 @@ def follow_density(wave):
     centres, symbols = mol.atom_coords(), [mol.atom_pure_symbol(a) for a in range(mol.natm)]
     elements = sorted(set(symbols))
     kinds = np.array([elements.index(x) for x in symbols])
-    slopes = np.array([_cusp_slope(element, mol.basis) for element in elements])
+    slopes = np.array([_cusp_slope(mol, symbols.index(element)) for element in elements])
 
     def spline(axes):
         log_density = _log_density(wave, axes)
