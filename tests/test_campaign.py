@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import read, write
+from test_cli import iqagp
 
-from iqagp_jax import cli
 from iqagp_jax.dataset import load_dataset
 from iqagp_jax.labels import campaign
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
@@ -37,16 +37,6 @@ def write_geometries(path, n):
 def begin(folder, n):
     folder.mkdir(exist_ok=True)
     return campaign.begin(folder / "campaign", write_geometries(folder / "water.xyz", n), **LEVEL)
-
-
-def iqagp(*arguments):
-    """Run a command; returns its exit code."""
-    sys.argv = ["iqagp", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
 
 
 def stamps(folder):
