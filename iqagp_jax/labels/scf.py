@@ -68,7 +68,8 @@ def converge(mf):
         mf.kernel()
         start = mf.make_rdm1()
         mf.grids = atom_grids(mf.mol)
-    mf.conv_tol = 1e-9
+    # The gradient too: atomic energies feel the density's error in first order, the total energy only in second.
+    mf.conv_tol, mf.conv_tol_grad = 1e-9, 3e-6
     mf.kernel(start)
     if not mf.converged:
         mf = mf.newton()
