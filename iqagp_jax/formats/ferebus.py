@@ -29,9 +29,11 @@ import numpy as np
 
 from iqagp_jax import gp
 from iqagp_jax.atomwise import AtomGP, Atomwise, Moments, PolynomialMean, is_length
+from iqagp_jax.dataset import Dataset
 from iqagp_jax.features import ALF, alf_positions
 from iqagp_jax.files import write_atomically
 from iqagp_jax.formats.text import TextFile
+from iqagp_jax.geometry import pair_distances
 from iqagp_jax.harmonics import component_names
 from iqagp_jax.kernels import RBF, Constant, Joint, Kernel, Linear, Periodic, Product, RBFCyclic, Restrict, Select, Sum
 from iqagp_jax.means import ConstantMean
@@ -338,6 +340,32 @@ def read_csv(path):
     start = header.index("f1")
     properties = {name: table[:, k] for k, name in enumerate(header) if name and name not in columns}
     return table[:, start : start + d], properties
+
+
+def dataset_from_csv(paths, frames):
+    """The training sets of all atoms of a molecule as a `Dataset`, for `fit_gp` with any features and kernel.
+
+    ``paths`` maps the atoms' names (O1, H2, ...) to their csv files, ``frames`` to their atomic local frames as text
+    (1,2,3). Geometries are rebuilt from the first atom's features; ValueError where another atom's are of others.
+    """
+    numbers = [int(re.fullmatch(r"[A-Za-z]+(\d+)", name)[1]) for name in paths]
+    if sorted(numbers) != list(range(1, len(paths) + 1)) or set(frames) != set(paths):
+        raise ValueError(f"expected a file and a frame for every atom, numbered from 1, found {', '.join(paths)}")
+    names = [name for _, name in sorted(zip(numbers, paths, strict=True))]
+    energies, positions = [], None
+    for name in names:
+        x, energy = property_of(paths[name], "iqa")
+        rebuilt = geometries(x, parse_frame(frames[name], len(paths)), len(paths))
+        positions = rebuilt if positions is None else positions
+        if rebuilt.shape != positions.shape or np.abs(pair_distances(rebuilt) - pair_distances(positions)).max() > 1e-4:
+            raise ValueError(
+                f"{paths[name]}: expected the geometries of {paths[names[0]]} in the frame {frames[name]}, found others;"
+                " are the rows the same, and is this the atom's frame?"
+            )
+        energies.append(energy * HARTREE)
+    atomic = np.stack(energies, axis=1)
+    species = tuple(re.match("[A-Za-z]+", name)[0].capitalize() for name in names)
+    return Dataset(species, positions, atomic.sum(1), atomic_energies=atomic, level={"partition": "qtaim"})
 
 
 def property_of(path, name):

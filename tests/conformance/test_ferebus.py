@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.io import read
 
-from iqagp_jax import energy_and_forces, gp, load_model, save_model
+from iqagp_jax import energy_and_forces, fit_gp, gp, load_model, save_model
 from iqagp_jax.fit import fit_atom
 from iqagp_jax.formats import ferebus
 from iqagp_jax.geometry import whole_molecules
@@ -86,3 +86,20 @@ def test_our_fit_of_water_is_no_worse(water):
     model, found = fit_atom(x, y, (0, 1, 2), labels, n_starts=3, seed=1)
     assert found.values.max() >= 348.91456
     assert jnp.sqrt(jnp.mean(errors(model, water / "WATER_O1_VALIDATION_SET.csv") ** 2)) < 0.1994
+
+
+def test_training_sets_of_all_atoms_are_a_dataset(water):
+    """Three atoms' files, rebuilt into molecules, and a model of them by fit_gp; a wrong frame is noticed."""
+    paths = {"O1": "WATER_O1_EXAMPLE_TRAINING_SET.csv", "H2": "WATER_H2_TRAINING_SET.csv", "H3": "WATER_H3_TRAINING_SET.csv"}
+    paths = {name: water / path for name, path in paths.items()}
+    frames = {"O1": "1,2,3", "H2": "2,1,3", "H3": "3,1,2"}
+    data = ferebus.dataset_from_csv(paths, frames)
+    assert data.species == ("O", "H", "H")
+    assert len(data) == 59
+    model = fit_gp(data, prior_mean="mf1", n_train=40)
+    error = energy_and_forces(model)(data.positions[40:])[0] - data.energy[40:]
+    assert np.sqrt(np.mean(error**2)) < 0.05 * data.energy.std()
+    with pytest.raises(ValueError, match="in the frame 2,3,1, found others"):
+        ferebus.dataset_from_csv(paths, {**frames, "H2": "2,3,1"})
+    with pytest.raises(ValueError, match="expected a file and a frame for every atom"):
+        ferebus.dataset_from_csv({"O1": paths["O1"], "H3": paths["H3"]}, frames)
