@@ -125,7 +125,7 @@ def main():
     if options.glycine:
         fit(*sets, 12335.0, errors(model, sets[1]), n_starts=1, tolerance=0.05)  # FEREBUS: 1323 s
     if options.starts:
-        fit(*sets, likelihood(model), errors(model, sets[1]), n_starts=options.starts, tolerance=0.001)
+        fit(*sets, likelihood(model), errors(model, sets[1]), n_starts=options.starts, tolerance=1e-4)
 
 
 if __name__ == "__main__":
