@@ -134,12 +134,10 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         kernel: "rbf" on all features as they are, as FEREBUS does, or "rbf-periodic" with the phi periodic.
         noise: nugget, in units of the signal variance 1.
         unit: of y in the project's units: eV for hartree.
-        targets: what is learned, any of "atomic_energies", "energy" (the molecule's) and "forces"; with more than atomic
-        energies all is one joint Gaussian process, see `joint` and `fit_joint`.
-    search: options of `hyperparameters.Search`, by default loss "marginal", tolerance 1e-6, max_steps 500. A marginal
-            likelihood has the sample mean, a concentrated one the generalised least-squares mean.
+        search: options of `hyperparameters.Search`, by default loss "marginal", tolerance 1e-6, patience 3, max_steps 500.
+            A marginal likelihood has the sample mean, a concentrated one the generalised least-squares mean.
     """
-    search = Search(**{"loss": "marginal", "tolerance": 1e-6, "max_steps": 500, **search})
+    search = Search(**{"loss": "marginal", "tolerance": 1e-6, "patience": 3, "max_steps": 500, **search})
     n, d = x.shape
     if d < 3 or d % 3 or len(y) != n:
         raise ValueError(f"expected features (n, 3N - 6) and n values, found {x.shape} and {np.shape(y)}")

@@ -36,9 +36,6 @@ HOLD_OUT = 5
 MEMORY = 40
 """Steps that L-BFGS remembers: with dozens of length scales, most of them hardly felt, more than usual pay."""
 
-PATIENCE = 3
-"""An atom has converged after so many steps on end that raise its objective by less than the tolerance."""
-
 ADAM_RATE = 0.05
 """Adam's steps in the logarithm of the length scales."""
 
@@ -55,7 +52,9 @@ class Search:
     """random starts, of which the best result is kept; 0 for one start at the best of `START_FACTORS`"""
     seed: int = 0
     tolerance: float = 0.01
-    """an atom has converged when a step raises its objective by less"""
+    """an atom has converged when steps raise its objective by less"""
+    patience: int = 1
+    """so many steps on end: near the optimum of a nearly singular covariance one step may fail by rounding"""
     n_seed: int | None = None
     """transfer learning: points of the first search, spread evenly over the training set"""
 
@@ -63,7 +62,7 @@ class Search:
         for name, known in (("loss", LOSSES), ("optimiser", OPTIMISERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} {', '.join(known)}, found {getattr(self, name)!r}")
-        for name, least in (("max_steps", 0), ("n_starts", 0), ("seed", 0)):
+        for name, least in (("max_steps", 0), ("n_starts", 0), ("seed", 0), ("patience", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"expected {name} of at least {least}, found {getattr(self, name)}")
         if self.n_seed is not None and self.n_seed < 2 * HOLD_OUT:
@@ -180,7 +179,7 @@ def maximise(objective, data, starts, search, progress=lambda steps: steps):
         best = jnp.where(better[:, None], at, best)
         best_values = jnp.where(better, values, best_values)
         trace.append(best_values)
-        done |= (stalled >= PATIENCE) & (search.optimiser == "lbfgs")
+        done |= (stalled >= search.patience) & (search.optimiser == "lbfgs")
         if done.all():
             break
     values = best_values.reshape(n_starts, n_atoms)
