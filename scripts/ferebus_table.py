@@ -123,7 +123,7 @@ def main():
         model = ferebus.read_model(files[2][0])
         sets = (glycine / "GLYCINE_C1_TRAINING_SET.csv", sets[1][1], model.frame, labels)
     if options.glycine:
-        fit(*sets, 12335.0, errors(model, sets[1]), n_starts=1, tolerance=0.05)  # FEREBUS: 1323 s
+        fit(*sets, 12335.0, errors(model, sets[1]), n_starts=1, tolerance=0.01)  # FEREBUS: 1323 s
     if options.starts:
         fit(*sets, likelihood(model), errors(model, sets[1]), n_starts=options.starts, tolerance=1e-4)
 
