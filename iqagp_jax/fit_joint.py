@@ -51,12 +51,13 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, mirror, mad
     _check_memory(len(positions) * per_geometry, len(positions))
 
     points = jax.jit(jax.vmap(features))(positions).swapaxes(0, 1)
-    shape = _shape(train, features, kernel, mean, points[:, :n], noise, search)
+    residuals = [_residuals(copy, mean) for copy in copies]
+    atomic, energy, forces = residuals[0]
+    shape = _shape(atomic, features, kernel, points[:, :n], noise, search)
     embed = joint.embedding(kernel(shape), features)
     radial = type(kernel(shape))
     seen = jax.jit(lambda r: joint.embedded(embed, r))(positions)
-    values = [joint.observations(targets, *_residuals(copy, mean)) for copy in copies]
-    y = np.concatenate(values)
+    y = np.concatenate([joint.observations(targets, *parts) for parts in residuals])
 
     def scales(parameters):
         return joint.Scales(*(p.reshape(len(seen.z), -1) for p in jnp.split(jnp.exp(parameters), 2)))
@@ -73,7 +74,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, mirror, mad
     found = maximise(likelihood, data, starts[:, None], search, progress)
     best = found.parameters[0]
     if {"forces"} < set(targets):  # forces alone are as likely with either sign
-        flipped = joint.observations(targets, *_residuals(train, mean, sign=-1.0))[: k * per_geometry]
+        flipped = joint.observations(targets, atomic, energy, forces - 2 * train.forces)[: k * per_geometry]
         other = float(jax.jit(likelihood)(best, *(d[0] for d in data[:2]), jnp.asarray(flipped)))
         if other > found.values.max():
             gain = (other - found.values.max()) / (k * per_geometry)
@@ -86,7 +87,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, mirror, mad
     weights, variance = _solve(radial, scales(best), seen, targets, noise, y, train.species)
     a, directions = joint.expansion(jnp.asarray(weights), variance, features, positions, targets)
     fitted = kernel(shape * np.exp(-0.5 * np.asarray(best[n_atoms:])).reshape(-1, *[1] * (shape.ndim - 1)))
-    residual = None if train.atomic_energies is None else np.concatenate([_residuals(c, mean)[0] for c in copies]).T
+    residual = None if atomic is None else np.concatenate([parts[0] for parts in residuals]).T
     model = jax.device_get(
         Model(
             species=train.species,
@@ -115,24 +116,24 @@ def _with_energies(model, train):
     return replace(model, mean=SumOfMeans(model.mean, ConstantMean(np.full(len(train.species), missing))))
 
 
-def _shape(train, features, kernel, mean, points, noise, search):
+def _shape(atomic, features, kernel, points, noise, search):
     """Length scales up to a factor: (N,) for isotropic features, else (N, D) from the atomic energies alone or the spread."""
     if isinstance(features, InverseDistances):
         return np.full(len(points), np.sqrt(np.var(points[0], axis=0).sum()))
-    if train.atomic_energies is None:
+    if atomic is None:
         return np.asarray(initial_lengthscales(points, features.angular))
-    residual = jnp.asarray(_residuals(train, mean)[0].T)
+    residual = jnp.asarray(atomic.T)
     found = search_hyperparameters(lambda p: kernel(jnp.exp(p)), noise, search, points, residual, features.angular)
     return np.exp(np.asarray(found.parameters))
 
 
-def _residuals(data, mean, sign=1.0):
-    """Atomic energies, energy and forces (times ``sign``) minus those of the prior mean."""
+def _residuals(data, mean):
+    """Atomic energies, energy and forces minus those of the prior mean; None where the data have none."""
     positions = jnp.asarray(data.positions)
     prior = np.asarray(jax.jit(jax.vmap(mean))(positions))
     slope = np.asarray(jax.jit(jax.vmap(jax.grad(lambda r: mean(r).sum())))(positions))
     atomic = None if data.atomic_energies is None else data.atomic_energies - prior
-    return atomic, data.energy - prior.sum(1), None if data.forces is None else sign * data.forces + slope
+    return atomic, data.energy - prior.sum(1), None if data.forces is None else data.forces + slope
 
 
 def _solve(radial, scales, points, targets, noise, y, species):

@@ -204,5 +204,4 @@ def search_hyperparameters(build, noise, search, points, residual, angular, free
         return maximise(goal, (points, residual), starts, search, progress)
     subset = np.unique(np.linspace(0, points.shape[1] - 1, search.n_seed).round().astype(int))
     seeded = maximise(goal, (points[:, subset], residual[:, subset]), starts, search, progress)
-    relaxed = maximise(goal, (points, residual), seeded.parameters[None], search, progress)
-    return relaxed
+    return maximise(goal, (points, residual), seeded.parameters[None], search, progress)

@@ -125,7 +125,7 @@ def distinct_minima(geometries, calculator):
 
 
 class Biased(Calculator):
-    """An ASE calculator with the bias of `WellTempered` metadynamics on top, and room for ``capacity`` hills."""
+    """An ASE calculator with the bias of `WellTempered` metadynamics on top; ``hills`` grow with `deposit`."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 (ASE's own declaration)
 
