@@ -7,7 +7,7 @@
 | `hold-out`     | minus ln of the root mean square error on every fifth point, held out of the training |
 
 Several starts: `random_starts`. Transfer learning (seeding and relaxing): the search is made on ``n_seed`` points, then
-goes on from its result on all (Isamura and Popelier, doi:10.1063/5.0173295).
+goes on from its result on all, an idea of the FFLUX group.
 """
 
 from dataclasses import dataclass

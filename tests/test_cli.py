@@ -12,6 +12,8 @@ from conftest import make_dataset
 
 from iqagp_jax import cli, save_dataset, save_model
 from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
+from iqagp_jax.formats.ferebus import CONVENTIONS
+from iqagp_jax.hyperparameters import LOSSES, OPTIMISERS
 from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.means import PRIOR_MEANS
 
@@ -45,6 +47,9 @@ def test_choices_are_the_registries():
     assert get_args(cli.KernelName) == KERNELS
     assert get_args(cli.PriorMeanName) == PRIOR_MEANS
     assert get_args(cli.PartitionName) == tuple(PARTITIONS)
+    assert get_args(cli.LossName) == LOSSES
+    assert get_args(cli.OptimiserName) == OPTIMISERS
+    assert all(name in cli.CONVENTION_HELP for name in CONVENTIONS)
 
 
 def test_train_validate_simulate_export(folder, capsys):

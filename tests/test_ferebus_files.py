@@ -302,9 +302,10 @@ def test_weights_of_other_conventions_are_recognised(convention, tmp_path):
 
 
 def test_strange_weights_need_to_be_accepted(tmp_path):
-    make_file(tmp_path / "m.model", weights=np.arange(N))
-    with pytest.raises(ValueError, match=r"under any known convention .*--accept-weights"):
-        ferebus.read_model(tmp_path / "m.model")
+    for mean in ("linear", "constant"):
+        make_file(tmp_path / "m.model", mean=mean, weights=np.arange(N))
+        with pytest.raises(ValueError, match=r"under any known convention .*--accept-weights"):
+            ferebus.read_model(tmp_path / "m.model")
     assert ferebus.read_model(tmp_path / "m.model", accept_weights=True).weights[3] == 3
 
 

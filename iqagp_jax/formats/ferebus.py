@@ -121,8 +121,10 @@ def read_model(path, conventions=(), accept_weights=False):
     model = _interpret(file, conventions)
     if accept_weights or reproduces_weights(model):
         return model
-    for n in range(len(CONVENTIONS) + 1):
-        for others in combinations(CONVENTIONS, n):
+    constant = file.value("mean", "type")[1] == ["constant"]
+    possible = [name for name in CONVENTIONS if constant or name != "gls-mean"]
+    for n in range(len(possible) + 1):
+        for others in combinations(possible, n):
             if set(others) != set(conventions) and reproduces_weights(_interpret(file, others)):
                 how = f"they are with the conventions {', '.join(others)}" if others else "they are without conventions"
                 raise ValueError(f"{path}: the weights are not those of the file's data and hyperparameters; {how}")
