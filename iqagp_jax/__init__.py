@@ -11,6 +11,7 @@ from iqagp_jax.potential import (
     energy_and_forces,
     energy_fn,
     energy_variance,
+    force_variance,
     leave_one_out,
     predictive_variance,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "energy_fn",
     "energy_variance",
     "fit_gp",
+    "force_variance",
     "leave_one_out",
     "load_dataset",
     "load_model",

@@ -2,7 +2,9 @@
 
 A file holds one frame a geometry with ``REF_energy`` (eV) and ``REF_forces`` (eV/angstrom) as MACE and others read
 them, the atomic energies as the per-atom array ``REF_atomic_energies`` (eV), and where each frame came from in its
-info. Free atoms at the same level are single-atom frames with ``config_type=IsolatedAtom``.
+info. Free atoms at the same level are single-atom frames with ``config_type=IsolatedAtom``. Files of others are read too:
+where there is no ``REF_energy``, ASE's ``energy`` and ``forces`` are taken, and other names can be given. Any frame may lack
+any of the three; what a frame lacks is NaN in the arrays.
 """
 
 from dataclasses import dataclass, field, replace
@@ -36,7 +38,7 @@ class Dataset:
     positions: np.ndarray
     """(n, N, 3) angstrom"""
     energy: np.ndarray
-    """(n,) eV, absolute"""
+    """(n,) eV, absolute; like forces and atomic energies NaN where a geometry has none"""
     forces: np.ndarray | None = None
     """(n, N, 3) eV/angstrom"""
     atomic_energies: np.ndarray | None = None
@@ -100,6 +102,23 @@ class Dataset:
         }
         return replace(self, positions=self.positions * reflection, forces=forces, extra=extra)
 
+    def permuted(self, permutation):
+        """The same geometries with equal atoms p (N,) in another order, R[p], and what belongs to the atoms with them."""
+        if tuple(np.array(self.species)[permutation]) != self.species:
+            raise ValueError("expected a permutation of equal atoms, found one of unequal; leave the species in their order")
+
+        def take(array):
+            return None if array is None else array[:, permutation]
+
+        n_atoms = len(self.species)
+        return replace(
+            self,
+            positions=take(self.positions),
+            forces=take(self.forces),
+            atomic_energies=take(self.atomic_energies),
+            extra={k: take(v) if v.ndim > 1 and v.shape[1] == n_atoms else v for k, v in self.extra.items()},
+        )
+
     @property
     def splits(self):
         """Names of the stored splits, in order of appearance."""
@@ -109,6 +128,20 @@ class Dataset:
     def thermal(self):
         """Mask (n,) of frames of dynamics, plain or biased, not distorted by hand; all where the file does not say."""
         return np.isin(self.origin.get("source", np.full(len(self), "thermal")), ["thermal", "metadynamics"])
+
+
+def concatenate(datasets):
+    """One dataset of several of the same molecule and level, the frames of the first first."""
+    first = datasets[0]
+
+    def joined(name):
+        parts = [getattr(d, name) for d in datasets]
+        if isinstance(parts[0], dict):
+            return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return None if parts[0] is None else np.concatenate(parts)
+
+    names = ("positions", "energy", "forces", "atomic_energies", "origin", "extra")
+    return replace(first, **{name: joined(name) for name in names})
 
 
 def balanced(raw, energy):
@@ -121,8 +154,11 @@ def embedded_datasets():
     return sorted(f.name.removesuffix(".extxyz.xz") for f in files("iqagp_jax.data").iterdir() if f.name.endswith(".extxyz.xz"))
 
 
-def load_dataset(name_or_path):
+def load_dataset(name_or_path, energy_key=None, forces_key=None):
     """Read an embedded dataset by name (see `embedded_datasets`) or an extxyz file, also compressed, by path.
+
+    ``energy_key`` and ``forces_key`` are the names of energy (eV) and forces (eV/angstrom) in the file where they are
+    neither REF_energy and REF_forces nor ASE's energy and forces.
 
     Raises ValueError, in a sentence, for truncated files, mixed molecules, missing energies and non-finite numbers;
     FileNotFoundError where there is neither such a name nor such a file.
@@ -140,11 +176,11 @@ def load_dataset(name_or_path):
             frames = read(StringIO(file.read()), index=":", format="extxyz")
     except (XYZError, ValueError, KeyError, IndexError, EOFError, StopIteration, OSError) as error:
         raise ValueError(f"{path} is not a whole extxyz file ({error}); was it cut off?") from error
-    return dataset_from_frames(frames, str(path))
+    return dataset_from_frames(frames, str(path), energy_key, forces_key)
 
 
-def dataset_from_frames(frames, name="dataset"):
-    """A `Dataset` from ASE atoms as an extxyz file gives them; ``name`` is for the error sentences."""
+def dataset_from_frames(frames, name="dataset", energy_key=None, forces_key=None):
+    """A `Dataset` from ASE atoms as an extxyz file gives them; ``name`` is for the error sentences, keys as `load_dataset`."""
     free = [a for a in frames if a.info.get("config_type") == "IsolatedAtom"]
     frames = [a for a in frames if a.info.get("config_type") != "IsolatedAtom"]
     if not frames:
@@ -156,9 +192,33 @@ def dataset_from_frames(frames, name="dataset"):
             raise ValueError(
                 f"{name}: expected the atoms {' '.join(species)} in every frame, found {' '.join(found)} in frame {k}"
             )
-        if "REF_energy" not in atoms.info:
-            keys = ", ".join(sorted(atoms.info)) or "none"
-            raise ValueError(f"{name}: frame {k} has no REF_energy (its keys: {keys}); rename the energy in eV to it")
+
+    known = [{**(a.calc.results if a.calc else {}), **a.info, **a.arrays} for a in frames]
+    ours = any("REF_energy" in entries or "REF_forces" in entries for entries in known)
+    labels = {
+        "energy": energy_key or ("REF_energy" if ours else "energy"),
+        "forces": forces_key or ("REF_forces" if ours else "forces"),
+        "atomic_energies": "REF_atomic_energies",
+    }
+    for given, target in ((True, "energy"), (forces_key, "forces")):
+        if given and not any(labels[target] in entries for entries in known):
+            keys = ", ".join(sorted(set(known[0]) - {"numbers", "positions"})) or "none"
+            raise ValueError(
+                f"{name}: no frame has {labels[target]} (the first one's keys: {keys}); give the name of the {target} with"
+                f" --{target}-key, in eV{'/angstrom' * (target == 'forces')}"
+            )
+
+    def label(target, shape):
+        """Stack a label, (n, *shape), NaN where a frame has none; None where no frame has it."""
+        have = np.array([labels[target] in entries for entries in known])
+        if not have.any():
+            return None
+        values = np.full((len(frames), *shape), np.nan)
+        values[have] = [entries[labels[target]] for entries in known if labels[target] in entries]
+        finite = np.isfinite(values).reshape(len(frames), -1).all(1)
+        if bad := np.flatnonzero(have & ~finite).tolist():
+            raise ValueError(f"{name}: expected finite {target}, found a NaN or infinity in frame {bad[0]}; remove that frame")
+        return values
 
     def column(store, key):
         """Stack a per-frame entry; None where no frame has it, an error where only some do."""
@@ -170,35 +230,36 @@ def dataset_from_frames(frames, name="dataset"):
         return np.array([getattr(a, store)[key] for a in frames])
 
     def others(store, known):
-        return {k: column(store, k) for k in sorted(set(getattr(frames[0], store)) - set(known))}
+        return {k: column(store, k) for k in sorted(set(getattr(frames[0], store)) - set(known) - set(labels.values()))}
 
     dataset = Dataset(
         species=species,
         positions=np.array([a.get_positions() for a in frames]),
-        energy=column("info", "REF_energy").astype(float),
-        forces=column("arrays", "REF_forces"),
-        atomic_energies=column("arrays", "REF_atomic_energies"),
+        energy=label("energy", ()),
+        forces=label("forces", (len(species), 3)),
+        atomic_energies=label("atomic_energies", (len(species),)),
         origin={k: v for k in ORIGIN if (v := column("info", k)) is not None},
         extra={
-            **others("info", ("REF_energy", *ORIGIN, *LEVEL)),
-            **others("arrays", ("numbers", "positions", "REF_forces", "REF_atomic_energies")),
+            **others("info", (*ORIGIN, *LEVEL)),
+            **others("arrays", ("numbers", "positions")),
         },
         level={k: str(frames[0].info[k]) for k in LEVEL if k in frames[0].info},
-        free_atoms={a.get_chemical_symbols()[0]: float(a.info["REF_energy"]) for a in free},
+        free_atoms={a.get_chemical_symbols()[0]: _free_energy(a, labels["energy"]) for a in free},
     )
-    for key in ("positions", "energy", "forces", "atomic_energies"):
-        array = getattr(dataset, key)
-        if array is not None and not np.isfinite(array).all():
-            bad = int(np.argwhere(~np.isfinite(array))[0, 0])
-            raise ValueError(f"{name}: expected finite {key}, found a NaN or infinity in frame {bad}; remove that frame")
+    if bad := np.flatnonzero(~np.isfinite(dataset.positions).all((1, 2))).tolist():
+        raise ValueError(f"{name}: expected finite positions, found a NaN or infinity in frame {bad[0]}; remove that frame")
     if dataset.atomic_energies is not None:
-        gap = np.abs(dataset.atomic_energies.sum(1) - dataset.energy)
+        gap = np.nan_to_num(np.abs(dataset.atomic_energies.sum(1) - dataset.energy))
         if gap.max() > 1e-6:
             raise ValueError(
                 f"{name}: expected atomic energies that sum to REF_energy, found a difference of {gap.max():.3g} eV"
                 f" in frame {gap.argmax()}; are they raw or in other units?"
             )
     return dataset
+
+
+def _free_energy(atom, key):
+    return float({**(atom.calc.results if atom.calc else {}), **atom.info}[key])
 
 
 def frames_from_dataset(dataset):
@@ -210,18 +271,20 @@ def frames_from_dataset(dataset):
     for k, positions in enumerate(dataset.positions):
         atoms = Atoms(dataset.species, positions=positions)
         atoms.info = {
-            "REF_energy": float(dataset.energy[k]),
             **{key: values[k].item() for key, values in dataset.origin.items()},
             **dataset.level,
         }
         for key, values in {
+            "REF_energy": dataset.energy,
             "REF_forces": dataset.forces,
             "REF_atomic_energies": dataset.atomic_energies,
             **dataset.extra,
         }.items():
-            if values is not None and values.ndim > 1:
+            if values is None or (key.startswith("REF_") and np.isnan(values[k]).any()):
+                continue
+            if values.ndim > 1:
                 atoms.arrays[key] = values[k]
-            elif values is not None:
+            else:
                 atoms.info[key] = values[k].item()
         frames.append(atoms)
     return frames

@@ -5,7 +5,10 @@ import time
 
 import numpy as np
 
-from iqagp_jax import cli, plots
+from iqagp_jax import plots
+from iqagp_jax.cli.console import console, output_folder, track
+from iqagp_jax.cli.models import validate_split
+from iqagp_jax.cli.runs import draw_replicas, print_replicas
 from iqagp_jax.dataset import load_dataset
 from iqagp_jax.files import write_atomically
 from iqagp_jax.fit import fit_gp
@@ -30,27 +33,27 @@ KINDS = ["equilibrium"] * 25 + ["displaced"] * 13 + ["stretched"] * 12
 
 def run_demo(out):
     """Do everything and write model, pictures, trajectory and ``report.json`` to the folder ``out``."""
-    out = cli.output_folder(out)
+    out = output_folder(out)
     if (out / "report.json").exists() or any((out / "trajectory").glob("*.npz")):
         raise ValueError(f"expected an empty folder, found an earlier demo in {out}; remove it or give another --out")
     data = load_dataset(DATASET)
-    cli.console.print(f"[bold]{DATASET}[/bold]: {len(data)} geometries, {data.level['level_of_theory']}")
+    console.print(f"[bold]{DATASET}[/bold]: {len(data)} geometries, {data.level['level_of_theory']}")
 
     began = time.perf_counter()
-    model = fit_gp(data, prior_mean="mf5", n_train=N_TRAIN, progress=lambda s: cli.track(s, "hyperparameters"))
+    model = fit_gp(data, prior_mean="mf5", n_train=N_TRAIN, progress=lambda s: track(s, "hyperparameters"))
     train_seconds = time.perf_counter() - began
     save_model(model, out / "model.safetensors")
     plots.likelihood_trace(model).savefig(out / "likelihood.png")
-    cli.console.print(f"trained on {model.n_train} geometries in {train_seconds:.0f} s")
+    console.print(f"trained on {model.n_train} geometries in {train_seconds:.0f} s")
 
-    validation = cli.validate_split(model, data.split("test_500K"), "test_500K", out, "model")
+    validation = validate_split(model, data.split("test_500K"), "test_500K", out, "model")
     positions = starts(model, KINDS, stretch=STRETCH)
     stretched = restoring_force(model, positions)
     rule = failure_rule(model.species, model.reference)
     result = simulate(energy_fn(model), rule, positions, out / "trajectory", temperature=TEMPERATURE, time=PICOSECONDS, seed=0)
-    cli.print_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), each=False)
+    print_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), each=False)
     relaxed = relaxation(model, load_trajectory(out / "trajectory"), stretched, out)
-    cli.draw_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), out)
+    draw_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), out)
     report = {
         "n_train": model.n_train,
         "energy_mae_kcal_mol": validation.energy.mae,
@@ -66,7 +69,7 @@ def run_demo(out):
         **relaxed,
     }
     write_atomically(out / "report.json", json.dumps(report, indent=1))
-    cli.console.print(f"model, pictures, trajectory and report.json are in {out}")
+    console.print(f"model, pictures, trajectory and report.json are in {out}")
 
 
 def restoring_force(model, positions):
@@ -78,7 +81,7 @@ def restoring_force(model, positions):
     force = forces[hydrogen] @ axis / np.linalg.norm(axis) / KCAL_MOL
     labels = atom_labels(model.species)
     name = f"{labels[heavy]}-{labels[hydrogen]}"
-    cli.console.print(f"{name} at {np.linalg.norm(axis):.2f} Å: restoring force {force:.0f} kcal/mol/Å")
+    console.print(f"{name} at {np.linalg.norm(axis):.2f} Å: restoring force {force:.0f} kcal/mol/Å")
     return {"stretched_bond": name, "restoring_force_kcal_mol_A": float(force)}
 
 
@@ -98,7 +101,7 @@ def relaxation(model, trajectory, stretched, out):
     plots.bond_relaxation(
         trajectory.times, named, f"{stretched['stretched_bond']} stretched to {STRETCH} Å, {TEMPERATURE:g} K"
     ).savefig(out / "relaxation.png")
-    cli.console.print(
+    console.print(
         f"{labels[hydrogen]} " + ("never bound again" if when is None else f"bound to an oxygen again after {when:g} fs")
     )
     return {"relaxation_fs": when}

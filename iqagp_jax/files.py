@@ -1,4 +1,4 @@
-"""Files that are either absent or whole, whatever happens while they are written."""
+"""Files that are either absent or whole, whatever happens while they are written, and the folders they go to."""
 
 import os
 from pathlib import Path
@@ -16,3 +16,16 @@ def write_atomically(path, data):
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+def output_folder(path):
+    """The folder, made if necessary; a sentence where it cannot be written."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".iqagp-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"expected a writable folder, found {path} ({error.strerror}); choose another") from error
+    return path

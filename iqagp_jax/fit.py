@@ -1,5 +1,6 @@
 """Fitting: from a dataset to a model, hyperparameters by maximising the log marginal likelihood."""
 
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 
@@ -9,12 +10,14 @@ import numpy as np
 
 from iqagp_jax import gp
 from iqagp_jax.atomwise import AtomGP, PolynomialMean, is_length
-from iqagp_jax.features import FEATURES
-from iqagp_jax.fit_joint import check_targets, fit_joint
+from iqagp_jax.dataset import concatenate
+from iqagp_jax.features import FEATURES, InverseDistances
+from iqagp_jax.fit_joint import check_targets, fit_joint, subset
 from iqagp_jax.hyperparameters import Search, search_hyperparameters
 from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Select
-from iqagp_jax.means import constant_mean
+from iqagp_jax.means import CONSTANTS, named_mean
 from iqagp_jax.potential import Model
+from iqagp_jax.symmetry import permutations
 from iqagp_jax.units import BOHR, HARTREE
 
 KERNELS = ("matern52", "rbf", "rbf-periodic")
@@ -24,6 +27,12 @@ DEFAULT_KERNEL = {"inverse-distances": "matern52", "alf": "rbf-periodic"}
 NOISE = 1e-8
 """Noise variance as a share of the signal variance; see `fit_gp`."""
 
+COMPARED = 200
+"""Training geometries that `compare_means` fits to, at most."""
+
+SHARP = 0.05
+"""A mean whose ln L per data point is so much below a constant's is too sharp. For malondialdehyde (200 geometries of atomic
+energies; 100 with forces) ZBL gave +0.02 and +0.08, Born-Mayer +0.01 and +0.05, walls amid the data -0.09 to -1.0."""
 
 FEREBUS_NOISE = 1e-10
 """FEREBUS' nugget, with signal variance 1."""
@@ -56,6 +65,7 @@ def fit_gp(
     mirror=False,
     progress=lambda steps: steps,
     targets=("atomic_energies",),
+    symmetry=False,
     **search,
 ):
     """Fit one Gaussian process per atom to what a `Dataset` knows of ``targets``; returns a `Model`.
@@ -69,12 +79,16 @@ def fit_gp(
     ----------
     features: "inverse-distances" or "alf" (atomic local frames).
     kernel: "matern52" (default for inverse distances), "rbf", "rbf-periodic" (default for alf).
-    prior_mean: a name of `means.PRIOR_MEANS`, or a pure JAX function (N, 3) angstrom -> (N,) eV.
+    prior_mean: names of `means.PRIOR_MEANS` joined by "+", or a pure JAX function (N, 3) angstrom -> (N,) eV.
     n_train: use the first n frames of the training split; all by default.
+    noise: noise variance as a share of the signal variance (forces: of their own prior variance), or a mapping with one for
+        each of the targets.
     max_steps: L-BFGS steps at most; 0 keeps the likeliest of the starting length scales.
     n_hyper: fit the hyperparameters on the first so many training frames (all by default); weights always use all.
     mirror: add the mirror image of every training geometry, which has the same energies but other ALF features, to
         the data that the weights are fitted to; the hyperparameters see the originals only.
+    symmetry: make the energy the same for all `symmetry.permutations` of equal atoms: for forces on inverse distances in
+        the covariance, else by copies of the training data, of which the hyperparameters see the originals only.
     progress: wraps the range of optimisation steps, as a progress bar does.
     targets: what is learned, any of "atomic_energies", "energy" (the molecule's) and "forces"; with more than atomic
         energies all is one joint Gaussian process, see `joint` and `fit_joint`.
@@ -87,40 +101,91 @@ def fit_gp(
     search = Search(max_steps=max_steps, **search)
     if features not in FEATURES:
         raise ValueError(f"expected features among {', '.join(FEATURES)}, found {features!r}")
-    if not 0 < noise < 1:
-        raise ValueError(f"expected a noise between 0 and 1 (a share of the signal variance), found {noise}")
+    noise = _check_noise(noise, targets)
     kernel = kernel or DEFAULT_KERNEL[features]
     chosen = FEATURES[features].choose(train.species, train.positions)
+    images = permutations(train.species, train.positions[np.nanargmin(train.energy)]) if symmetry else _identity(train)
+    averaged = targets != ("atomic_energies",) and isinstance(chosen, InverseDistances)
+    copies = _copies(train, mirror, _identity(train) if averaged else images)
     with jax.enable_x64(True):
-        mean = (
-            prior_mean
-            if callable(prior_mean)
-            else constant_mean(prior_mean, _shares(train), train.thermal, train.species, train.free_atoms)
-        )
+        mean = prior_mean if callable(prior_mean) else named_mean(prior_mean, _copies(train, False, images))
         made_by = {
             "kernel": kernel,
             "loss": search.loss,
-            "prior_mean": getattr(prior_mean, "__name__", prior_mean),
+            "prior_mean": getattr(prior_mean, "__name__", type(prior_mean).__name__) if callable(prior_mean) else prior_mean,
             "program": f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}",
         }
         if targets != ("atomic_energies",):
             build = partial(build_kernel, kernel, angular=chosen.angular)
-            return fit_joint(train, chosen, build, mean, targets, noise, search, mirror, made_by, progress)
-        positions = np.concatenate([train.positions, train.mirrored().positions]) if mirror else train.positions
-        energies = np.concatenate([train.atomic_energies] * (2 if mirror else 1))
-        prior = jax.jit(jax.vmap(mean))(jnp.asarray(positions))
-        residual = (jnp.asarray(energies) - prior).T
-        points = jax.jit(jax.vmap(chosen))(jnp.asarray(positions)).swapaxes(0, 1)
+            images = images if averaged else _identity(train)
+            return fit_joint(train, chosen, build, mean, targets, noise, search, copies, images, made_by, progress)
+        prior = jax.jit(jax.vmap(mean))(jnp.asarray(copies.positions))
+        residual = (jnp.asarray(copies.atomic_energies) - prior).T
+        points = jax.jit(jax.vmap(chosen))(jnp.asarray(copies.positions)).swapaxes(0, 1)
 
         def build(log_lengthscale):
             return build_kernel(kernel, jnp.exp(log_lengthscale), chosen.angular)
 
-        # Mirror copies would bias the likelihood: that twins agree is no evidence of smoothness.
+        # Copies would bias the likelihood: that twins agree is no evidence of smoothness.
         subset = slice(None, n_hyper or len(train))
         found = search_hyperparameters(
             build, noise, search, points[:, subset], residual[:, subset], chosen.angular, progress=progress
         )
         return condition(train, chosen, build(found.parameters), mean, points, residual, noise, found.trace, made_by)
+
+
+def _identity(train):
+    """The permutation (1, N) that changes nothing."""
+    return np.arange(len(train.species))[None]
+
+
+def _copies(train, mirror, images):
+    """The training data, then their permuted and mirrored copies, which have the same energies."""
+    permuted = [train, *(train.permuted(p) for p in images[1:])]
+    return concatenate([*permuted, *(copy.mirrored() for copy in permuted)] if mirror else permuted)
+
+
+def _check_noise(noise, targets):
+    """A share of the signal variance between 0 and 1, or one for each target from a mapping, in the targets' order."""
+    if isinstance(noise, Mapping):
+        if set(noise) != set(targets):
+            raise ValueError(f"expected a noise for each of {', '.join(targets)}, found {', '.join(noise) or 'none'}")
+        return tuple(_check_noise(noise[target], targets) for target in targets)
+    if not 0 < noise < 1:
+        raise ValueError(f"expected a noise between 0 and 1 (a share of the signal variance), found {noise}")
+    return float(noise)
+
+
+def compare_means(dataset, names, n_train=None, progress=lambda names: names, **options):
+    """Log likelihood per data point of each prior mean, {name: ln L / point}, each with its own best hyperparameters.
+
+    All see the same data, the first `COMPARED` training geometries at most, so that their likelihoods may be compared.
+
+    Args:
+        names: prior means as `fit_gp` takes them, names or functions.
+        options: others of `fit_gp`.
+    """
+    targets = check_targets(options.get("targets", ("atomic_energies",)))
+    n = min(len(_training_frames(dataset, n_train, targets)), COMPARED)
+
+    def per_point(name):
+        # The traces of a joint fit are shares of the likelihood of one subset of all observations.
+        best = np.max(fit_gp(dataset, prior_mean=name, n_train=n, **options).trace, axis=0)
+        if targets == ("atomic_energies",):
+            return float(best.mean() / n)
+        return float(best.sum() / subset(_training_frames(dataset, n, targets), targets)[1])
+
+    return {name: per_point(name) for name in progress(names)}
+
+
+def too_sharp(likelihoods):
+    """Of prior means with a `compare_means` result those that vary among the data in a way the data do not bear out.
+
+    The rule: their ln L per point lies more than `SHARP` below that of the best constant compared with them. A wall amid
+    the data leaves residuals that no smooth kernel explains.
+    """
+    constant = max((value for name, value in likelihoods.items() if name in CONSTANTS), default=-np.inf)
+    return [name for name, value in likelihoods.items() if name not in CONSTANTS and value < constant - SHARP]
 
 
 def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTREE, progress=lambda steps: steps, **search):
@@ -213,19 +278,19 @@ def condition(train, features, kernel, mean, points, residual, noise, trace, pro
     )
 
 
-def _shares(train):
-    """Atomic energies (n, N) for a prior mean: equal shares of the total where the dataset has none."""
-    if train.atomic_energies is not None:
-        return train.atomic_energies
-    return np.repeat(train.energy[:, None] / len(train.species), len(train.species), axis=1)
-
-
 def _training_frames(dataset, n_train, targets):
     """The first n frames of the training split (of everything where there are no splits), checked."""
     train = dataset.split("train") if dataset.splits else dataset
-    if "atomic_energies" in targets and train.atomic_energies is None:
-        raise ValueError("expected a dataset with atomic energies (per-atom array REF_atomic_energies), found none")
+    for target in targets:
+        if getattr(train, target) is None:
+            raise ValueError(f"expected a dataset with {target} (REF_{target} in its file), found none; choose other targets")
     n = len(train) if n_train is None else n_train
     if not 2 <= n <= len(train):
         raise ValueError(f"expected between 2 and {len(train)} training geometries, the size of the split, found {n}")
-    return train[:n]
+    train = train[:n]
+    if targets == ("atomic_energies",) and (lacking := ~np.isfinite(train.atomic_energies).all(1)).any():
+        raise ValueError(
+            f"expected atomic energies of all training geometries, found none for {lacking.sum()} of {n}; learn energy or"
+            " forces too, where any may be missing, or remove those geometries"
+        )
+    return train

@@ -6,6 +6,9 @@ from ase.data import atomic_numbers, covalent_radii
 BOND_FACTOR = 1.25
 """Two atoms are bonded when nearer than this factor times the sum of their covalent radii."""
 
+HYDROGEN_BOND = 2.2
+"""A hydrogen nearer than this (angstrom) to an acceptor in the same molecule may be transferred."""
+
 
 def sum_of_radii(species):
     """Sums of covalent radii (Cordero, doi:10.1039/B801115J, as in ase.data) of all pairs, (N, N) in angstrom."""
@@ -23,6 +26,18 @@ def bond_graph(species, positions):
     bonded = pair_distances(np.asarray(positions)) < BOND_FACTOR * sum_of_radii(species)
     np.fill_diagonal(bonded, False)
     return bonded
+
+
+def proton_transfers(species, positions):
+    """Intramolecular transfers (donor, hydrogen, acceptor) among nitrogen and oxygen that one geometry has in reach."""
+    bonded, distances = bond_graph(species, positions), pair_distances(np.asarray(positions))
+    separation, polar = graph_distances(bonded), np.isin(species, ["N", "O"])
+    return [
+        (int(donor), int(hydrogen), int(acceptor))
+        for hydrogen in np.flatnonzero(np.asarray(species) == "H")
+        for donor in np.flatnonzero(bonded[hydrogen] & polar)
+        for acceptor in np.flatnonzero(polar & (separation[hydrogen] > 3) & (distances[hydrogen] < HYDROGEN_BOND))
+    ]
 
 
 def graph_distances(bonded):

@@ -127,11 +127,14 @@ def maximise(objective, data, starts, search, progress=lambda steps: steps):
     ``data`` has the atoms as its first axis. An atom that has converged is left alone while the others go on.
     """
     n_starts, n_atoms, _ = starts.shape
-    if not search.n_starts:
+    if not search.n_starts or not search.max_steps:
         evaluate = jax.jit(lambda p, d: jax.lax.map(lambda a: objective(a[0], *a[1]), (p, d)))
-        candidates = jnp.stack([evaluate(s, data) for s in starts])
-        starts = starts[jnp.nan_to_num(candidates, nan=-jnp.inf).argmax(0), jnp.arange(n_atoms)][None]
+        candidates = jnp.nan_to_num(jnp.stack([evaluate(s, data) for s in starts]), nan=-jnp.inf)
+        starts = starts[candidates.argmax(0), jnp.arange(n_atoms)][None]
         n_starts = 1
+        if not search.max_steps:
+            values = candidates.max(0)[None]
+            return Found(starts[0], values, values, jnp.full((1, n_atoms), len(candidates)))
 
     def loss(parameters, *data):
         return -objective(parameters, *data)

@@ -12,13 +12,19 @@ and what concerns the total energy is summed over the atoms (Chmiela et al., doi
 Rasmussen and Williams, section 9.4, for derivatives). Observations of a geometry stand together, in the order of
 `TARGETS`: N atomic energies, one energy, 3N force components, those of them that are asked for.
 
+Symmetry: where permutations p of equal atoms leave the energy as it is, E(R[p]) = E(R), the covariance is summed over the
+images R_j[p] of one of its geometries (Chmiela et al., doi:10.1038/s41467-018-06169-2), for kernels that are the same for
+equivalent atoms. That is what copies of the training data would amount to, at the cost of the originals.
+
 | symbol      | array           | shape                                                                  |
 | ----------- | --------------- | ---------------------------------------------------------------------- |
 | z, J        | `Points`        | (n, E), (n, E, 3N); one set for every group of atoms that see the same |
-| v_A, 1/l_A^2| `Scales`        | (G, a) for G groups of a atoms                                         |
+| v_A, 1/l_A^2| `Process`       | (G, a) for G groups of a atoms                                         |
+| p           | `Process`       | (P, N)                                                                 |
 | M           |                 | observations of one geometry                                           |
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -41,13 +47,36 @@ class Points(NamedTuple):
     """(G, n, E, 3N) derivatives of z with respect to the positions, 1/angstrom"""
 
 
-class Scales(NamedTuple):
-    """Hyperparameters of the atoms of each group; groups times atoms a are the molecule's atoms in their order."""
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["variance", "inverse_square", "permutations", "columns"],
+    meta_fields=["radial"],
+)
+@dataclass(frozen=True)
+class Process:
+    """The prior. Groups of atoms times atoms of a group are the molecule's atoms in their order."""
 
+    radial: type
+    """kind of `kernels.Radial`: profile, slope and curvature"""
     variance: jax.Array
     """v_A, (G, a) eV^2"""
     inverse_square: jax.Array
     """1 / l_A^2, (G, a)"""
+    permutations: jax.Array
+    """p, (P, N); the identity alone where there is no symmetry"""
+    columns: jax.Array
+    """(P, E), z(R[p]) = z(R)[columns]"""
+
+    @classmethod
+    def of(cls, kernel, features, variance, permutations=None):
+        """The process of the atoms' ``kernel`` (arrays with the atoms first) with v (N,), grouped as `seen` does."""
+        radial, n = type(kernel), len(variance)
+        permutations = np.arange(n)[None] if permutations is None else permutations
+        if isinstance(features, InverseDistances):
+            inverse_square = (kernel.lengthscale[:1] / kernel.lengthscale)[None] ** 2
+            return cls(radial, variance[None], inverse_square, permutations, features.columns(permutations))
+        columns = np.arange(jax.eval_shape(lambda r: kernel.embed(features(r)), jnp.zeros((n, 3))).shape[-1])
+        return cls(radial, variance[:, None], np.ones((n, 1)), permutations, columns[None])
 
 
 def count(targets, n_atoms):
@@ -55,69 +84,82 @@ def count(targets, n_atoms):
     return sum({"atomic_energies": n_atoms, "energy": 1, "forces": 3 * n_atoms}[target] for target in targets)
 
 
-def embedding(kernel, features):
-    """The function positions (N, 3) -> z (G, E) of the atoms' ``kernel`` (arrays with the atoms first).
+def seen(features, positions):
+    """`Points` of the features of positions (n, N, 3) as they are, before a kernel embeds them.
 
-    With isotropic inverse distances all atoms see the same up to the order of the columns: one group, else N.
+    With inverse distances all atoms see the same up to the order of the columns, and so they do with an isotropic kernel: one
+    group, else N.
     """
-    if isinstance(features, InverseDistances):
-        return lambda positions: jax.tree.map(lambda leaf: leaf[0], kernel).embed(features(positions)[:1])
-    return lambda positions: jax.vmap(lambda k, x: k.embed(x))(kernel, features(positions))
+
+    def groups(r):
+        return features(r)[: 1 if isinstance(features, InverseDistances) else None]
+
+    x = jax.lax.map(groups, positions, batch_size=64)
+    jacobian = jax.lax.map(jax.jacrev(groups), positions, batch_size=64)
+    return Points(x.swapaxes(0, 1), jacobian.reshape(*x.shape, -1).swapaxes(0, 1))
 
 
-def scales(kernel, features, variance):
-    """`Scales` of the atoms' ``kernel`` and signal variances (N,), as `embedding` groups them."""
-    if isinstance(features, InverseDistances):
-        return Scales(variance[None], (kernel.lengthscale[:1] / kernel.lengthscale)[None] ** 2)
-    return Scales(variance[:, None], np.ones((len(variance), 1)))
+def embedded(kernel, points):
+    """`Points` as the atoms' ``kernel`` embeds those of the plain features, that of each group's first atom."""
+    kernel = jax.tree.map(lambda leaf: leaf[: len(points.z)], kernel)
+
+    def one_group(kernel, x, jacobian):
+        slopes = jax.vmap(jax.jacfwd(kernel.embed))(x)
+        return kernel.embed(x), slopes @ jacobian
+
+    return Points(*jax.vmap(one_group)(kernel, *points))
 
 
-def embedded(embed, positions):
-    """`Points` of positions (n, N, 3); ``embed`` maps positions (N, 3) to (G, E)."""
-    z = jax.lax.map(embed, positions, batch_size=64)
-    jacobian = jax.lax.map(jax.jacrev(embed), positions, batch_size=64)
-    return Points(z.swapaxes(0, 1), jacobian.reshape(*z.shape, -1).swapaxes(0, 1))
-
-
-def covariance(radial, scales, left, right, targets, right_targets=None):
-    """Covariance of the observations of two sets of geometries, (n, M, m, M'); ``radial`` has profile, slope, curvature.
+def covariance(process, left, right, targets, right_targets=None):
+    """Covariance of the observations of two sets of geometries, (n, M, m, M').
 
     ``right_targets`` are those of the right set, where they are others.
     """
-    rows_of, columns_of = targets, right_targets or targets
+    blocks = partial(_blocks, process, left, rows_of=targets, columns_of=right_targets or targets)
+
+    @jax.checkpoint
+    def add_image(total, image):
+        permutation, columns = image
+        # Derivatives of an image are taken with respect to the original: only the rows of its Jacobian change places.
+        seen = Points(right.z[..., columns], right.jacobian[:, :, columns])
+        return total + blocks(seen, permutation), None
+
+    if len(process.permutations) == 1:
+        return blocks(right, process.permutations[0])
+    empty = jax.eval_shape(blocks, right, process.permutations[0])
+    images = (process.permutations, process.columns)
+    return jax.lax.scan(add_image, jnp.zeros(empty.shape, empty.dtype), images)[0]
+
+
+def _blocks(process, left, right, permutation, rows_of, columns_of):
+    """The covariance with one image of the right set."""
     targets = {*rows_of, *columns_of}
-    groups = jax.lax.map(lambda a: _group(radial, *a), (scales, left, right))
+    pieces = partial(_group, process.radial, "forces" in targets)
+    groups = jax.lax.map(lambda a: pieces(*a), (process.variance, process.inverse_square, left, right))
+    energies, gradients, transposed = (None if g is None else g.reshape(-1, *g.shape[2:]) for g in groups[:3])
     rows = {}
-    if "atomic_energies" in targets or "energy" in targets:
-        energies, gradients, transposed = (_atoms_first(g) for g in groups[:3])
-        n_atoms, n, m = energies.shape
     if "atomic_energies" in targets:
-        own = jnp.zeros((n, n_atoms, m, n_atoms)).at[:, np.arange(n_atoms), :, np.arange(n_atoms)].set(energies)
-        rows["atomic_energies"] = [own, energies.transpose(1, 0, 2)[..., None], gradients.transpose(1, 0, 2, 3)]
+        n_atoms, n, m = energies.shape
+        own = jnp.zeros((n, n_atoms, m, n_atoms)).at[:, np.arange(n_atoms), :, permutation].set(energies)
+        rows["atomic_energies"] = [own, energies.transpose(1, 0, 2)[..., None]]
     if "energy" in targets:
-        rows["energy"] = [energies.transpose(1, 2, 0)[:, None], energies.sum(0)[:, None, :, None], gradients.sum(0)[:, None]]
+        rows["energy"] = [energies.transpose(1, 2, 0)[:, None], energies.sum(0)[:, None, :, None]]
     if "forces" in targets:
-        forces = groups[3].sum(0)
-        rows["forces"] = [None, None, forces]
-        if "atomic_energies" in targets:
-            rows["forces"][0] = transposed.transpose(1, 2, 3, 0)
-        if "energy" in targets:
-            rows["forces"][1] = transposed.sum(0)[..., None]
+        rows["forces"] = [transposed.transpose(1, 2, 3, 0), transposed.sum(0)[..., None], groups[3].sum(0)]
+        for target, slopes in (("atomic_energies", gradients.transpose(1, 0, 2, 3)), ("energy", gradients.sum(0)[:, None])):
+            if target in targets:
+                rows[target].append(slopes)
     columns = [k for k, target in enumerate(TARGETS) if target in columns_of]
     chosen = [rows[target] for target in TARGETS if target in rows_of]
     return jnp.concatenate([jnp.concatenate([row[k] for k in columns], axis=3) for row in chosen], axis=1)
 
 
-def _atoms_first(group):
-    """(G, a, ...) -> (N, ...)"""
-    return group.reshape(-1, *group.shape[2:])
-
-
-def _group(radial, scales, left, right):
+def _group(radial, with_forces, variance, inverse_square, left, right):
     """Blocks of one group: per atom energy-energy (a, n, m), energy-force (a, n, m, X), force-energy (a, n, X, m); forces."""
-    square = squared_distances(left.z, right.z)
-    scaled = square * scales.inverse_square[:, None, None]
-    v, w = scales.variance[:, None, None], scales.inverse_square[:, None, None]
+    scaled = squared_distances(left.z, right.z) * inverse_square[:, None, None]
+    v, w = variance[:, None, None], inverse_square[:, None, None]
+    if not with_forces:
+        return v * radial.profile(scaled), None, None, None
     slope, curvature = v * w * radial.slope(scaled), v * w * w * radial.curvature(scaled)
     u = jnp.einsum("ie,iex->ix", left.z, left.jacobian)[:, :, None] - jnp.einsum("iex,je->ixj", left.jacobian, right.z)
     v_right = jnp.einsum("ie,jex->ijx", left.z, right.jacobian) - jnp.einsum("je,jex->jx", right.z, right.jacobian)
@@ -136,12 +178,17 @@ def observations(targets, atomic_energies, energy, forces):
     return np.concatenate(chosen, axis=1).ravel()
 
 
-def expansion(weights, variance, features, positions, targets):
+def images(positions, permutations):
+    """Arrays (n, N, ...) permuted by each of ``permutations`` (P, N), all by the first p before the next: (P n, N, ...)."""
+    return jnp.swapaxes(positions[:, permutations], 0, 1).reshape(-1, *positions.shape[1:])
+
+
+def expansion(weights, variance, positions, features, targets, permutations):
     """What weights (n M,) of the observations amount to as coefficients of the kernel and of its derivatives.
 
-    g_A(x) = sum_i a_Ai k_A(x, x_i) + b_Ai . dk_A(x, x_i)/dx_i with kernels of unit variance and x = ``features`` of
-    ``positions`` (n, N, 3): a (N, n) in eV and b (N, n, D) in eV times the features' units. b_Ai = -v_A dx_A/dR f_i, f_i
-    the weights of the forces.
+    g_A(x) = sum_i a_Ai k_A(x, x_i) + b_Ai . dk_A(x, x_i)/dx_i with kernels of unit variance and x_i the ``features`` of the
+    `images` of ``positions`` (n, N, 3): a (N, P n) in eV and b (N, P n, D) in eV times the features' units.
+    b_Ai = -v_A dx_A/dR f_i, f_i the weights of the forces.
     """
     n, n_atoms, _ = positions.shape
     rows, start = weights.reshape(n, -1), 0
@@ -155,29 +202,63 @@ def expansion(weights, variance, features, positions, targets):
             force_weights = part.reshape(n, n_atoms, 3)
         else:
             a = a + part
-    along = jax.vmap(lambda r, f: jax.jvp(features, (r,), (f,))[1])(positions, force_weights)
+    a = images(a, permutations)
+    moved = (images(positions, permutations), images(force_weights, permutations))
+    along = jax.vmap(lambda r, f: jax.jvp(features, (r,), (f,))[1])(*moved)
     return variance[:, None] * a.T, -variance[:, None, None] * along.swapaxes(0, 1)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _rows(radial, scales, left, right, targets):
-    block = covariance(radial, scales, left, right, targets)
+@partial(jax.jit, static_argnums=(3, 4))
+def _rows(process, left, right, targets, right_targets):
+    block = covariance(process, left, right, targets, right_targets)
     return block.reshape(block.shape[0] * block.shape[1], -1)
 
 
-def covariance_matrix(radial, scales, points, targets, noise, rows=8):
-    """The covariance matrix (n M, n M) of all observations, each diagonal entry times 1 + noise, as a NumPy array.
+def covariance_rows(process, left, right, targets, kept=None, kept_right=None, rows=8):
+    """The covariance of the observations of two sets of geometries as a NumPy matrix.
 
-    Made ``rows`` geometries at a time: beside the matrix itself there is never more than such a stripe.
+    ``kept`` and ``kept_right`` (n M,) bool choose among the observations; all by default. Made ``rows`` geometries at a
+    time: beside the matrix itself there is never more than such a stripe.
     """
-    n = points.z.shape[1]
-    size = n * count(targets, scales.variance.size)
-    matrix = np.empty((size, size))
+    n, m = left.z.shape[1], right.z.shape[1]
+    per_geometry = count(targets, process.variance.size)
+    kept = np.ones(n * per_geometry, bool) if kept is None else kept
+    kept_right = np.ones(m * per_geometry, bool) if kept_right is None else kept_right
+    matrix = np.empty((kept.sum(), kept_right.sum()))
+    before = np.concatenate([[0], np.cumsum(kept)])
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         first = max(0, stop - rows)  # one shape, compiled once
-        left = jax.tree.map(lambda a, first=first, stop=stop: a[:, first:stop], points)
-        block = np.asarray(_rows(radial, scales, left, points, targets))
-        matrix[first * size // n : stop * size // n] = block
-    matrix[np.diag_indices(size)] *= 1 + noise
+        stripe = jax.tree.map(lambda a, first=first, stop=stop: a[:, first:stop], left)
+        block = np.asarray(_rows(process, stripe, right, targets, targets))
+        here = slice(first * per_geometry, stop * per_geometry)
+        matrix[before[here.start] : before[here.stop]] = block[kept[here]][:, kept_right]
     return matrix
+
+
+def covariance_matrix(process, points, targets, noise, kept=None, rows=8):
+    """The covariance matrix of all observations of geometries, or those ``kept``, with the variances ``noise`` (M,) added."""
+    noise = np.tile(noise, points.z.shape[1])
+    matrix = covariance_rows(process, points, points, targets, kept, kept, rows)
+    matrix[np.diag_indices(len(matrix))] += noise if kept is None else noise[kept]
+    return matrix
+
+
+def noise_variance(covariance, shares):
+    """The noise (M,), ``shares`` (M,) of what the process varies by among the geometries of a covariance (n, M, n, M).
+
+    Not of its variance, which for long length scales is mostly a common constant.
+    """
+    each = jnp.einsum("imjm->mij", covariance)
+    return shares * (jnp.trace(each, axis1=1, axis2=2) / len(covariance) - each.mean((1, 2)))
+
+
+def with_noise(covariance, shares):
+    """A covariance (n, M, n, M) as a matrix (n M, n M) with its `noise_variance` added."""
+    noise = jnp.tile(noise_variance(covariance, shares), len(covariance))
+    return covariance.reshape(len(noise), -1) + jnp.diag(noise)
+
+
+def of_each(values, targets, n_atoms):
+    """A value for each target, or one for all, repeated for every observation of a geometry: (M,)."""
+    return np.repeat(np.broadcast_to(values, len(targets)), [count((target,), n_atoms) for target in targets])

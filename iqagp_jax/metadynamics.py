@@ -24,16 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.dynamics import Langevin
 from iqagp_jax.features import angle, norm
-from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
-from iqagp_jax.simulate import Langevin
+from iqagp_jax.geometry import bond_graph, moved_side, pair_distances, proton_transfers, sum_of_radii
 from iqagp_jax.units import BOLTZMANN, TIME_UNIT
 
 SINGLE_BOND = 0.96
 """A bond longer than this factor times the sum of the covalent radii is taken for a single one that turns freely."""
-
-HYDROGEN_BOND = 2.2
-"""A hydrogen nearer than this (angstrom) to an acceptor in the same molecule may be transferred."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def choose_variables(species, positions):
     A torsion needs a second heavy atom on both sides, so methyl groups and hydroxyls do not count.
     """
     bonded, distances = bond_graph(species, positions), pair_distances(positions)
-    heavy, polar = np.array([s != "H" for s in species]), np.isin(species, ["N", "O"])
+    heavy = np.array([s != "H" for s in species])
     chosen = []
     single = np.triu(bonded) & np.outer(heavy, heavy) & (distances > SINGLE_BOND * sum_of_radii(species))
     for j, k in np.argwhere(single):
@@ -116,11 +113,7 @@ def choose_variables(species, positions):
         in_ring = moved_side(bonded, j, k).sum() == 1
         if left and right and not in_ring:
             chosen.append(Dihedral((int(left[0]), int(j), int(k), int(right[0]))))
-    separation = graph_distances(bonded)
-    for hydrogen in np.flatnonzero(~heavy):
-        for donor in np.flatnonzero(bonded[hydrogen] & polar):
-            for acceptor in np.flatnonzero(polar & (separation[hydrogen] > 3) & (distances[hydrogen] < HYDROGEN_BOND)):
-                chosen.append(Transfer((int(donor), int(hydrogen), int(acceptor))))
+    chosen += [Transfer(atoms) for atoms in proton_transfers(species, positions)]
     return tuple(chosen)
 
 

@@ -9,7 +9,8 @@ from iqagp_jax.validation import atom_labels
 BLUE, ORANGE, GREY, RED = "#1f5fa8", "#e08214", "#7f7f7f", "#b2182b"
 
 
-def _figure(columns=1, height=3.6):
+def panels(columns=1, height=3.6):
+    """A figure with so many panels beside each other: (figure, axes...)."""
     figure = Figure(figsize=(4.8 * columns, height), layout="constrained", dpi=150)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for ax in axes:
@@ -19,32 +20,36 @@ def _figure(columns=1, height=3.6):
 
 def predicted_against_true(dataset, predictions):
     """Molecular energies and force components, predicted against reference, with their residuals' colour by source."""
-    figure, left, right = _figure(2)
-    zero = dataset.energy.min()
+    figure, left, right = panels(2)
+    zero = np.nanmin(dataset.energy)
     true, predicted = (dataset.energy - zero) / KCAL_MOL, (predictions.energy - zero) / KCAL_MOL
-    left.plot([true.min(), true.max()], [true.min(), true.max()], color=GREY, lw=0.8)
+    left.plot([np.nanmin(true), np.nanmax(true)], [np.nanmin(true), np.nanmax(true)], color=GREY, lw=0.8)
     left.plot(true, predicted, ".", color=BLUE, ms=4)
     left.set(xlabel="reference energy, kcal/mol", ylabel="predicted energy, kcal/mol")
-    left.set_title(f"{len(true)} unseen geometries, MAE {np.abs(true - predicted).mean():.2f} kcal/mol", fontsize=9)
+    left.set_title(f"{len(true)} unseen geometries, MAE {np.nanmean(np.abs(true - predicted)):.2f} kcal/mol", fontsize=9)
     if dataset.forces is not None:
         f_true, f_predicted = dataset.forces.ravel() / KCAL_MOL, predictions.forces.ravel() / KCAL_MOL
-        limits = [f_true.min(), f_true.max()]
+        limits = [np.nanmin(f_true), np.nanmax(f_true)]
         right.plot(limits, limits, color=GREY, lw=0.8)
         right.plot(f_true, f_predicted, ".", color=ORANGE, ms=2)
         right.set(xlabel="reference force, kcal/mol/Å", ylabel="predicted force, kcal/mol/Å")
-        right.set_title(f"MAE {np.abs(f_true - f_predicted).mean():.2f} kcal/mol/Å", fontsize=9)
+        right.set_title(f"MAE {np.nanmean(np.abs(f_true - f_predicted)):.2f} kcal/mol/Å", fontsize=9)
     return figure
 
 
 def s_curve(dataset, predictions):
     """Share of geometries below an absolute error, for the molecule and every atom (an S-curve)."""
-    figure, ax = _figure()
-    share = 100 * (np.arange(len(dataset)) + 1) / len(dataset)
+    figure, ax = panels()
+
+    def curve(error, **style):
+        error = np.sort(error[np.isfinite(error)])
+        ax.plot(error, 100 * (np.arange(len(error)) + 1) / len(error), **style)
+
     if dataset.atomic_energies is not None:
         errors = np.abs(predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
         for k, label in enumerate(atom_labels(dataset.species)):
-            ax.plot(np.sort(errors[:, k]), share, lw=0.8, alpha=0.7, label=label)
-    ax.plot(np.sort(np.abs(predictions.energy - dataset.energy)) / KCAL_MOL, share, color="black", lw=2, label="molecule")
+            curve(errors[:, k], lw=0.8, alpha=0.7, label=label)
+    curve(np.abs(predictions.energy - dataset.energy) / KCAL_MOL, color="black", lw=2, label="molecule")
     ax.axvline(1.0, color=GREY, lw=0.8, ls="--")
     ax.set(xscale="log", xlabel="absolute error, kcal/mol", ylabel="geometries below it, %", ylim=(0, 100))
     ax.legend(fontsize=7, frameon=False, ncols=2)
@@ -53,7 +58,7 @@ def s_curve(dataset, predictions):
 
 def likelihood_trace(model):
     """Log likelihood of every atom's training data while its hyperparameters were fitted."""
-    figure, ax = _figure()
+    figure, ax = panels()
     trace = np.asarray(model.trace)
     for k, label in enumerate(atom_labels(model.species)):
         ax.plot(trace[:, k] / model.n_train, lw=1, label=label)
@@ -67,7 +72,7 @@ def temperature_and_energy(times, temperatures, energies, targets):
 
     times (F,) in fs, temperatures (F, R) in K and energies (F, R) in eV with NaN after a failure, targets (R,) in K.
     """
-    figure, left, right = _figure(2)
+    figure, left, right = panels(2)
     ps = times / 1000
     alive = np.isfinite(temperatures)
     mean = np.where(alive, temperatures, 0.0).sum(1) / np.where(alive.any(1), alive.sum(1), np.nan)
@@ -84,7 +89,7 @@ def temperature_and_energy(times, temperatures, energies, targets):
 
 def bond_relaxation(times, lengths, title):
     """Distances that tell how a stretched bond relaxes: times (F,) in fs, ``lengths`` name -> (F,) in angstrom."""
-    figure, ax = _figure()
+    figure, ax = panels()
     for (name, values), colour in zip(lengths.items(), (BLUE, ORANGE, RED, GREY), strict=False):
         ax.plot(times / 1000, values, color=colour, lw=1, label=name)
     ax.set(xlabel="time, ps", ylabel="distance, Å", xlim=(0, min(1.0, times[-1] / 1000)))
@@ -98,7 +103,7 @@ def survival(times, failure_times, groups):
 
     times (F,) in fs, failure_times (R,) in fs and NaN for survivors.
     """
-    figure, ax = _figure()
+    figure, ax = panels()
     alive = ~(times[:, None] >= failure_times)
     for name, colour in zip(dict.fromkeys(groups), (BLUE, ORANGE, RED, GREY), strict=False):
         chosen = np.array([g == name for g in groups])

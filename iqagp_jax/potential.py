@@ -18,7 +18,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from scipy.linalg import cholesky
 
-from iqagp_jax import gp, joint
+from iqagp_jax import gp, inference, joint
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.kernels import Kernel, Radial
 
@@ -33,6 +33,9 @@ from iqagp_jax.kernels import Kernel, Radial
         "weights",
         "directions",
         "train_positions",
+        "permutations",
+        "observed",
+        "noise_variance",
         "signal_variance",
         "residual",
         "reference",
@@ -63,12 +66,18 @@ class Model:
     """(N, 3) angstrom, the training geometry of lowest energy: defines the bonds and equilibrium starts"""
     trace: np.ndarray
     """(steps, N) log likelihood of every atom while the hyperparameters were fitted"""
-    noise: float
-    """noise variance as a share of the signal variance"""
+    noise: float | tuple[float, ...]
+    """noise variance as a share of the signal variance, or one share for each of ``targets``"""
     directions: np.ndarray | None = None
     """(N, n, D) b, eV times the features' units; None for a model that has not seen forces"""
     train_positions: np.ndarray | None = None
     """(n, N, 3) angstrom, kept by a model of several targets"""
+    permutations: np.ndarray | None = None
+    """(P, N) permutations of equal atoms that its covariance is summed over; the training points are all images"""
+    observed: np.ndarray | None = None
+    """(n M,) bool, which of the observations of a model of several targets there were"""
+    noise_variance: np.ndarray | None = None
+    """(M,) noise of a geometry's observations in a model of several targets, eV^2 and (eV/angstrom)^2"""
     targets: tuple[str, ...] = ("atomic_energies",)
     """what it was fitted to, of `joint.TARGETS`"""
     provenance: tuple[tuple[str, str], ...] = field(default=())
@@ -76,139 +85,113 @@ class Model:
 
     @property
     def n_train(self):
-        """Number of training points of each atom."""
-        return self.weights.shape[1]
+        """Number of training geometries."""
+        return self.weights.shape[1] // (1 if self.permutations is None else len(self.permutations))
 
 
 def atomic_energies(model, positions):
     """Atomic energies (N,) in eV of one configuration (N, 3) in angstrom, by the plain formula."""
     with jax.enable_x64(True):
         positions = _double(model, positions)
-        if not isinstance(model, Model):
-            return _exact(model(positions))
-
-        def one_atom(kernel, point, train, w, directions):
-            if directions is None:
-                return jax.vmap(lambda x: kernel(point, x))(train) @ w
-
-            def one_point(x, w, b):
-                value, along = jax.jvp(partial(kernel, point), (x,), (b,))
-                return w * value + along
-
-            return jax.vmap(one_point)(train, w, directions).sum()
-
-        trained = (model.train_features, model.weights, model.directions)
-        deviation = jax.vmap(one_atom)(model.kernel, model.features(positions), *trained)
-        return _exact(model.mean(positions) + deviation)
+        return _exact(_plain(model, positions))
 
 
-def energy_fn(model):
+def energy_fn(model, dtype=np.float64):
     """Molecular energy as a function of positions: (N, 3) angstrom -> scalar eV, in float64.
 
-    Works under jit, vmap and grad; ``-jax.grad(energy_fn(model))`` are the forces in eV/angstrom. Second derivatives
-    are exact too. Where JAX's 64-bit mode is off, positions and gradients that JAX itself holds in float32 are used
-    with a warning; the arithmetic in between stays float64.
-    """
+    Works under jit, vmap and grad, and is fast there: many geometries under vmap become matrix products.
+    ``-jax.grad(energy_fn(model))`` are the forces in eV/angstrom. Second derivatives are exact too. Where JAX's 64-bit
+    mode is off, positions and gradients that JAX itself holds in float32 are used with a warning; the arithmetic in between
+    stays float64.
 
-    training = _training(model)
+    Parameters
+    ----------
+    dtype: of the arithmetic within a `Model`'s Gaussian processes. float32 is faster and less exact, see `rounding_error`;
+        positions, energies and forces are float64 even then.
+    """
+    value_and_gradient = _value_and_gradient(model, dtype)
 
     @jax.custom_jvp
     def energy(positions):
         with jax.enable_x64(True):
-            return _energy_and_gradient(model, training, _double(model, positions))[0]
+            return value_and_gradient(_double(model, positions))[0]
 
     @energy.defjvp
     def energy_jvp(primals, tangents):
         (positions,), (direction,) = primals, tangents
         with jax.enable_x64(True):
-            value, gradient = _energy_and_gradient(model, training, _double(model, positions))
+            value, gradient = value_and_gradient(_double(model, positions))
             return value, jnp.sum(gradient * direction.astype(gradient.dtype))
 
     return energy
 
 
-def energy_and_forces(model):
+def energy_and_forces(model, dtype=np.float64):
     """Energies and forces of many replicas: (B, N, 3) angstrom -> (B,) eV and (B, N, 3) eV/angstrom.
 
-    Two matrix products and one exponential per atom; compiled once per shape.
+    Two matrix products and one exponential per atom; compiled once per shape. ``dtype`` as in `energy_fn`.
     """
-
-    training = _training(model)
-
-    @jax.jit
-    def batched(positions):
-        energies, gradients = jax.vmap(partial(_energy_and_gradient, model, training))(positions)
-        return energies, -gradients
+    batched = jax.jit(jax.vmap(_value_and_gradient(model, dtype)))
 
     def apply(positions):
         with jax.enable_x64(True):
-            return _exact(batched(_double(model, positions, batch=True)))
+            energies, gradients = _exact(batched(_double(model, positions, batch=True)))
+            return energies, -gradients
 
     return apply
 
 
-def _training(model):
-    """What the fast path knows of the training points of each atom before any geometry comes.
+def rounding_error(model, positions, dtype):
+    """Largest differences of energies (eV) and force components (eV/angstrom) at positions (B, N, 3) from those in float64."""
+    exact, found = (energy_and_forces(model, kind)(positions) for kind in (np.float64, dtype))
+    return tuple(float(np.abs(a - b).max()) for a, b in zip(exact, found, strict=True))
 
-    For radial kernels the embedded points z - c (N, n, E), their squared norms and their centre c (N, E): squared
-    distances are differences of large numbers, so they are taken about the centre; and, after forces, the embedded
-    directions b (N, n, E) and b.(z - c). Else the features as they are.
-    """
+
+def _plain(model, positions):
     if not isinstance(model, Model):
-        return None
-    if not isinstance(model.kernel, Radial):
-        return model.train_features
+        return model(positions)
 
-    def one_atom(arguments):
-        kernel, train, directions = arguments
-        z = kernel.embed(train)
-        centre = z.mean(0)
-        z = z - centre
+    def one_atom(kernel, point, train, w, directions):
         if directions is None:
-            return z, (z * z).sum(1), centre
-        b = jax.jvp(kernel.embed, (train,), (directions,))[1]
-        return z, (z * z).sum(1), centre, b, (b * z).sum(1)
+            return jax.vmap(lambda x: kernel(point, x))(train) @ w
 
-    with jax.enable_x64(True):
-        return jax.lax.map(one_atom, (model.kernel, model.train_features, model.directions))
+        def one_point(x, w, b):
+            value, along = jax.jvp(partial(kernel, point), (x,), (b,))
+            return w * value + along
 
+        return jax.vmap(one_point)(train, w, directions).sum()
 
-def _deviation(kernel, training, w, point):
-    """Posterior minus prior mean of one atom at one point (D,): a matrix product under vmap where the kernel is radial."""
-    if not isinstance(kernel, Radial):
-        return jax.vmap(lambda x: kernel(point, x))(training) @ w
-    z, squares, centre, *along = training
-    u = kernel.embed(point) - centre
-    s = jnp.maximum(squares - 2 * z @ u + u @ u, 0.0)
-    if not along:
-        return w @ kernel.profile(s)
-    b, offsets = along
-    # d/dz_i of profile(|u - z_i|^2) along b_i
-    return w @ kernel.profile(s) - 2 * kernel.slope(s) @ (b @ u - offsets)
+    trained = (model.train_features, model.weights, model.directions)
+    return model.mean(positions) + jax.vmap(one_atom)(model.kernel, model.features(positions), *trained)
 
 
-def _energy_and_gradient(model, training, positions):
-    """Energy and its gradient (N, 3) for float64 positions (N, 3).
+def _value_and_gradient(model, dtype):
+    """Energy and its gradient (N, 3) as a function of float64 positions (N, 3), under vmap of many at a time.
 
-    The derivative goes through the features by their vector-Jacobian product, and within an atom is taken before the
-    next atom begins, so that no array holds all atoms' covariances.
+    Derivatives of it, which are second derivatives of the energy, take the same formulas without the chunks.
     """
-    if not isinstance(model, Model):
-        return jax.value_and_grad(lambda r: model(r).sum())(positions)
-    features, pull_back = jax.vjp(model.features, positions)
+    if not isinstance(model, Model) or not isinstance(model.kernel, Radial):
+        return jax.value_and_grad(lambda r: _plain(model, r).sum())
+    with jax.enable_x64(True):
+        points = inference.prepare(model, np.dtype(dtype))
+    prior = jax.value_and_grad(lambda r: model.mean(r).sum())
+    one, many = (partial(deviation, points) for deviation in inference.deviation(model.features))
 
-    def one_atom(arguments):
-        kernel, points, w, x = arguments
-        return jax.value_and_grad(partial(_deviation, kernel, points, w))(x)
+    @jax.custom_jvp
+    def value_and_gradient(positions):
+        return jax.tree.map(jnp.add, prior(positions), many(positions))
 
-    deviations, slopes = jax.lax.map(one_atom, (model.kernel, training, model.weights, features))
-    prior, prior_gradient = jax.value_and_grad(lambda r: model.mean(r).sum())(positions)
-    return prior + deviations.sum(), prior_gradient + pull_back(slopes)[0]
+    @value_and_gradient.defjvp
+    def derivative(primals, tangents):
+        plain = jax.jvp(lambda r: jax.tree.map(jnp.add, prior(r), one(r)), primals, tangents)
+        return value_and_gradient(*primals), plain[1]
+
+    return value_and_gradient
 
 
 def predictive_variance(model):
     """Posterior variances as a function of positions (B, N, 3) -> (B, N) eV^2, one for every atomic energy."""
-    return _prepared(model, lambda atomic, total: atomic)
+    return _prepared(model, "atomic_energies")
 
 
 def energy_variance(model):
@@ -217,19 +200,24 @@ def energy_variance(model):
     The sum of the atoms' where their processes are independent; after forces or total energies, which the atoms share,
     their covariances count too.
     """
-    return _prepared(model, lambda atomic, total: total)
+    variance = _prepared(model, "energy")
+    return lambda positions: variance(positions)[:, 0]
 
 
-def _prepared(model, choose):
+def force_variance(model):
+    """Posterior variance of the force components as a function of positions: (B, N, 3) -> (B, N, 3) (eV/angstrom)^2."""
+    variance = _prepared(model, "forces")
+    return lambda positions: variance(positions).reshape(np.shape(positions))
+
+
+def _prepared(model, target):
+    """The variance of one target of `joint.TARGETS`, flat for each geometry, compiled."""
     with jax.enable_x64(True):
-        if not isinstance(model, Model):
-            at = model.variances()
-            batched = jax.vmap(lambda r: (at(r), at(r).sum()))
-        elif model.targets == ("atomic_energies",):
-            batched = _model_variances(model)
+        if not isinstance(model, Model) or model.targets == ("atomic_energies",):
+            batched = _independent_variances(model, target)
         else:
-            batched = _joint_variances(model)
-        compiled = jax.jit(lambda positions: choose(*batched(positions)))
+            batched = _joint_variances(model, target)
+        compiled = jax.jit(batched)
 
     def apply(positions):
         with jax.enable_x64(True):
@@ -238,37 +226,65 @@ def _prepared(model, choose):
     return apply
 
 
-def _model_variances(model):
+def _independent_variances(model, target):
+    """Of atoms that share no observation: the energy's and the forces' variances are sums over the atoms."""
+    if not isinstance(model, Model):
+        if target == "forces":
+            raise ValueError("expected a model of this package for the variance of its forces, found an imported one")
+        at = model.variances()
+        return lambda positions: _total(jax.vmap(at)(positions), target)
     factors = jax.lax.map(
         lambda a: jnp.linalg.cholesky(gp.covariance_matrix(a[0], a[1], model.noise)),
         (model.kernel, model.train_features),
     )
+    atoms = (model.kernel, model.train_features, factors, model.signal_variance)
 
-    def batched(positions):
+    def energies(positions):
         points = jax.vmap(model.features)(positions).swapaxes(0, 1)
-        atoms = (model.kernel, model.train_features, factors, model.signal_variance, points)
-        variances = jax.lax.map(lambda a: gp.predictive_variance(*a), atoms).T
-        return variances, variances.sum(1)
+        variances = jax.lax.map(lambda a: gp.predictive_variance(*a[0], a[1]), (atoms, points)).T
+        return _total(variances, target)
 
-    return batched
+    def forces(positions):
+        def slopes(kernel, train, factor, variance, x):
+            along = jax.vmap(jax.grad(kernel), (None, 0))(x, train)
+            half = solve_triangular(factor, along, lower=True)
+            return variance * (jax.jacfwd(jax.grad(kernel, 0), 1)(x, x) - half.T @ half)
+
+        jacobian = jax.jacfwd(model.features)(positions).reshape(*atoms[1].shape[::2], -1)
+        covariances = jax.lax.map(lambda a: slopes(*a[0], a[1]), (atoms, model.features(positions)))
+        return jnp.einsum("adx,ade,aex->x", jacobian, covariances, jacobian)
+
+    return jax.vmap(forces) if target == "forces" else energies
 
 
-def _joint_variances(model):
-    """Of a joint process: cov(E, E) - |L^-1 cov(observations, E)|^2 with the factor L of all observations."""
-    embed, radial = joint.embedding(model.kernel, model.features), type(model.kernel)
-    train = jax.jit(lambda r: joint.embedded(embed, r))(model.train_positions)
-    scales = joint.scales(model.kernel, model.features, model.signal_variance)
-    matrix = joint.covariance_matrix(radial, scales, train, model.targets, model.noise)
-    factor = jnp.asarray(cholesky(matrix, lower=True, overwrite_a=True, check_finite=False))
+def _total(variances, target):
+    """(B, N) as they are, or their sum (B, 1) for the energy."""
+    return variances if target == "atomic_energies" else variances.sum(1, keepdims=True)
+
+
+def _joint_variances(model, target):
+    """Of a joint process: var(t) - |L^-1 cov(observations, t)|^2 with the factor L of all observations."""
+    process = joint.Process.of(model.kernel, model.features, model.signal_variance, model.permutations)
+
+    def see(positions):
+        return joint.embedded(model.kernel, joint.seen(model.features, positions))
+
+    train = jax.jit(see)(model.train_positions)
+    matrix = joint.covariance_matrix(process, train, model.targets, model.noise_variance, model.observed)
+    factor = jnp.asarray(cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False))
+
+    def prior(positions):
+        here = see(positions[None])
+        own = joint.covariance(process, here, here, (target,))[0, :, 0]
+        return jnp.diag(own)
 
     def batched(positions):
-        new = joint.embedded(embed, positions)
-        cross = joint.covariance(radial, scales, new, train, ("atomic_energies",), model.targets)
-        n, n_atoms = cross.shape[:2]
-        half = solve_triangular(factor, cross.reshape(n * n_atoms, -1).T, lower=True).reshape(-1, n, n_atoms)
-        atomic = model.signal_variance - (half**2).sum(0)
-        total = model.signal_variance.sum() - (half.sum(2) ** 2).sum(0)
-        return jnp.maximum(atomic, 0.0), jnp.maximum(total, 0.0)
+        new = see(positions)
+        cross = joint.covariance(process, new, train, (target,), model.targets)
+        n, size = cross.shape[:2]
+        half = solve_triangular(factor, cross.reshape(n * size, -1)[:, model.observed].T, lower=True)
+        known = (half**2).sum(0).reshape(n, size)
+        return jnp.maximum(jax.vmap(prior)(positions) - known, 0.0)
 
     return batched
 

@@ -2,11 +2,13 @@
 
 A replica has failed when one of these holds, checked in this order:
 
-1. a position, momentum or force is not finite;
+1. the energy, a position, momentum or force is not finite;
 2. two atoms are nearer than 0.5 angstrom;
-3. a bond of the reference geometry is longer than twice its reference length, unless it is a bond between hydrogen and
-   a heavy atom and the hydrogen is within 1.3 angstrom of another heavy atom: a transfer is chemistry, not failure;
-4. the kinetic temperature has been above three times the target for 1 ps on end.
+3. a bond of the reference geometry is longer than twice its reference length, unless another has formed: one of its atoms
+   is near an atom (within 1.35 sums of covalent radii) that it was not near in the reference, and the molecule has not
+   come apart into more pieces. That is chemistry, not failure; whether it is true, only relabelled energies tell;
+4. the kinetic temperature has been above three times the target for 1 ps on end;
+5. if asked, the standard deviation of the molecular energy is above a limit (`simulate.UncertaintyLimit`).
 
 Rules 3 and 4 rest for the first 0.1 ps, in which a distorted start may still relax. Rule 2 does not: starts nearer than
 0.6 angstrom are never drawn, and no physical repulsion lets atoms closer than 0.5 angstrom.
@@ -15,17 +17,19 @@ Rules 3 and 4 rest for the first 0.1 ps, in which a distorted start may still re
 from dataclasses import dataclass
 from enum import IntEnum
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_numbers
 
-from iqagp_jax.geometry import bond_graph
+from iqagp_jax.geometry import bond_graph, sum_of_radii
+from iqagp_jax.units import KCAL_MOL
 
 BOND_STRETCH = 2.0
 """A bond is broken beyond this multiple of its reference length."""
 
-TRANSFER_DISTANCE = 1.3
-"""A hydrogen this near (angstrom) to another heavy atom has been transferred, not lost."""
+NEAR = 1.35
+"""Two atoms within this multiple of the sum of their covalent radii hold together: 1.31 angstrom for O-H, 2.05 for C-C."""
 
 CONTACT_DISTANCE = 0.5
 """Atoms nearer than this (angstrom) have collapsed onto each other."""
@@ -48,6 +52,7 @@ class Status(IntEnum):
     CONTACT = 2
     BROKEN_BOND = 3
     OVERHEATED = 4
+    UNCERTAIN = 5
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class FailureRule:
     """(B, 2) indices i < j of bonded atoms"""
     lengths: np.ndarray
     """(B,) reference bond lengths, angstrom"""
+    near: np.ndarray
+    """(N, N) which atoms are near each other in the reference, themselves included"""
 
 
 def covalent_bonds(species, positions):
@@ -80,7 +87,24 @@ def failure_rule(species, reference):
             f" {np.sum(~np.isfinite(reference))} non-finite numbers; give one row in angstrom for each atom"
         )
     bonds = covalent_bonds(species, reference)
-    return FailureRule(tuple(species), bonds, _distances(reference, bonds))
+    return FailureRule(tuple(species), bonds, _distances(reference, bonds), near(species, reference))
+
+
+def near(species, positions):
+    """Which atoms of a geometry (N, 3) in angstrom hold together, (N, N): every atom with itself and those `NEAR` it."""
+    squares = ((positions[:, None] - positions[None]) ** 2).sum(-1)
+    return squares < (NEAR * sum_of_radii(species)) ** 2
+
+
+def pieces(near):
+    """Number of pieces that a molecule is in, from `near` (N, N); a pure JAX function."""
+
+    def through(k, reach):
+        return reach | (reach[:, k][:, None] & reach[k])
+
+    reach = jax.lax.fori_loop(0, len(near), through, jnp.asarray(near))
+    # Every atom counts with its share of its piece.
+    return jnp.round((1 / reach.sum(1)).sum()).astype(int)
 
 
 def failure_status(rule, positions, elapsed=np.inf, hot_time=0.0):
@@ -93,7 +117,7 @@ def failure_status(rule, positions, elapsed=np.inf, hot_time=0.0):
     elapsed: fs since the start; by default the grace is over.
     hot_time: fs on end that the replica has been hot, from `hot_steps`.
 
-    Momenta and forces are not seen here; that they are finite is the caller's part.
+    Energy, momenta and forces are not seen here; that they are finite, and the energy certain, is the caller's part.
     """
     positions = jnp.asarray(positions)
     after_grace = elapsed > GRACE_TIME
@@ -113,7 +137,7 @@ def hot_steps(previous, temperature, target, elapsed):
     return jnp.where((temperature > HOT_RATIO * target) & (elapsed > GRACE_TIME), previous + 1, 0)
 
 
-def failure_reason(rule, status, positions, elapsed, temperature, target):
+def failure_reason(rule, status, positions, elapsed, temperature, target, uncertainty=np.nan, largest=np.nan):
     """The reason of a failure in words, such as ``bond C1-H5 2.31 A, reference 1.09 A, at 1.235 ps``; '' if alive.
 
     Parameters
@@ -124,23 +148,29 @@ def failure_reason(rule, status, positions, elapsed, temperature, target):
     elapsed: time of the failure, fs.
     temperature: kinetic temperature of the failed configuration, K.
     target: temperature of the thermostat, K.
+    uncertainty, largest: standard deviation of the energy and its limit, eV.
     """
     match Status(status):
         case Status.ALIVE:
             return ""
         case Status.NON_FINITE:
-            reason = "positions, momenta or forces not finite"
+            reason = "energy, positions, momenta or forces not finite"
         case Status.CONTACT:
             distances = _distances(positions, _all_pairs(rule))
             first, second = _labels(rule, _all_pairs(rule)[distances.argmin()])
             reason = f"atoms {first} and {second} {distances.min():.2f} A apart, limit {CONTACT_DISTANCE:.2f} A"
         case Status.BROKEN_BOND:
             lengths = _distances(positions, rule.bonds)
-            worst = np.where(_broken(rule, positions), lengths / rule.lengths, 0.0).argmax()
+            broken, (i, j) = _broken(rule, positions), rule.bonds.T
+            numbers = np.array([atomic_numbers[s] for s in rule.species])
+            lost = broken & ~_new_partner(rule, positions)[np.where(numbers[i] < numbers[j], i, j)]
+            worst = np.where(lost if lost.any() else broken, lengths / rule.lengths, 0.0).argmax()
             bond = "-".join(_labels(rule, rule.bonds[worst]))
             reason = f"bond {bond} {lengths[worst]:.2f} A, reference {rule.lengths[worst]:.2f} A"
         case Status.OVERHEATED:
             reason = f"temperature {temperature:.0f} K, above three times the target of {target:.0f} K for 1 ps"
+        case Status.UNCERTAIN:
+            reason = f"uncertainty of the energy {uncertainty / KCAL_MOL:.3g} kcal/mol, limit {largest / KCAL_MOL:.3g} kcal/mol"
     return f"{reason}, at {elapsed / 1000:.7g} ps"
 
 
@@ -157,19 +187,13 @@ def _distances(positions, pairs):
 
 
 def _broken(rule, positions):
-    """Which bonds (B,) are broken, transfers of hydrogen excepted."""
+    """Which bonds (B,) are broken without another to make up for it."""
     too_long = _distances(positions, rule.bonds) > BOND_STRETCH * rule.lengths
-    return too_long & ~_transferred(rule, positions)
+    whole = pieces(near(rule.species, positions)) <= pieces(rule.near)
+    new = _new_partner(rule, positions)
+    return too_long & ~((new[rule.bonds[:, 0]] | new[rule.bonds[:, 1]]) & whole)
 
 
-def _transferred(rule, positions):
-    """For which bonds (B,) between hydrogen and a heavy atom the hydrogen is near a heavy atom.
-
-    Another one than its own where the bond is too long: twice a bond length is more than 1.3 angstrom.
-    """
-    i, j = rule.bonds.T
-    is_hydrogen = np.array(rule.species) == "H"
-    hydrogen = np.where(is_hydrogen[i], i, j)
-    distances = ((positions[hydrogen][:, None] - positions[None]) ** 2).sum(-1) ** 0.5
-    near_heavy = ((distances < TRANSFER_DISTANCE) & ~is_hydrogen).any(-1)
-    return near_heavy & (is_hydrogen[i] != is_hydrogen[j])
+def _new_partner(rule, positions):
+    """Which atoms (N,) are near an atom that they were not near in the reference."""
+    return (near(rule.species, positions) & ~rule.near).any(1)

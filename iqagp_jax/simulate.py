@@ -1,13 +1,6 @@
-"""Many replicas of one molecule at constant temperature, by jax-md under jit and vmap.
+"""Many replicas of one molecule at constant temperature, under jit and vmap: runs that go on after any stop.
 
-The ensemble of an isolated molecule. A Nose-Hoover chain multiplies all momenta by one factor, so total momentum and
-angular momentum, once zero, stay zero: they are removed at the start, and the 3N-6 degrees of freedom that are left
-hold kT/2 each. (jax-md alone counts 3N and leaves the angular momentum, which a chain never thermalises.) Langevin
-dynamics thermalises translation and rotation too and counts 3N. With the angular momentum J = 0 geometries have the
-density exp(-V/kT) / sqrt(det I), I the tensor of inertia, with Langevin dynamics exp(-V/kT); the difference is the
-centrifugal stretching.
-
-Units outside: K, ps and fs as said, angstrom, amu, eV. Inside: eV, angstrom, amu, and their unit of time.
+`dynamics` has the equations of motion, `checkpoint` and `trajectory` the files. Units: K, ps and fs as said, angstrom, eV.
 """
 
 import signal
@@ -16,21 +9,31 @@ import time as clock
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.data import atomic_masses, atomic_numbers
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from iqagp_jax.checkpoint import check_same_run, describe, load_checkpoint, log, save_checkpoint, save_failures
+from iqagp_jax.dynamics import (
+    Dynamics,
+    Langevin,
+    NoseHoover,
+    Replica,
+    inertia,
+    kinetic_temperature,
+    masses_of,
+    require_positive,
+)
+from iqagp_jax.files import output_folder
 from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances
-from iqagp_jax.robustness import FailureRule, Status, failure_reason, failure_status, hot_steps
-from iqagp_jax.trajectory import prepare_directory, recording
-from iqagp_jax.units import BOLTZMANN, TIME_UNIT
+from iqagp_jax.lock import owned
+from iqagp_jax.progress import progress_bar
+from iqagp_jax.robustness import Status, failure_reason, failure_status
+from iqagp_jax.trajectory import Recorder, read_pieces
 
 CLOSEST_START = 0.6
 """Random starts with two atoms nearer than this (angstrom) are drawn again."""
@@ -41,156 +44,50 @@ MAX_REDRAWS = 1000
 LINEAR = 1e-4
 """A start is linear if its smallest moment of inertia is below this share of its largest."""
 
+CHECKPOINT_SECONDS = 3.0
+"""Wall time between two checkpoints."""
 
-@dataclass(frozen=True)
-class NoseHoover:
-    """Nose-Hoover chain of three thermostats (doi:10.1080/00268979600100761), momentum and angular momentum zero.
+CHUNK_SECONDS = 0.5
+"""Wall time of the steps made in one go, between which Ctrl-C and checkpoints take effect."""
 
-    ``time`` (fs) is tau in the chain masses Q_1 = (3N-6) kT tau^2, Q_2 = Q_3 = kT tau^2; the chain swings with a period of
-    sqrt(2) pi tau. The default, 44 fs or 750 1/cm, lies amid the vibrations it must couple to: the temperatures of
-    single replicas of a model molecule of nine atoms, averaged over 18 ps, scatter by 0.8%, with 20 fs by 1.0% and
-    with 50 fs by 2.4%.
+PIECE_BYTES = 8e6
+"""Size of a trajectory piece where the number of its frames is not given."""
 
-    As velocity Verlet holds <p^2/m> = kT at the end of its steps, <m w^2 x^2> of a mode of angular frequency w is too
-    large by (w dt)^2 / 4: 3% for O-H with steps of 0.5 fs.
-    """
-
-    time: float = 10.0
-
-    def __post_init__(self):
-        _require_positive("a thermostat time in fs", self.time)
-
-    def degrees_of_freedom(self, n_atoms):
-        """3N-6, and 1 for a diatomic.
-
-        Not 3N-5 for a linear molecule: once it bends, its angular momentum about its axis is a third constant, zero.
-        """
-        return max(3 * n_atoms - 6, 1)
-
-    def initial_momenta(self, key, positions, masses, kT):
-        """Maxwell-Boltzmann momenta (N, 3) without momentum and angular momentum: a sample of what is left."""
-        return remove_rigid_motion(positions, _maxwell_boltzmann(key, masses, kT), masses)
-
-    def integrator(self, energy_fn, timestep, kT):
-        """jax-md's (init, apply); ``timestep`` in internal units, ``kT`` a float64 array, lest chain masses be float32."""
-        from jax_md import simulate, space
-
-        shift = space.free()[1]
-        chain = {"chain_length": 3, "chain_steps": 1, "sy_steps": 1, "tau": self.time / TIME_UNIT}
-        init, apply = simulate.nvt_nose_hoover(energy_fn, shift, timestep, kT, **chain)
-
-        def init_isolated(key, positions, mass, momenta):
-            state = init(key, positions, mass=mass, momenta=momenta)
-            count = self.degrees_of_freedom(len(positions))
-            return state.set(chain=state.chain.set(degrees_of_freedom=count))
-
-        return init_isolated, apply
+PROBE_DISPLACEMENT = 0.1
+"""A potential is recognised by its energies of the starts displaced by up to this (angstrom) in every coordinate."""
 
 
 @dataclass(frozen=True)
-class Langevin:
-    """BAOAB Langevin dynamics (doi:10.1063/1.4802990) with ``friction`` in 1/ps; translation and rotation thermalise.
+class UncertaintyLimit:
+    """Stops a replica where the standard deviation of the molecular energy is above ``largest``, or is NaN."""
 
-    Harmonic modes have the exact distribution of positions at any timestep; their kinetic temperature reads low by
-    (w dt)^2 / 4, w the angular frequency.
-    """
-
-    friction: float = 10.0
-
-    def __post_init__(self):
-        _require_positive("a friction in 1/ps", self.friction)
-
-    def degrees_of_freedom(self, n_atoms):
-        """3N: the noise also drives the centre of mass and the rotation."""
-        return 3 * n_atoms
-
-    def initial_momenta(self, key, positions, masses, kT):
-        """Maxwell-Boltzmann momenta (N, 3)."""
-        return _maxwell_boltzmann(key, masses, kT)
-
-    def integrator(self, energy_fn, timestep, kT):
-        """jax-md's (init, apply); ``timestep`` in internal units."""
-        from jax_md import simulate, space
-
-        gamma = self.friction * TIME_UNIT / 1000
-        return simulate.nvt_langevin(energy_fn, space.free()[1], timestep, kT, gamma)
-
-
-class Replica(NamedTuple):
-    """All that the future of a replica depends on, as a pytree; with a leading axis (R,) in each leaf for R replicas."""
-
-    dynamics: Any
-    """jax-md's state: position, momentum, force, mass, and chain or random key"""
-    steps: jax.Array
-    """steps made; stands still after a failure"""
-    hot_steps: jax.Array
-    """steps on end above three times the target temperature"""
-    status: jax.Array
-    """`robustness.Status`"""
-
-
-class Frame(NamedTuple):
-    """What is recorded of a replica; NaN where it is not alive."""
-
-    positions: jax.Array
-    energies: jax.Array
-    temperatures: jax.Array
-    kinetic_energies: jax.Array
-    alive: jax.Array
-
-
-@dataclass(frozen=True)
-class Dynamics:
-    """The equations of motion of one replica: pure functions of a `Replica`, to be vmapped and jitted under x64."""
-
-    energy_fn: Callable
-    rule: FailureRule
-    thermostat: NoseHoover | Langevin
-    timestep: float
-    """fs"""
+    variance: Callable
+    """positions (R, N, 3) in angstrom -> (R,) eV^2, such as `potential.energy_variance` gives"""
+    largest: float
+    """eV"""
+    interval: float = 5.0
+    """fs between two looks, a multiple of the timestep"""
 
     def __post_init__(self):
-        # jax-md compiles for seconds when it is imported: not where nothing is simulated, and not while anything is traced.
-        import jax_md  # noqa: F401
+        require_positive("a largest uncertainty in eV", self.largest)
 
-    def start(self, seed, index, positions, target):
-        """Replica number ``index`` at ``positions`` (N, 3) with momenta drawn at ``target`` K."""
-        momenta_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.PRNGKey(seed), index))
-        masses = jnp.asarray(masses_of(self.rule.species))
-        momenta = self.thermostat.initial_momenta(momenta_key, positions, masses, BOLTZMANN * target)
-        init, _ = self._integrator(target)
-        dynamics = init(noise_key, positions, mass=masses, momenta=momenta)
-        return Replica(dynamics, jnp.zeros((), int), jnp.zeros((), int), jnp.zeros((), jnp.int32))
+    def deviations(self, positions):
+        """Standard deviations (R,) in eV at positions (R, N, 3)."""
+        return np.sqrt(np.asarray(self.variance(positions)))
 
-    def step(self, replica, target):
-        """The replica one timestep later; a replica that has failed as it is."""
-        _, apply = self._integrator(target)
-        moved = apply(replica.dynamics)
-        finite = jnp.isfinite(jnp.stack([moved.position, moved.momentum, moved.force])).all()
-        moved = _where(finite, moved, replica.dynamics)
-        steps = replica.steps + 1
-        elapsed = steps * self.timestep
-        hot = hot_steps(replica.hot_steps, self.temperature(moved), target, elapsed)
-        status = failure_status(self.rule, moved.position, elapsed, hot * self.timestep)
-        status = jnp.where(finite, status, Status.NON_FINITE.value)
-        return _where(replica.status == Status.ALIVE.value, Replica(moved, steps, hot, status), replica)
+    def stop(self, replicas):
+        """The replicas, those stopped whose energy is too uncertain."""
+        status = np.asarray(replicas.status)
+        certain = self.deviations(replicas.dynamics.position) <= self.largest
+        return replicas._replace(status=np.where(certain | (status != Status.ALIVE), status, np.int32(Status.UNCERTAIN)))
 
-    def observe(self, replica):
-        """What is recorded of a replica."""
-        state = replica.dynamics
-        energy = self.energy_fn(state.position)
-        parts = kinetic_energy_parts(state.position, state.momentum, state.mass[:, 0])
-        alive = replica.status == Status.ALIVE.value
-        values = (state.position, energy, self.temperature(state), parts)
-        return Frame(*(jnp.where(alive, value, jnp.nan) for value in values), alive)
 
-    def temperature(self, state):
-        """Kinetic temperature in K of a jax-md state."""
-        count = self.thermostat.degrees_of_freedom(len(state.position))
-        return kinetic_temperature(state.momentum, state.mass[:, 0], count)
+class RunState(NamedTuple):
+    """All that the future of a run depends on, and the wall time it has taken; what a checkpoint holds."""
 
-    def _integrator(self, target):
-        return self.thermostat.integrator(self.energy_fn, self.timestep / TIME_UNIT, BOLTZMANN * target)
+    replicas: Replica
+    step: np.int64
+    seconds: np.float64
 
 
 @dataclass(frozen=True)
@@ -204,14 +101,29 @@ class SimulationResult:
     """(R,) fs, NaN for survivors"""
     failure_reasons: tuple[str, ...]
     """in words, one a replica, empty for survivors"""
-    times: np.ndarray
-    """(frames,) fs"""
-    temperatures: np.ndarray
-    """(frames, R) K, NaN where not alive"""
-    energies: np.ndarray
-    """(frames, R) potential energy, eV, NaN where not alive"""
     ms_per_step_per_replica: float
     """wall time without compilation"""
+
+    @property
+    def times(self):
+        """(frames,) fs."""
+        return self._series[0]
+
+    @property
+    def temperatures(self):
+        """(frames, R) K, NaN where not alive."""
+        return self._series[1]
+
+    @property
+    def energies(self):
+        """(frames, R) potential energy, eV, NaN where not alive."""
+        return self._series[2]
+
+    @cached_property
+    def _series(self):
+        """Read from the folder when they are asked for: the run itself keeps nothing that grows with time."""
+        columns = [(piece.times, piece.temperatures, piece.energies) for piece in read_pieces(self.directory)]
+        return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
     @property
     def survived(self):
@@ -252,132 +164,206 @@ def simulate(
     thermostat=None,
     seed=0,
     frame_interval=20.0,
-    frames_per_piece=100,
+    frames_per_piece=None,
+    uncertainty_limit=None,
     progress=True,
 ):
-    """Run R replicas at constant temperature and stream their frames to ``directory``.
+    """Run R replicas at constant temperature and stream their frames to ``directory``; or go on where it was stopped.
 
     Frames are taken at 0, ``frame_interval``, 2 ``frame_interval``, ... A replica that breaks ``rule``, checked at every
-    step, is frozen and the others go on; the run ends early where none is left. Ctrl-C, which takes effect after a
-    frame, and errors leave all frames up to then on disk. The same call on the same machine gives the same bits. The
-    random numbers of replica k depend on ``seed`` and k only, not on the other replicas.
+    step, is frozen, its geometry kept in ``failures.extxyz``, and the others go on; the run ends early where none is
+    left. The random numbers of replica k depend on ``seed`` and k only, not on the other replicas.
+
+    The same call on the same machine gives the same bits, stopped on the way or not. Every 3 s all that the rest of the
+    run follows from goes to a checkpoint: whatever ends the run (Ctrl-C, SIGKILL, power loss), the same call goes on
+    from there. One with a longer ``time`` makes the run longer, one with any other difference is refused. ``run.log``
+    in the folder tells what happened. `checkpoint` describes the files.
 
     Parameters
     ----------
     energy_fn: positions (N, 3) in angstrom -> energy in eV, in float64, a pure JAX function.
     rule: `robustness.failure_rule` of the molecule; it also knows the species.
     starts: (R, N, 3), angstrom.
-    directory: folder for ``trajectory-NNNN.npz``, without a trajectory so far.
+    directory: folder of the run, new or with this run in it.
     temperature: K, one for all or one a replica.
     time: ps, a multiple of ``frame_interval``.
     timestep: fs.
     thermostat: `NoseHoover`, the default, or `Langevin`.
     seed: a non-negative integer.
     frame_interval: fs, a multiple of ``timestep``.
-    frames_per_piece: frames a file.
-    progress: whether to show a progress bar, on stderr.
+    frames_per_piece: frames a file; by default as many as make 8 MB.
+    uncertainty_limit: `UncertaintyLimit` that replicas must keep, or None.
+    progress: whether to show a progress bar and what goes to the log, on stderr.
 
-    Returns a `SimulationResult`.
+    Returns a `SimulationResult`; at once where the run is finished.
 
-    Raises ValueError, in a sentence, where an option is not what it should be.
+    Raises ValueError, in a sentence, where an option is not what it should be or the folder holds another run.
     """
     thermostat = NoseHoover() if thermostat is None else thermostat
     starts = _check_starts(starts, rule.species)
     targets = _check_temperatures(temperature, len(starts))
-    steps_per_frame = _multiple("frame interval", frame_interval, "timestep", timestep)
-    _require_positive("a time in ps", time)
+    frame_steps = _multiple("frame interval", frame_interval, "timestep", timestep)
+    require_positive("a time in ps", time)
     n_frames = _multiple("time", 1000 * time, "frame interval", frame_interval)
     _check_integer("a seed", seed, 0)
+    if frames_per_piece is None:
+        frames_per_piece = max(round(PIECE_BYTES / (8 * len(starts) * (3 * len(rule.species) + 5))), 1)
     _check_integer("frames per piece", frames_per_piece, 1)
     _check_thermostat(thermostat, rule.species, starts)
+    look_steps = n_frames * frame_steps
+    if uncertainty_limit is not None:
+        look_steps = _multiple("uncertainty interval", uncertainty_limit.interval, "timestep", timestep)
+    schedule = _Schedule(frame_steps, look_steps, n_frames * frame_steps)
     dynamics = Dynamics(energy_fn, rule, thermostat, timestep)
-
-    def advance(replicas, targets):
-        step = jax.vmap(dynamics.step)
-        return jax.lax.scan(lambda r, _: (step(r, targets), None), replicas, length=steps_per_frame)[0]
 
     with jax.enable_x64(True):
         _check_energy_fn(energy_fn, starts[0])
-        directory = prepare_directory(directory)
-        start = jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))
-        replicas = jax.jit(start)(seed, np.arange(len(starts)), starts, targets)
-        observe = jax.jit(jax.vmap(dynamics.observe)).lower(replicas).compile()
-        advance = jax.jit(advance).lower(replicas, targets).compile()
+        directory = output_folder(directory)
+        start = partial(jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))), seed, np.arange(len(starts)))
+        begin = RunState(start(starts, targets), np.int64(0), np.float64(0.0))
+        observe = jax.jit(jax.vmap(dynamics.observe)).lower(begin.replicas).compile()
+        probes = starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
+        description = {
+            "time_ps": time,
+            "timestep_fs": timestep,
+            "temperatures_K": targets.tolist(),
+            "thermostat": type(thermostat).__name__,
+            **{f"thermostat_{name}": float(value) for name, value in vars(thermostat).items()},
+            "seed": int(seed),
+            "frame_interval_fs": frame_interval,
+            "frames_per_piece": int(frames_per_piece),
+            "uncertainty_limit_eV": uncertainty_limit and uncertainty_limit.largest,
+            "uncertainty_interval_fs": uncertainty_limit and uncertainty_limit.interval,
+            "replicas": len(starts),
+            "species": " ".join(rule.species),
+            "bonds": rule.bonds.tolist(),
+            "bond_lengths": rule.lengths.tolist(),
+            "starts": starts.tolist(),
+            "potential": np.asarray(observe(start(probes, targets)).energies).tolist(),
+        }
+        check_same_run(directory, description)
+        with (
+            owned(directory, "simulation"),
+            progress_bar(n_frames, progress) as (show, say),
+            _deferred_interrupt() as interrupted,
+        ):
+            describe(directory, description)
+            found = load_checkpoint(directory, begin)
+            if found is None:
+                save_checkpoint(directory, begin)
+            state = loaded = found or begin
+            per_run = {"species": np.array(rule.species), "masses": masses_of(rule.species), "target_temperatures": targets}
+            recorder = Recorder(directory, frames_per_piece, per_run, state.step // frame_steps + 1 if state.step else 0)
 
-        per_run = {"species": np.array(rule.species), "masses": masses_of(rule.species), "target_temperatures": targets}
-        times, temperatures, energies = [], [], []
-        record_frames = recording(directory, frames_per_piece, per_run)
-        with _deferred_interrupt() as interrupted, _progress_bar(progress, n_frames) as show, record_frames as record:
-            began = clock.perf_counter()
-            for k in range(n_frames + 1):
-                if k:
-                    replicas = advance(replicas, targets)
-                frame = jax.device_get(observe(replicas))
-                record(times=np.float64(k * frame_interval), **frame._asdict())
-                times.append(k * frame_interval)
-                temperatures.append(frame.temperatures)
-                energies.append(frame.energies)
-                show(k, frame.alive)
+            def tell(line):
+                log(directory, line)
+                say(line)
+
+            def record(state):
+                frame = jax.device_get(observe(state.replicas))
+                recorder.record(times=np.float64(state.step // frame_steps * frame_interval), **frame._asdict())
+
+            def save(state):
+                recorder.flush()
+                save_checkpoint(directory, state)
+
+            alive, saved_at = _alive(state.replicas), clock.monotonic()
+            if schedule.over(state):
+                say(f"finished already: step {state.step}, {alive.sum()} of {len(alive)} replicas alive")
+            else:
+                tell(f"{'goes on from' if state.step else 'begins at'} step {state.step} of {schedule.last}")
+            if state.step == 0:
+                record(state)
+            for state in _chunks(dynamics, targets, uncertainty_limit, schedule, loaded):
+                before, alive = alive, _alive(state.replicas)
+                if (before != alive).any():
+                    failures = _failures(dynamics, state.replicas, targets, uncertainty_limit)
+                    save_failures(directory, rule.species, failures)
+                    for failure in failures:
+                        if before[failure["replica"]]:
+                            tell(f"replica {failure['replica']} failed: {failure['reason']}")
+                if state.step % frame_steps == 0:
+                    record(state)
+                show(
+                    completed=state.step // frame_steps,
+                    description=f"simulating, {alive.sum()} of {len(alive)} replicas alive",
+                )
+                if over := schedule.over(state):
+                    tell(f"finished at step {state.step}: {alive.sum()} of {len(alive)} replicas alive")
+                elif interrupted():
+                    tell(f"stopped by Ctrl-C at step {state.step}; the same command goes on from there")
+                if over or interrupted() or clock.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    save(state)
+                    saved_at = clock.monotonic()
                 if interrupted():
-                    raise KeyboardInterrupt(f"stopped at {k * frame_interval / 1000:g} ps; the frames are in {directory}")
-                if not frame.alive.any():
-                    break
-        milliseconds = 1000 * (clock.perf_counter() - began)
-        final_temperatures = np.asarray(jax.vmap(dynamics.temperature)(replicas.dynamics))
+                    raise KeyboardInterrupt(f"stopped at {state.step * timestep / 1000:g} ps; the frames are in {directory}")
 
-    replicas = jax.device_get(replicas)
-    elapsed = replicas.steps * timestep
-    facts = zip(replicas.status, replicas.dynamics.position, elapsed, final_temperatures, targets, strict=True)
+        replicas = jax.device_get(state.replicas)
+        reasons = {f["replica"]: f["reason"] for f in _failures(dynamics, replicas, targets, uncertainty_limit)}
     return SimulationResult(
         directory=directory,
         replicas=replicas,
-        failure_times=np.where(replicas.status == Status.ALIVE, np.nan, elapsed),
-        failure_reasons=tuple(failure_reason(rule, *fact) for fact in facts),
-        times=np.array(times),
-        temperatures=np.array(temperatures),
-        energies=np.array(energies),
-        ms_per_step_per_replica=milliseconds / (k * steps_per_frame * len(starts)),
+        failure_times=np.where(_alive(replicas), np.nan, replicas.steps * timestep),
+        failure_reasons=tuple(reasons.get(k, "") for k in range(len(starts))),
+        ms_per_step_per_replica=1000 * state.seconds / (state.step * len(starts)),
     )
 
 
-def masses_of(species):
-    """Atomic masses (N,) in amu of chemical symbols, natural abundance."""
-    return atomic_masses[[atomic_numbers[s] for s in species]]
+class _Schedule(NamedTuple):
+    """When something is due, in steps."""
+
+    frame: int
+    """between frames"""
+    look: int
+    """between looks at the uncertainty"""
+    last: int
+
+    def over(self, state):
+        """Whether the run is at its end, or at a frame with no replica alive."""
+        return state.step >= self.last or (state.step % self.frame == 0 and not _alive(state.replicas).any())
 
 
-def kinetic_temperature(momenta, masses, degrees_of_freedom):
-    """T = 2 K / (f k), K = sum_i p_i^2 / 2 m_i, in K; momenta (N, 3) in sqrt(amu eV), masses (N,) in amu."""
-    return (momenta**2 / masses[:, None]).sum() / (degrees_of_freedom * BOLTZMANN)
+def _chunks(dynamics, targets, limit, schedule, state):
+    """The states of a run on its way to the end: at all frames and looks, and else twice a second or so."""
+    if schedule.over(state):
+        return
+    advance = jax.jit(dynamics.advance).lower(state.replicas, targets, state.step).compile()
+    most, began = 1, clock.perf_counter()
+    while not schedule.over(state):
+        replicas, step, seconds = state
+        steps = np.int64(min(most, schedule.frame - step % schedule.frame, schedule.look - step % schedule.look))
+        replicas, step = jax.block_until_ready(advance(replicas, targets, steps)), step + steps
+        if limit and step % schedule.look == 0:
+            replicas = limit.stop(replicas)
+        now = clock.perf_counter()
+        spent, began = now - began, now
+        # Doubled at most: the first chunks are short, and one may have been held up by something else.
+        most = max(1, min(2 * most, int(steps * CHUNK_SECONDS / spent)))
+        state = RunState(replicas, step, seconds + spent)
+        yield state
 
 
-def kinetic_energy_parts(positions, momenta, masses):
-    """Translational, rotational and vibrational kinetic energy (3,) in eV; like all JAX, float64 under x64 only.
-
-    K_trans = P^2 / 2M, K_rot = L I^-1 L / 2 about the centre of mass, K_vib = K - K_trans - K_rot. At temperature T they
-    hold 3, 3 (2 for a diatomic) and the other degrees of freedom times kT/2 where they are thermalised.
-
-    Parameters
-    ----------
-    positions: (N, 3), angstrom.
-    momenta: (N, 3), sqrt(amu eV).
-    masses: (N,), amu.
-    """
-    total = momenta.sum(0)
-    momentum, omega = _angular_motion(positions, momenta, masses)
-    kinetic = (momenta**2 / masses[:, None]).sum() / 2
-    translation, rotation = total @ total / (2 * masses.sum()), omega @ momentum / 2
-    return jnp.stack([translation, rotation, kinetic - translation - rotation])
+def _alive(replicas):
+    return np.asarray(replicas.status) == Status.ALIVE
 
 
-def remove_rigid_motion(positions, momenta, masses):
-    """Momenta (N, 3) without total momentum and without angular momentum about the centre of mass.
-
-    p_i - m_i (V + omega x r_i) is the projection orthogonal, in the metric of the kinetic energy, to rigid motions, so
-    Maxwell-Boltzmann momenta become a Maxwell-Boltzmann sample of the 3N-6 degrees of freedom left.
-    """
-    _, omega = _angular_motion(positions, momenta, masses)
-    velocity = momenta.sum(0) / masses.sum()
-    return momenta - masses[:, None] * (velocity + jnp.cross(omega, _centred(positions, masses)))
+def _failures(dynamics, replicas, targets, limit):
+    """Of every failed replica its number, time in fs, reason in words and geometry (N, 3)."""
+    replicas = jax.device_get(replicas)
+    state, masses = replicas.dynamics, masses_of(dynamics.rule.species)
+    count = dynamics.thermostat.degrees_of_freedom(len(masses))
+    deviations, largest = np.full(len(targets), np.nan), np.nan
+    if limit:
+        deviations, largest = limit.deviations(state.position), limit.largest
+    failures = []
+    for k in np.flatnonzero(~_alive(replicas)):
+        time = float(replicas.steps[k] * dynamics.timestep)
+        temperature = kinetic_temperature(state.momentum[k], masses, count)
+        reason = failure_reason(
+            dynamics.rule, replicas.status[k], state.position[k], time, temperature, targets[k], deviations[k], largest
+        )
+        failures.append({"replica": int(k), "time": time, "reason": reason, "positions": state.position[k]})
+    return failures
 
 
 def random_displacements(rule, positions, amplitude, replicas, seed=0):
@@ -393,7 +379,7 @@ def random_displacements(rule, positions, amplitude, replicas, seed=0):
     replicas: number of starts R.
     seed: a non-negative integer.
     """
-    _require_positive("an amplitude in angstrom", amplitude)
+    require_positive("an amplitude in angstrom", amplitude)
     _check_integer("replicas", replicas, 1)
     _check_integer("a seed", seed, 0)
     positions = _check_starts(np.asarray(positions)[None], rule.species)[0]
@@ -403,7 +389,7 @@ def random_displacements(rule, positions, amplitude, replicas, seed=0):
 
 def stretch_bond(species, positions, i, j, length):
     """A copy of ``positions`` (N, 3) with the bond of atoms i and j ``length`` angstrom long, its smaller side moved."""
-    _require_positive("a bond length in angstrom", length)
+    require_positive("a bond length in angstrom", length)
     positions = _check_starts(np.asarray(positions)[None], species)[0]
     bonded = bond_graph(species, positions)
     sides = moved_side(bonded, i, j), moved_side(bonded, j, i)
@@ -414,33 +400,6 @@ def stretch_bond(species, positions, i, j, length):
         i, j, sides = j, i, sides[::-1]
     axis = positions[j] - positions[i]
     return positions + np.outer(sides[0], (length / np.linalg.norm(axis) - 1) * axis)
-
-
-def _maxwell_boltzmann(key, masses, kT):
-    return jnp.sqrt(masses * kT)[:, None] * jax.random.normal(key, (len(masses), 3), dtype=jnp.float64)
-
-
-def _centred(positions, masses):
-    return positions - masses @ positions / masses.sum()
-
-
-def _inertia(positions, masses):
-    """Tensor of inertia about the centre of mass, (3, 3)."""
-    r = _centred(positions, masses)
-    return jnp.einsum("i,ik,ik", masses, r, r) * jnp.eye(3) - jnp.einsum("i,ij,ik", masses, r, r)
-
-
-def _angular_motion(positions, momenta, masses):
-    """Angular momentum L about the centre of mass and angular velocity I^+ L, (3,) each.
-
-    The pseudo-inverse leaves out the rotation about the axis of a linear molecule, which is none.
-    """
-    momentum = jnp.cross(_centred(positions, masses), momenta).sum(0)
-    return momentum, jnp.linalg.pinv(_inertia(positions, masses), rtol=1e-10, hermitian=True) @ momentum
-
-
-def _where(condition, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _random_start(rule, positions, amplitude, rng):
@@ -475,22 +434,6 @@ def _deferred_interrupt():
             signal.signal(signal.SIGINT, previous)
 
 
-@contextmanager
-def _progress_bar(visible, n_frames):
-    """A function of frame number and alive (R,) that moves the bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not visible) as bar:
-        task = bar.add_task("simulating", total=n_frames)
-        yield lambda k, alive: bar.update(
-            task, completed=k, description=f"simulating, {alive.sum()} of {len(alive)} replicas alive"
-        )
-
-
-def _require_positive(what, value):
-    if not isinstance(value, Real) or not 0 < value < np.inf:
-        raise ValueError(f"expected {what} above zero, found {value!r}; give a positive number")
-
-
 def _check_integer(what, value, least):
     if not isinstance(value, int | np.integer) or not least <= value < 2**63:
         raise ValueError(f"expected {what} as an integer not below {least}, found {value!r}; correct it")
@@ -498,8 +441,8 @@ def _check_integer(what, value, least):
 
 def _multiple(what, whole, of_what, part):
     """How many times ``part`` fits into ``whole``, both in fs."""
-    _require_positive(f"a {what} in fs", whole)
-    _require_positive(f"a {of_what} in fs", part)
+    require_positive(f"a {what} in fs", whole)
+    require_positive(f"a {of_what} in fs", part)
     count = max(round(whole / part), 1)
     if abs(whole - count * part) > 1e-6 * whole:
         raise ValueError(
@@ -539,7 +482,7 @@ def _check_thermostat(thermostat, species, starts):
     if isinstance(thermostat, Langevin) or len(species) == 2:
         return
     for k, start in enumerate(starts):
-        moments = np.linalg.eigvalsh(np.asarray(_inertia(start, masses_of(species))))
+        moments = np.linalg.eigvalsh(np.asarray(inertia(start, masses_of(species))))
         if moments[0] < LINEAR * moments[-1]:
             raise ValueError(
                 f"expected bent starts for a Nose-Hoover chain, found start {k} linear; use Langevin dynamics, which"

@@ -2,17 +2,18 @@
 
 Every piece is a plain uncompressed ``.npz`` that NumPy reads without pickle and without this package. It holds the
 arrays of `Trajectory`, for its own frames only, and ``format_version``. A piece appears whole or not at all, and the
-same run writes the same bytes.
+same run writes the same bytes. All pieces hold the same number of frames but the last, which grows with the run.
 """
 
-import os
+import io
 import zipfile
 import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+
+from iqagp_jax.files import write_atomically
 
 FORMAT_VERSION = 1
 
@@ -62,75 +63,50 @@ class Trajectory:
                 raise ValueError(f"expected {name} of shape {shape}, found {getattr(self, name).shape}")
 
 
-def prepare_directory(directory):
-    """The path of ``directory``, made if it is not there; ValueError unless it is writable and free of trajectories."""
-    directory = Path(directory)
-    probe = directory / ".trajectory.partial"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"expected a writable folder, found {directory} ({error.strerror}); choose another") from error
-    if _pieces(directory):
-        raise ValueError(f"expected an empty folder, found a trajectory in {directory}; choose another, or remove it")
-    return directory
+class Recorder:
+    """Writes the frames of a run to a folder in pieces: piece k holds the frames k F to (k + 1) F - 1, F a piece."""
+
+    def __init__(self, directory, frames_per_piece, per_run, n_frames=0):
+        """Go on after the first ``n_frames`` frames in the folder; what is there of later ones is removed.
+
+        ``per_run`` are the fields of a `Trajectory` without frame axis.
+        """
+        self.directory, self.frames_per_piece, self.per_run = directory, frames_per_piece, per_run
+        self.piece, n_pending = divmod(n_frames, frames_per_piece)
+        n_pieces = self.piece + (n_pending > 0)
+        paths = _complete(directory, n_pieces)
+        for number in paths.keys() - range(n_pieces):
+            paths[number].unlink()
+        self.pending = _frames(_read_piece(paths[self.piece]))[:n_pending] if n_pending else []
+
+    def record(self, **frame):
+        """Add the per-frame fields of a `Trajectory`, without frame axis; a full piece is written."""
+        self.pending.append(frame)
+        if len(self.pending) == self.frames_per_piece:
+            self.flush()
+            self.pending, self.piece = [], self.piece + 1
+
+    def flush(self):
+        """Write the frames of a piece that is not yet full; it will be written again when it is."""
+        if self.pending:
+            columns = {name: np.stack([frame[name] for frame in self.pending]) for name in self.pending[0]}
+            write_piece(self.directory, self.piece, Trajectory(**self.per_run, **columns))
 
 
 def write_piece(directory, number, piece):
-    """Write a `Trajectory` as piece ``number``; a crash at any moment leaves either nothing or the whole file."""
-    path = Path(directory) / f"trajectory-{number:04d}.npz"
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        np.savez(file, allow_pickle=False, format_version=np.int64(FORMAT_VERSION), **vars(piece))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-@contextmanager
-def recording(directory, frames_per_piece, per_run):
-    """A function that takes the per-frame fields of a `Trajectory`, without frame axis, and writes them in pieces.
-
-    What is not yet on disk is written on leaving, also by an error or Ctrl-C.
-    """
-    pending, piece = [], 0
-
-    def write():
-        nonlocal pending, piece
-        columns = {name: np.stack([frame[name] for frame in pending]) for name in pending[0]}
-        write_piece(directory, piece, Trajectory(**per_run, **columns))
-        pending, piece = [], piece + 1
-
-    def record(**frame):
-        pending.append(frame)
-        if len(pending) == frames_per_piece:
-            write()
-
-    try:
-        yield record
-    finally:
-        if pending:
-            write()
+    """Write a `Trajectory` as piece ``number``; a crash at any moment leaves either what was there or the whole file."""
+    data = io.BytesIO()
+    np.savez(data, allow_pickle=False, format_version=np.int64(FORMAT_VERSION), **vars(piece))
+    write_atomically(Path(directory) / f"trajectory-{number:04d}.npz", data.getbuffer())
 
 
 def load_trajectory(directory):
-    """The `Trajectory` of all pieces in ``directory``.
+    """The `Trajectory` of all pieces in ``directory``; `read_pieces` where they are too large for the memory.
 
     Raises ValueError, in a sentence, where there is none, a piece is missing, damaged or of another format, or pieces
     of different runs have been mixed.
     """
-    directory = Path(directory)
-    paths = _pieces(directory)
-    if not paths:
-        raise ValueError(f"expected trajectory-0000.npz and following in {directory}, found none; check the folder")
-    if missing := set(range(max(paths))) - set(paths):
-        raise ValueError(
-            f"expected the pieces 0 to {max(paths)} of a trajectory in {directory}, but trajectory-{min(missing):04d}.npz"
-            " is missing; restore it, or move away the pieces after it"
-        )
-    pieces = [_read_piece(paths[number]) for number in sorted(paths)]
-    _check_one_run(directory, pieces)
+    pieces = list(read_pieces(directory))
 
     def joined(name):
         return getattr(pieces[0], name) if name in PER_RUN else np.concatenate([getattr(p, name) for p in pieces])
@@ -138,10 +114,43 @@ def load_trajectory(directory):
     return Trajectory(**{field.name: joined(field.name) for field in fields(Trajectory)})
 
 
-def _pieces(directory):
+def read_pieces(directory):
+    """The pieces in ``directory`` one after the other, each a `Trajectory`; errors as of `load_trajectory`, on the way."""
+    directory = Path(directory)
+    numbers = piece_paths(directory)
+    if not numbers:
+        raise ValueError(f"expected trajectory-0000.npz and following in {directory}, found none; check the folder")
+    paths = _complete(directory, max(numbers) + 1)
+    first, times = None, []
+    for number in sorted(paths):
+        piece = _read_piece(paths[number])
+        first = first or piece
+        times.append(piece.times)
+        _check_one_run(directory, first, piece, np.concatenate(times))
+        yield piece
+
+
+def piece_paths(directory):
     """The paths of the pieces in a folder, by number."""
-    numbered = ((path.stem.removeprefix("trajectory-"), path) for path in directory.glob("trajectory-*.npz"))
+    numbered = ((path.stem.removeprefix("trajectory-"), path) for path in Path(directory).glob("trajectory-*.npz"))
     return {int(number): path for number, path in numbered if number.isdecimal()}
+
+
+def _complete(directory, n_pieces):
+    """The paths in a folder by number, of which the first ``n_pieces`` must be there."""
+    paths = piece_paths(directory)
+    if missing := set(range(n_pieces)) - set(paths):
+        raise ValueError(
+            f"expected the pieces 0 to {n_pieces - 1} of a trajectory in {directory}, but trajectory-{min(missing):04d}.npz"
+            " is missing; restore it, or move away the pieces after it"
+        )
+    return paths
+
+
+def _frames(piece):
+    """The fields of each frame of a `Trajectory`, without frame axis."""
+    names = [field.name for field in fields(Trajectory) if field.name not in PER_RUN]
+    return [{name: getattr(piece, name)[k] for name in names} for k in range(len(piece.times))]
 
 
 def _read_piece(path):
@@ -162,8 +171,8 @@ def _read_piece(path):
     )
 
 
-def _check_one_run(directory, pieces):
-    same = all(np.array_equal(getattr(p, name), getattr(pieces[0], name)) for p in pieces for name in PER_RUN)
-    intervals = np.diff(np.concatenate([p.times for p in pieces]))
+def _check_one_run(directory, first, piece, times):
+    same = all(np.array_equal(getattr(piece, name), getattr(first, name)) for name in PER_RUN)
+    intervals = np.diff(times)
     if not same or (intervals <= 0).any() or not np.allclose(intervals, intervals[:1]):
         raise ValueError(f"expected the pieces of one run, found those of several in {directory}; keep only one run's")

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from iqagp_jax.potential import Model, energy_and_forces, energy_variance, force_variance
 from iqagp_jax.potential import atomic_energies as plain_atomic_energies
-from iqagp_jax.potential import energy_and_forces, energy_variance
 from iqagp_jax.units import KCAL_MOL
 
 BATCH = 64
@@ -22,8 +22,28 @@ class Errors:
 
     @classmethod
     def of(cls, error):
-        """From an array of errors, in the errors' unit."""
+        """From an array of errors, in the errors' unit; NaN where there is no reference."""
+        error = error[np.isfinite(error)]
         return cls(float(np.abs(error).mean()), float(np.sqrt((error**2).mean())), float(np.abs(error).max()))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether errors are as large as predicted."""
+
+    within_one_sigma: float
+    """share of errors below one predicted standard deviation; 0.68 if calibrated"""
+    within_two_sigma: float
+    """the same for two standard deviations; 0.95 if calibrated"""
+    rank_correlation: float
+    """Spearman's correlation of the absolute error and the predicted standard deviation"""
+
+    @classmethod
+    def of(cls, error, variance):
+        """From errors and predicted variances in one unit and its square; NaN where there is no reference."""
+        known = np.isfinite(error)
+        error, sigma = np.abs(error[known]), np.sqrt(variance[known])
+        return cls(float((error < sigma).mean()), float((error < 2 * sigma).mean()), spearman(error, sigma))
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,8 @@ class Predictions:
     """(n, N)"""
     variance: np.ndarray
     """(n,) predictive variance of the molecular energy, eV^2"""
+    force_variance: np.ndarray
+    """(n, N, 3) predictive variance of the force components, (eV/angstrom)^2; NaN for imported models"""
 
 
 @dataclass(frozen=True)
@@ -49,12 +71,8 @@ class Validation:
     energy: Errors
     forces: Errors | None
     atomic_energies: dict[str, Errors] | None
-    within_one_sigma: float
-    """share of molecular energies whose error is below one predicted standard deviation; 0.68 if calibrated"""
-    within_two_sigma: float
-    """the same for two standard deviations; 0.95 if calibrated"""
-    rank_correlation: float
-    """Spearman's correlation of the absolute error and the predicted standard deviation"""
+    energy_calibration: Calibration
+    force_calibration: Calibration | None
 
     def as_dict(self):
         """Plain numbers, ready for JSON."""
@@ -62,18 +80,19 @@ class Validation:
 
 
 def predict(model, positions):
-    """Energies, forces, atomic energies and the energy's variance for geometries (n, N, 3) in angstrom."""
+    """`Predictions` for geometries (n, N, 3) in angstrom."""
     import jax
 
     fast, variance = energy_and_forces(model), energy_variance(model)
+    of_forces = force_variance(model) if isinstance(model, Model) else lambda batch: np.full(batch.shape, np.nan)
     with jax.enable_x64(True):
         plain = jax.jit(jax.vmap(lambda r: plain_atomic_energies(model, r)))
         parts = []
         for start in range(0, len(positions), BATCH):
             # The last batch is filled up, so that one compiled shape serves all.
             batch = positions[np.minimum(np.arange(start, start + BATCH), len(positions) - 1)]
-            parts.append((*fast(batch), plain(batch), variance(batch)))
-    return Predictions(*(np.concatenate([np.asarray(p[k]) for p in parts])[: len(positions)] for k in range(4)))
+            parts.append((*fast(batch), plain(batch), variance(batch), of_forces(batch)))
+    return Predictions(*(np.concatenate([np.asarray(p[k]) for p in parts])[: len(positions)] for k in range(5)))
 
 
 def atom_labels(species):
@@ -92,22 +111,23 @@ def validate(model, dataset, predictions=None):
         )
     predictions = predictions or predict(model, dataset.positions)
     error = (predictions.energy - dataset.energy) / KCAL_MOL
-    sigma = np.sqrt(predictions.variance) / KCAL_MOL
-    atoms = forces = None
+    atoms = forces = force_calibration = None
     if dataset.atomic_energies is not None:
         by_atom = (predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
         atoms = {label: Errors.of(by_atom[:, k]) for k, label in enumerate(atom_labels(dataset.species))}
     if dataset.forces is not None:
-        forces = Errors.of((predictions.forces - dataset.forces) / KCAL_MOL)
+        force_error = predictions.forces - dataset.forces
+        forces = Errors.of(force_error / KCAL_MOL)
+        if np.isfinite(predictions.force_variance).all():
+            force_calibration = Calibration.of(force_error, predictions.force_variance)
     return Validation(
         n_train=model.n_train,
         n_test=len(dataset),
         energy=Errors.of(error),
         forces=forces,
         atomic_energies=atoms,
-        within_one_sigma=float((np.abs(error) < sigma).mean()),
-        within_two_sigma=float((np.abs(error) < 2 * sigma).mean()),
-        rank_correlation=spearman(np.abs(error), sigma),
+        energy_calibration=Calibration.of(error, predictions.variance / KCAL_MOL**2),
+        force_calibration=force_calibration,
     )
 
 

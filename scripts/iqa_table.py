@@ -4,7 +4,8 @@
     python scripts/iqa_table.py aimall additivity    # these rows only
 
 Rows: `aimall` (two water geometries, every IQA component), `ferebus` (59 water geometries, energies and charges),
-`additivity` (malondialdehyde up to 1500 K), `smoothness` (along an O-H stretch of water) and `cost`. Reference data are
+`additivity` (20 malondialdehyde geometries up to 1500 K; the numbers of rays were chosen on them), `unseen` (20 others,
+drawn at random), `smoothness` (along an O-H stretch of water) and `cost`. Reference data are
 looked for in ../shared/reference or $IQAGP_REFERENCE. Times are CPU seconds of one thread.
 """
 
@@ -20,8 +21,8 @@ import numpy as np
 from pyscf import dft
 
 from iqagp_jax import load_dataset
-from iqagp_jax.features import alf_positions
 from iqagp_jax.formats.aimall import read_int, read_sum
+from iqagp_jax.formats.ferebus import geometries, read_csv
 from iqagp_jax.labels import scf
 from iqagp_jax.labels.iqa import integrate_atoms
 from iqagp_jax.labels.partitions import PARTITIONS
@@ -83,17 +84,17 @@ def aimall(reference):
 
 def ferebus(reference):
     files = ("WATER_O1_EXAMPLE_TRAINING_SET.csv", "WATER_H2_TRAINING_SET.csv", "WATER_H3_TRAINING_SET.csv")
-    tables = [np.genfromtxt(reference / "ferebus/water" / name, delimiter=",", names=True) for name in files]
-    features = np.column_stack([tables[0][name] for name in ("f1", "f2", "f3")])
-    energy_errors, charge_errors = [], []
-    for k, f in enumerate(features):
-        positions = np.asarray(alf_positions(f, (0, 1, 2), np.array([], int)), dtype=float)
-        a = integrate_atoms(converge("OHH", positions * BOHR, "aug-cc-pvtz", exact=True), {"qtaim": PARTITIONS["qtaim"]})[
-            "qtaim"
-        ]
-        energy_errors.append([a.energy[i] - table["iqa"][k] for i, table in enumerate(tables)])
-        charge_errors.append([z - a.population[i] - tables[i]["q00"][k] for i, z in enumerate((8, 1, 1))])
-    energy_rms, charge_rms = (1e3 * np.sqrt(np.mean(np.square(e), axis=0)) for e in (energy_errors, charge_errors))
+    (x, _), *_ = tables = [read_csv(reference / "ferebus" / "water" / name) for name in files]
+    expected, charges = (np.column_stack([table[name] for _, table in tables]) for name in ("iqa", "q00"))
+    errors = []
+    for k, positions in enumerate(geometries(x, (0, 1, 2), 3)):
+        mf = converge("OHH", positions, "aug-cc-pvtz", exact=True)
+        a = topological(mf)
+        errors.append(1e3 * np.array([a.energy - expected[k], mf.mol.atom_charges() - a.population - charges[k]]))
+        total = 1e3 * (mf.e_tot - expected[k].sum())
+        energy, charge = errors[-1].round(4)
+        print(f"   {k:2d}  mHa {energy}  me {charge}  SCF - sum of iqa {total:.4f} mHa", flush=True)
+    energy_rms, charge_rms = np.sqrt(np.mean(np.square(errors), axis=0))
     row("ferebus water, RMS of E_IQA(O)", energy_rms[0], "mHa", 0.25)
     row("ferebus water, RMS of E_IQA(H)", energy_rms[1:].max(), "mHa", 0.05)
     row("ferebus water, RMS of q00", charge_rms.max(), "me", 0.5)
@@ -108,16 +109,31 @@ def malondialdehyde(count):
             yield temperature, data.species, data.positions[k]
 
 
-def additivity():
+def others(count, seed=1):
+    """Like `malondialdehyde`, geometries drawn at random among those on which nothing was tuned."""
+    data, rng = load_dataset("malondialdehyde"), np.random.default_rng(seed)
+    tuned = np.array([positions for *_, positions in malondialdehyde(20)])
+    unknown = [not np.any(np.all(positions == tuned, axis=(1, 2))) for positions in data.positions]
+    for temperature in TEMPERATURES:
+        (known,) = np.nonzero((data.origin["temperature"] == temperature) & unknown)
+        for k in rng.choice(known, count // len(TEMPERATURES), replace=False):
+            yield temperature, data.species, data.positions[k]
+
+
+def additivity(frames=malondialdehyde, which="malondialdehyde"):
     remainders, missing = [], []
-    for temperature, species, positions in malondialdehyde(20):
+    for temperature, species, positions in frames(20):
         mf = converge(species, positions, "6-31+g(d,p)")
         a = topological(mf)
         remainders.append(1e3 * (mf.e_tot - a.energy.sum()))
         missing.append(mf.mol.nelectron - a.population.sum())
         print(f"   {temperature:5d} K   remainder {remainders[-1]:8.4f} mHa   missing {missing[-1]:9.6f} e", flush=True)
-    row("malondialdehyde, largest remainder", np.max(np.abs(remainders)), "mHa", 0.5)
-    row("malondialdehyde, most electrons missing", np.max(np.abs(missing)), "e", 0.0005)
+    row(f"{which}, largest remainder", np.max(np.abs(remainders)), "mHa", 0.5)
+    row(f"{which}, most electrons missing", np.max(np.abs(missing)), "e", 0.0005)
+
+
+def unseen():
+    additivity(others, "malondialdehyde, 20 others")
 
 
 def smoothness():
@@ -153,7 +169,7 @@ def cost():
 
 
 def main():
-    rows = {"aimall": aimall, "ferebus": ferebus, "additivity": additivity, "smoothness": smoothness, "cost": cost}
+    rows = {check.__name__: check for check in (aimall, ferebus, additivity, unseen, smoothness, cost)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", choices=[*rows, []], help="rows to compute; all by default")
     options = parser.parse_args()

@@ -20,7 +20,7 @@ from test_cli import iqagp
 from iqagp_jax.dataset import load_dataset
 from iqagp_jax.labels import campaign
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
-from iqagp_jax.labels.lock import owned, owner, request_stop
+from iqagp_jax.lock import owned, owner, request_stop
 from iqagp_jax.units import HARTREE
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
@@ -283,6 +283,19 @@ def test_rate_and_end_are_those_of_the_last_start(tmp_path, quick):
         assert status.rate == pytest.approx(1 / 60, rel=0.01)
         assert status.end.timestamp() == pytest.approx(now + 3 * 60, abs=2)
     assert started.status().end is None
+    (started.folder / "lock").unlink()
+    assert started.status() == campaign.Status(11, 8, 0, 0, None, False, None, None)  # a copy of the folder
+
+
+@pytest.mark.labels
+def test_labels_without_forces(tmp_path):
+    folder, water = tmp_path / "campaign", write_geometries(tmp_path / "water.xyz", 1)
+    assert iqagp("campaign", "start", folder, water, *OPTIONS, "--no-forces", "--workers", 1) == 0
+    dataset, _ = campaign.Campaign.load(folder).dataset()
+    assert dataset.forces is None
+    assert dataset.atomic_energies.sum() == pytest.approx(dataset.energy[0], abs=1e-6)
+    without, whole = (campaign.label_key("OHH", WATER, campaign.Level(forces=forces)) for forces in (False, True))
+    assert without != whole
 
 
 def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys):

@@ -11,11 +11,11 @@ from ase.io import read
 from conftest import make_dataset
 
 from iqagp_jax import cli, save_dataset, save_model
+from iqagp_jax.cli import console, models
 from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
 from iqagp_jax.formats.ferebus import CONVENTIONS
 from iqagp_jax.hyperparameters import LOSSES, OPTIMISERS
 from iqagp_jax.labels.partitions import PARTITIONS
-from iqagp_jax.means import PRIOR_MEANS
 
 
 def iqagp(*arguments):
@@ -43,13 +43,12 @@ def folder(tmp_path_factory):
 
 
 def test_choices_are_the_registries():
-    assert get_args(cli.FeatureName) == tuple(DEFAULT_KERNEL)
-    assert get_args(cli.KernelName) == KERNELS
-    assert get_args(cli.PriorMeanName) == PRIOR_MEANS
-    assert get_args(cli.PartitionName) == tuple(PARTITIONS)
-    assert get_args(cli.LossName) == LOSSES
-    assert get_args(cli.OptimiserName) == OPTIMISERS
-    assert all(name in cli.CONVENTION_HELP for name in CONVENTIONS)
+    assert get_args(models.FeatureName) == tuple(DEFAULT_KERNEL)
+    assert get_args(models.KernelName) == KERNELS
+    assert get_args(console.PartitionName) == tuple(PARTITIONS)
+    assert get_args(models.LossName) == LOSSES
+    assert get_args(models.OptimiserName) == OPTIMISERS
+    assert all(name in models.CONVENTION_HELP for name in CONVENTIONS)
 
 
 def test_train_validate_simulate_export(folder, capsys):
@@ -61,6 +60,11 @@ def test_train_validate_simulate_export(folder, capsys):
     run = ("simulate", model, "--out", folder / "run", "--replicas", 3, "--time", 0.1, "--start", "equilibrium")
     assert iqagp(*run, "--start", "displaced", "--displacement", 0.05) == 0
     assert capsys.readouterr().out.count("1/1") == 3
+    assert iqagp(*run, "--start", "displaced", "--displacement", 0.05) == 0
+    again = capsys.readouterr()
+    assert "finished already" in again.err and again.out.count("1/1") == 3
+    assert iqagp(*run, "--start", "displaced", "--displacement", 0.05, "--max-uncertainty", 9) == 2
+    assert "found a different uncertainty limit eV (None there, 0.39" in capsys.readouterr().err
     assert iqagp("export", folder / "run", "-o", folder / "run.extxyz") == 0
     frames = read(folder / "run.extxyz", index=":")
     assert len(frames) == 3 * 6
@@ -122,6 +126,9 @@ def write_bad(folder, name):
         (("simulate", "{model}", "--out", "r2", "--temperature", "-5"), "temperature"),
         (("simulate", "{model}", "--out", "r3", "--time", "0.0123"), "frame interval"),
         (("simulate", "{model}", "--out", "r4", "--thermostat", "berendsen"), "Invalid value for '--thermostat'"),
+        (("robustness", "{model}", "--out", "r5", "--reference", "xtb"), "expected a model trained on GFN2-xTB"),
+        (("robustness", "{model}", "--out", "r6", "--reference", "none", "--start", "frozen"), "expected starts among"),
+        (("train", "{data}", "-o", "m.st", "--prior-mean", "mf1+mf5"), "expected a prior mean among"),
         (("export", "{folder}", "-o", "x.extxyz"), "expected trajectory-0000.npz"),
         (("sample", "C1CC", "-o", "g.extxyz"), "which RDKit cannot parse"),
         (("sample", "O", "-o", "g.extxyz", "--thermal", "hot"), "TEMPERATURE:NUMBER"),

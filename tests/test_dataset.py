@@ -92,7 +92,7 @@ def broken_files(small, folder):
         ("nonsense", "is not a whole extxyz file"),
         ("nan", "expected finite positions, found a NaN or infinity in frame 3"),
         ("mixed", "expected the atoms O C H H in every frame, found C O in frame 6"),
-        ("renamed", "frame 0 has no REF_energy"),
+        ("renamed", "no frame has REF_energy"),
         ("raw", "expected atomic energies that sum to REF_energy"),
     ],
 )

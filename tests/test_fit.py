@@ -5,7 +5,7 @@ from conftest import make_dataset
 
 from iqagp_jax import fit_gp
 from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
-from iqagp_jax.means import PRIOR_MEANS, constant_mean
+from iqagp_jax.means import CONSTANTS, constant_mean
 
 
 def test_likelihood_rises_for_every_atom(model):
@@ -32,7 +32,7 @@ def test_hyperparameters_are_a_maximum(dataset):
                 assert likelihood(best.at[d].multiply(factor)) < at_best + 0.05
 
 
-@pytest.mark.parametrize("name", PRIOR_MEANS)
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_prior_means_are_their_formulas(name):
     energies = np.array([[1.0, 5.0], [3.0, 6.0], [100.0, 50.0]])
     thermal = np.array([True, True, False])
@@ -95,7 +95,7 @@ def test_missing_free_atoms_get_a_sentence(dataset):
 def test_missing_atomic_energies_get_a_sentence(dataset):
     from dataclasses import replace
 
-    with pytest.raises(ValueError, match="expected a dataset with atomic energies"):
+    with pytest.raises(ValueError, match="expected a dataset with atomic_energies"):
         fit_gp(replace(dataset, atomic_energies=None))
 
 

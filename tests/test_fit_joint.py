@@ -15,6 +15,7 @@ from iqagp_jax import (
     energy_variance,
     fit_gp,
     fit_joint,
+    force_variance,
     joint,
     leave_one_out,
     load_dataset,
@@ -24,6 +25,8 @@ from iqagp_jax import (
     save_model,
     validate,
 )
+from iqagp_jax.dataset import concatenate
+from iqagp_jax.units import KCAL_MOL
 
 BOTH = ("atomic_energies", "forces")
 
@@ -33,10 +36,13 @@ def few(dataset):
     return dataset[:6]
 
 
-@pytest.mark.parametrize(("features", "targets"), [*(("inverse-distances", t) for t in ALL), ("alf", BOTH)])
+@pytest.mark.parametrize(
+    ("features", "targets"),
+    [*(("inverse-distances", targets) for targets in (*ALL, BOTH[:1])), ("alf", BOTH), ("alf", BOTH[:1])],
+)
 def test_posterior_is_the_textbooks(features, targets, few, test_set):
-    """Mean and variance of the molecular energy from the dense formula, covariances by automatic differentiation."""
-    model = fit_gp(few, features, prior_mean="mf1", targets=targets, max_steps=2, noise=1e-6)
+    """Energy, its variance and the forces' variance from the dense formula, covariances by automatic differentiation."""
+    model = fit_gp(few, features, prior_mean="mf1", targets=targets, max_steps=0, noise=1e-6)
     n_atoms, at = len(model.species), test_set.positions[0]
 
     @jax.jit
@@ -67,21 +73,24 @@ def test_posterior_is_the_textbooks(features, targets, few, test_set):
     with jax.enable_x64(True):
         r = few.positions
         k = np.block([[block(a, b, targets, targets) for b in r] for a in r])
-        k += 1e-6 * np.diag(np.diag(k))
+        k += np.diag(1e-6 * np.diag(k) if targets == BOTH[:1] else np.tile(model.noise_variance, len(r)))
         cross = np.concatenate([block(at, b, ("energy",), targets) for b in r], axis=1)[0]
         mean = model.mean.first if targets == ("forces",) else model.mean
         prior = np.array([mean(x) for x in r])
         y = joint.observations(targets, few.atomic_energies - prior, few.energy - prior.sum(1), few.forces)
         expected = cross @ np.linalg.solve(k, y)
         variance = block(at, at, ("energy",), ("energy",))[0, 0] - cross @ np.linalg.solve(k, cross)
+        cross = np.concatenate([block(at, b, ("forces",), targets) for b in r], axis=1)
+        of_forces = np.diag(block(at, at, ("forces",), ("forces",)) - cross @ np.linalg.solve(k, cross.T))
     found = energy_and_forces(model)(at[None])[0][0] - np.sum(model.mean(at))
     scale = model.signal_variance.sum()
     assert found == pytest.approx(expected, abs=1e-8 * np.sqrt(scale) + 1e-8 * abs(expected))
     assert energy_variance(model)(at[None])[0] == pytest.approx(variance, abs=1e-8 * scale)
+    np.testing.assert_allclose(force_variance(model)(at[None])[0].ravel(), of_forces, atol=1e-7 * of_forces.max())
 
 
 def test_fast_path_forces_and_second_derivatives(few, test_set):
-    model = fit_gp(few, targets=BOTH, max_steps=3)
+    model = fit_gp(few, targets=BOTH, max_steps=0)
     energies, forces = energy_and_forces(model)(test_set.positions)
     np.testing.assert_allclose(energies, [atomic_energies(model, r).sum() for r in test_set.positions], atol=1e-8)
     step = 1e-4 * np.random.default_rng(0).normal(size=test_set.positions[0].shape)
@@ -105,23 +114,28 @@ def test_forces_alone_know_the_energy_up_to_a_constant_which_is_the_data_s(datas
 
 
 def test_variances_know_what_is_known(few):
-    model = fit_gp(few, targets=BOTH)
+    model = fit_gp(few, targets=BOTH, max_steps=0)
     here, far = energy_variance(model)(np.stack([few.positions[0], 3 * few.positions[0]]))
     assert here < 1e-3 * far < model.signal_variance.sum()
     assert predictive_variance(model)(few.positions).shape == (6, len(few.species))
 
 
 def test_the_file_holds_it_bit_for_bit(few, test_set, tmp_path):
-    model = fit_gp(few, targets=BOTH, max_steps=2)
+    model = fit_gp(few, targets=BOTH, max_steps=0)
     save_model(model, tmp_path / "m.safetensors")
     back = load_model(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(*(energy_and_forces(m)(test_set.positions)[1] for m in (model, back)))
     assert back.targets == BOTH
 
 
-def test_gradients_instead_of_forces_are_noticed(few):
-    with pytest.warns(UserWarning, match="are they gradients"):
-        fit_gp(replace(few, forces=-few.forces), targets=BOTH, max_steps=5)
+@pytest.mark.parametrize(
+    ("factor", "sentence"),
+    [(-1.0, "as they are, with the opposite sign: are they gradients"), (1 / KCAL_MOL, "in kcal/mol/angstrom would agree")],
+)
+def test_wrong_signs_and_units_are_noticed(factor, sentence):
+    data = load_dataset("malondialdehyde")[:20]
+    with pytest.warns(UserWarning, match=sentence):
+        fit_gp(replace(data, forces=factor * data.forces), targets=("energy", "forces"), max_steps=0)
 
 
 def test_command_line(dataset, tmp_path):
@@ -134,7 +148,7 @@ def test_command_line(dataset, tmp_path):
 def test_bad_input_gets_a_sentence(few, monkeypatch):
     with pytest.raises(ValueError, match=r"expected targets among .* found heat"):
         fit_gp(few, targets=("heat",))
-    with pytest.raises(ValueError, match="expected a dataset with forces, found none"):
+    with pytest.raises(ValueError, match=r"expected a dataset with forces .* found none"):
         fit_gp(replace(few, forces=None), targets=BOTH)
     with pytest.raises(ValueError, match="expected one start and a likelihood"):
         fit_gp(few, targets=BOTH, loss="hold-out")
@@ -147,3 +161,84 @@ def test_bad_input_gets_a_sentence(few, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="duplicate geometries"):
         fit_gp(duplicated, targets=BOTH, noise=1e-17, max_steps=0)
+
+
+def swapped(positions):
+    """The fixture's molecule with its hydrogens exchanged."""
+    return positions[..., [0, 1, 3, 2], :]
+
+
+def test_symmetric_models_do_not_tell_equal_atoms_apart(few, test_set):
+    plain, symmetric = (fit_gp(few, targets=BOTH, max_steps=0, symmetry=s) for s in (False, True))
+    twins = test_set.positions[:5], swapped(test_set.positions[:5])
+    here, there = (energy_and_forces(symmetric)(r) for r in twins)
+    np.testing.assert_allclose(here[0], there[0], atol=1e-9)
+    np.testing.assert_allclose(swapped(here[1]), there[1], atol=1e-8)
+    apart = [energy_and_forces(plain)(r)[0] for r in twins]
+    assert np.abs(apart[0] - apart[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("features", "targets"), [("inverse-distances", BOTH[:1]), ("alf", BOTH)])
+def test_copies_are_learned_like_the_originals(features, targets, few):
+    """Where kernels differ from atom to atom."""
+    model = fit_gp(few, features, targets=targets, max_steps=0, symmetry=True)
+    assert model.weights.shape[1] == 12
+    for copy in (few.positions, swapped(few.positions)):
+        np.testing.assert_allclose(energy_and_forces(model)(copy)[0], few.energy, atol=1e-3 * np.std(few.energy))  # the noise
+
+
+def test_the_sum_over_images_is_what_copies_are(few, test_set):
+    """Conditioned on a geometry under the summed covariance, or on all its copies under the plain one: the same mean."""
+    model = fit_gp(few, targets=BOTH, max_steps=0, symmetry=True)
+    prior = fit_joint.Fitted.of(replace(model, permutations=None))
+    copies = concatenate([few, few.permuted(np.array([0, 1, 3, 2]))])
+    with_copies = prior.add(copies).model
+    for a, b in zip(*(energy_and_forces(m)(test_set.positions) for m in (model, with_copies)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+
+
+def test_what_a_geometry_lacks_is_left_out(few, test_set):
+    """Geometries with different observations, against the joint process of those rows alone."""
+    targets = ("atomic_energies", "energy", "forces")
+    atomic, energy, forces = few.atomic_energies.copy(), few.energy.copy(), few.forces.copy()
+    atomic[[0, 3, 4]], energy[[1, 2, 5]], forces[[2, 4]] = np.nan, np.nan, np.nan
+    model = fit_gp(replace(few, atomic_energies=atomic, energy=energy, forces=forces), targets=targets, max_steps=0)
+    process = joint.Process.of(model.kernel, model.features, model.signal_variance)
+    with jax.enable_x64(True):
+        points = [joint.embedded(model.kernel, joint.seen(model.features, d.positions)) for d in (few, test_set)]
+        k = np.array(joint.covariance(process, points[0], points[0], targets)).reshape(6 * 17, -1)
+        cross = np.array(joint.covariance(process, points[1], points[0], ("energy",), targets)).reshape(30, -1)
+        prior, slope = np.asarray(model.mean(few.positions[0])), 0.0
+    k += np.diag(np.tile(model.noise_variance, 6))
+    y = joint.observations(targets, atomic - prior, energy - prior.sum(), forces + slope)
+    known = np.isfinite(y)
+    assert known.sum() == 3 * 4 + 3 + 4 * 12
+    expected = prior.sum() + cross[:, known] @ np.linalg.solve(k[np.ix_(known, known)], y[known])
+    np.testing.assert_allclose(energy_and_forces(model)(test_set.positions)[0], expected, rtol=0, atol=1e-7)
+
+
+def test_added_geometries_are_as_if_there_from_the_start(dataset, test_set):
+    targets, parts = ("energy", "forces"), (dataset[:5], dataset[5:8])
+    prior = fit_joint.Fitted.of(fit_gp(parts[0], targets=targets, max_steps=0))
+    grown, whole = prior.add(parts[0]).add(parts[1]).model, prior.add(dataset[:8]).model
+    for a, b in zip(*(energy_and_forces(m)(test_set.positions) for m in (grown, whole)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    np.testing.assert_allclose(grown.signal_variance, whole.signal_variance, rtol=1e-8)
+    with pytest.raises(ValueError, match="expected the atoms O C H H, found N C H H"):
+        prior.add(replace(dataset[:2], species=("N", "C", "H", "H")))
+
+
+def test_error_of_geometries_left_out_is_that_of_fits_without_them():
+    """Three geometries of two atomic energies and six force components, one force missing."""
+    rng, targets, n_atoms = np.random.default_rng(0), ("atomic_energies", "forces"), 2
+    root = rng.normal(size=(24, 24))
+    matrix, y, kept = root @ root.T + np.eye(24), rng.normal(size=24), np.arange(24) != 12
+    geometry, is_force = np.repeat(np.arange(3), 8), np.tile(np.arange(8) > 1, 3)
+    errors = np.full(24, np.nan)
+    for k in range(3):
+        out, others = (geometry == k) & kept, (geometry != k) & kept
+        errors[out] = y[out] - matrix[np.ix_(out, others)] @ np.linalg.solve(matrix[np.ix_(others, others)], y[others])
+    expected = sum(np.log(np.nanmean(errors[kind] ** 2)) for kind in (is_force, ~is_force))
+    found = fit_joint._left_out_error(matrix[np.ix_(kept, kept)], y, kept, targets, n_atoms)
+    assert found == pytest.approx(expected, rel=1e-10)
+    assert fit_joint._left_out_error(-np.eye(23), y, kept, targets, n_atoms) == np.inf

@@ -1,5 +1,7 @@
 """The joint process against a dense textbook formula, written with jax's derivatives of the plain kernel."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,12 @@ N = 4
 R = np.array([[0.0, 0, 0], [1.2, 0, 0], [-0.5, 0.9, 0.1], [0.3, 0.4, 1.1]]) + 0.1 * RNG.normal(size=(5, N, 3))
 FEATURES = InverseDistances(N)
 LENGTH, VARIANCE = np.array([0.8, 1.1, 1.4, 0.9]), np.array([2.0, 0.5, 1.0, 3.0])
-SCALES = joint.Scales(VARIANCE[None], 1 / LENGTH[None] ** 2)
+IDENTITY = np.arange(N)[None]
+
+
+def process(kernel):
+    """With z = x, as `points` gives it."""
+    return joint.Process(kernel, VARIANCE[None], 1 / LENGTH[None] ** 2, IDENTITY, FEATURES.columns(IDENTITY))
 
 
 def textbook(kernel, a, b, targets):
@@ -50,7 +57,7 @@ def textbook(kernel, a, b, targets):
 
 
 def points(positions):
-    return joint.embedded(lambda r: FEATURES(r)[:1], positions)
+    return joint.seen(FEATURES, positions)
 
 
 ALL = [("atomic_energies", "energy", "forces"), ("atomic_energies", "forces"), ("energy", "forces"), ("forces",), ("energy",)]
@@ -59,7 +66,7 @@ ALL = [("atomic_energies", "energy", "forces"), ("atomic_energies", "forces"), (
 @pytest.mark.parametrize("kernel", [RBF, Matern52])
 @pytest.mark.parametrize("targets", ALL)
 def test_covariance_is_the_textbooks(kernel, targets):
-    found = joint.covariance(kernel, SCALES, points(R[:2]), points(R[2:]), targets)
+    found = joint.covariance(process(kernel), points(R[:2]), points(R[2:]), targets)
     for i in range(2):
         for j in range(3):
             expected = textbook(kernel, R[i], R[2 + j], targets)
@@ -69,26 +76,53 @@ def test_covariance_is_the_textbooks(kernel, targets):
 def test_groups_of_one_atom_each_are_the_same():
     """With a set of features for every atom, scaled beforehand, as with length scales for every feature."""
     targets = ("atomic_energies", "forces")
-    apart = joint.embedded(lambda r: FEATURES(r) / LENGTH[:, None], R)
-    scales = joint.Scales(VARIANCE[:, None], np.ones((N, 1)))
-    together = joint.covariance(Matern52, SCALES, points(R), points(R), targets)
-    np.testing.assert_allclose(joint.covariance(Matern52, scales, apart, apart, targets), together, atol=1e-10)
+    apart = joint.embedded(Matern52(LENGTH), joint.Points(*(jnp.repeat(part, N, axis=0) for part in points(R))))
+    alone = joint.Process(Matern52, VARIANCE[:, None], np.ones((N, 1)), IDENTITY, np.arange(6)[None])
+    together = joint.covariance(process(Matern52), points(R), points(R), targets)
+    np.testing.assert_allclose(joint.covariance(alone, apart, apart, targets), together, atol=1e-10)
 
 
 def test_matrix_in_stripes():
-    targets = ("energy", "forces")
-    whole = joint.covariance(Matern52, SCALES, points(R), points(R), targets).reshape(65, 65)
-    striped = joint.covariance_matrix(Matern52, SCALES, points(R), targets, 1e-3, rows=2)
-    np.testing.assert_allclose(striped, whole + 1e-3 * np.diag(np.diag(whole)), rtol=1e-12, atol=1e-14)
+    targets, kept = ("energy", "forces"), RNG.random(65) < 0.8
+    noise = RNG.random(13)
+    whole = joint.covariance(process(Matern52), points(R), points(R), targets).reshape(65, 65) + np.diag(np.tile(noise, 5))
+    striped = joint.covariance_matrix(process(Matern52), points(R), targets, noise, kept, rows=2)
+    np.testing.assert_allclose(striped, whole[np.ix_(kept, kept)], rtol=1e-12, atol=1e-14)
+
+
+def test_noise_is_a_share_of_what_varies():
+    """A constant added to the energies' covariance, however large, leaves it as it was."""
+    covariance = joint.covariance(process(Matern52), points(R), points(R), ("energy", "forces"))
+    shares = joint.of_each((1e-2, 1e-3), ("energy", "forces"), N)
+    drawn = np.random.default_rng(0).multivariate_normal(np.zeros(65), covariance.reshape(65, 65), 20_000).reshape(-1, 5, 13)
+    expected = shares * drawn.var(axis=1).mean(0)
+    np.testing.assert_allclose(joint.noise_variance(covariance, shares), expected, rtol=0.05)
+    np.testing.assert_allclose(
+        joint.noise_variance(covariance + 1e3, shares), joint.noise_variance(covariance, shares), rtol=1e-6
+    )
+
+
+def test_image_by_image_or_at_once():
+    """With symmetry, the covariance of geometries is the sum over images of the right one, their observations put back."""
+    permutations = np.array([[0, 1, 2, 3], [0, 1, 3, 2]])
+    same = np.array([0, 1, 2, 2])
+    alike = replace(process(Matern52), variance=VARIANCE[None, same], inverse_square=1 / LENGTH[None, same] ** 2)
+    symmetric = replace(alike, permutations=permutations, columns=FEATURES.columns(permutations))
+    targets = ("atomic_energies", "energy", "forces")
+    found = joint.covariance(symmetric, points(R[:2]), points(R[2:]), targets)
+    here = joint.covariance(alike, points(R[:2]), points(R[2:]), targets)
+    there = joint.covariance(alike, points(R[:2]), points(R[2:][:, permutations[1]]), targets)
+    order = np.concatenate([permutations[1], [4], 5 + (3 * permutations[1][:, None] + np.arange(3)).ravel()])
+    np.testing.assert_allclose(found, here + there[..., order], atol=1e-12)
 
 
 @pytest.mark.parametrize("targets", ALL)
 def test_expansion_is_covariance_times_weights(targets):
     """g_A from coefficients of the kernel and its derivative, at a new geometry, is cov(E_A, observations) w."""
     w = RNG.normal(size=len(R) * joint.count(targets, N))
-    a, b = joint.expansion(jnp.array(w), VARIANCE, FEATURES, R, targets)
+    a, b = joint.expansion(jnp.array(w), VARIANCE, R, FEATURES, targets, IDENTITY)
     new = R[0] + 0.05 * RNG.normal(size=(N, 3))
-    covariance = joint.covariance(Matern52, SCALES, points(new[None]), points(R), ("atomic_energies",), targets)[0]
+    covariance = joint.covariance(process(Matern52), points(new[None]), points(R), ("atomic_energies",), targets)[0]
     x, x_train = FEATURES(new), jax.vmap(FEATURES)(R)
     for atom in range(N):
         kernel = Matern52(LENGTH[atom])

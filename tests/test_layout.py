@@ -8,22 +8,25 @@ import pytest
 import iqagp_jax
 
 FLOORS = [
-    {"units", "files"},
-    {"geometry", "harmonics"},
+    {"units", "files", "lock", "progress"},
+    {"geometry", "harmonics", "devices"},
+    {"symmetry"},
     {"features", "kernels", "means", "dataset", "data"},
     {"gp"},
-    {"hyperparameters", "atomwise", "joint"},
+    {"hyperparameters", "atomwise", "joint", "inference"},
     {"potential"},
     {"fit_joint"},
     {"fit", "modelfile", "stationary", "robustness", "trajectory", "electrostatics"},
-    {"simulate", "validation"},
+    {"dynamics", "checkpoint", "validation"},
+    {"simulate"},
     {"starts", "plots", "metadynamics"},
     {"formats"},
     {"labels", "sampling", "ase_calculator"},
+    {"verdict", "bench"},
     {"demo", "cli", "__main__", "__init__"},
 ]
 
-CORE = set().union(*FLOORS[:8]) | {"simulate"}
+CORE = set().union(*FLOORS[:9]) | {"dynamics", "checkpoint", "simulate"}
 
 OUTSIDE_THE_CORE = {"pyscf", "numba", "tblite", "rdkit", "matplotlib", "typer", "znh5md", "submitit", "distributed"}
 

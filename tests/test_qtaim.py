@@ -77,12 +77,14 @@ def test_hydrogen_molecule_is_cut_by_its_mirror_plane():
 
 
 def test_a_ray_may_enter_a_basin_again(surrogate):
-    """Rays from one hydrogen that pass the oxygen's and meet their own basin again: as fine steps find it."""
-    directions, _ = qtaim._lebedev(110)
+    """Rays from one hydrogen through the oxygen's basin into the tail of its own: as fine steps find it."""
+    directions, _ = qtaim._lebedev(302)
     rows = np.array(qtaim._ray_segments(1, directions, surrogate))
-    for ray in np.flatnonzero(np.bincount(rows[:, 0].astype(int)) > 1):
+    again = np.flatnonzero(np.bincount(rows[:, 0].astype(int)) > 1)
+    assert len(again) > 0
+    for ray in again:
         segments = rows[rows[:, 0] == ray, 1:]
-        radii = np.arange(surrogate.radii[1], 8, 0.02)
+        radii = np.arange(surrogate.radii[1], qtaim.RAY_END, 0.05)
         inside = np.any((segments[:, :1] < radii) & (radii < segments[:, 1:]), axis=0)
         points = surrogate.centres[1] + radii[:, None] * directions[ray]
         owners = np.array([qtaim._basin(*point, surrogate)[0] for point in points])

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from iqagp_jax.robustness import Status, covalent_bonds, failure_reason, failure_rule, failure_status, hot_steps
+from iqagp_jax.robustness import Status, covalent_bonds, failure_reason, failure_rule, failure_status, hot_steps, pieces
+from iqagp_jax.units import KCAL_MOL
 
 WATER = ("O", "H", "H")
 RING = ("O", "H", "O")  # a proton between two oxygens, on the first by name
@@ -68,10 +69,21 @@ def test_transfer_of_hydrogen_is_chemistry():
         assert failure_status(failure_rule(WATER, water()), proton(1.95)) == Status.BROKEN_BOND
 
 
-def test_heavy_bonds_have_no_exception():
-    geometry = np.array([[0.0, 0.0, 0.0], [1.4, 0.0, 0.0], [4.1, 0.0, 0.0]])
-    stretched = np.array([[0.0, 0.0, 0.0], [2.9, 0.0, 0.0], [4.1, 0.0, 0.0]])
-    assert failure_status(failure_rule(("O", "C", "O"), geometry), stretched) == Status.BROKEN_BOND
+def test_a_bond_may_break_if_another_forms_and_nothing_comes_apart():
+    chain = np.array([[0.0, 0.0, 0.0], [1.4, 0.0, 0.0], [4.1, 0.0, 0.0]])
+    rule = failure_rule(("O", "C", "O"), chain)
+    assert failure_status(rule, np.array([[0.0, 0, 0], [2.9, 0, 0], [4.1, 0, 0]])) == Status.ALIVE  # carbon changes partner
+    assert failure_status(rule, np.array([[0.0, 0, 0], [2.9, 0, 0], [5.1, 0, 0]])) == Status.BROKEN_BOND
+    methane = ase.build.molecule("CH4")
+    rule, leaving = failure_rule(tuple(methane.get_chemical_symbols()), methane.positions), methane.positions.copy()
+    leaving[1], leaving[2] = [0, 0, 2.5], [0, 0, 3.24]  # a hydrogen molecule: each atom has a new partner, yet both are lost
+    assert failure_status(rule, leaving) == Status.BROKEN_BOND
+
+
+def test_pieces():
+    two = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=bool)
+    assert pieces(two) == 2
+    assert pieces(np.eye(3, dtype=bool)) == 3
 
 
 def test_status_under_jit_and_vmap_is_that_of_each_configuration():
@@ -93,14 +105,18 @@ def test_hot_steps_count_on_end_and_after_the_grace():
     ("status", "positions", "reason"),
     [
         (Status.ALIVE, water(), ""),
-        (Status.NON_FINITE, water(), "positions, momenta or forces not finite, at 1.2345 ps"),
+        (Status.NON_FINITE, water(), "energy, positions, momenta or forces not finite, at 1.2345 ps"),
         (Status.CONTACT, water(second=0.411), "atoms O1 and H3 0.41 A apart, limit 0.50 A, at 1.2345 ps"),
         (Status.BROKEN_BOND, water(second=2.311), "bond O1-H3 2.31 A, reference 0.97 A, at 1.2345 ps"),
         (Status.OVERHEATED, water(), "temperature 1650 K, above three times the target of 500 K for 1 ps, at 1.2345 ps"),
+        (Status.UNCERTAIN, water(), "uncertainty of the energy 5.3 kcal/mol, limit 5 kcal/mol, at 1.2345 ps"),
     ],
 )
 def test_reason(status, positions, reason):
-    assert failure_reason(failure_rule(WATER, water()), status, positions, 1234.5, 1650.2, 500.0) == reason
+    said = failure_reason(
+        failure_rule(WATER, water()), status, positions, 1234.5, 1650.2, 500.0, 5.3 * KCAL_MOL, 5.0 * KCAL_MOL
+    )
+    assert said == reason
 
 
 def test_reason_names_the_bond_that_broke_not_the_transferred_one():

@@ -31,8 +31,8 @@ def test_calibration_of_a_perfect_gaussian(model, test_set):
     sigma = np.sqrt(predictions.variance)
     drawn = predictions.energy + sigma * np.tile([0.5, 1.5, 2.5], 10)
     result = validate(model, replace(test_set, energy=drawn, atomic_energies=None), predictions)
-    assert result.within_one_sigma == pytest.approx(1 / 3)
-    assert result.within_two_sigma == pytest.approx(2 / 3)
+    assert result.energy_calibration.within_one_sigma == pytest.approx(1 / 3)
+    assert result.energy_calibration.within_two_sigma == pytest.approx(2 / 3)
 
 
 def test_spearman_is_scipys():

@@ -24,7 +24,7 @@ from ase.io.formats import UnknownFileTypeError
 
 from iqagp_jax.dataset import DECIMALS, LEVEL, ORIGIN, Dataset
 from iqagp_jax.files import write_atomically
-from iqagp_jax.labels.lock import owned, owner, stop_requested
+from iqagp_jax.lock import owned, owner, stop_requested
 from iqagp_jax.units import BOHR, HARTREE
 
 MAX_REMAINDER = 0.5e-3
@@ -48,7 +48,8 @@ RECENT = 100
 class Level:
     """Level of theory and partitions of a label; the first partition gives the dataset's atomic energies.
 
-    With ``multipoles`` the label holds the atomic moments too: e bohr^l, along the axes of the geometry.
+    With ``multipoles`` the label holds the atomic moments too: e bohr^l, along the axes of the geometry. Without
+    ``forces`` it lacks those, which a set of another partition at the same level has already.
     """
 
     xc: str = "b3lyp"
@@ -57,6 +58,7 @@ class Level:
     spin: int = 0
     partitions: tuple[str, ...] = ("becke", "hirshfeld")
     multipoles: bool = False
+    forces: bool = True
 
     def describe(self):
         """Level of theory and programs in words, as written into datasets."""
@@ -94,11 +96,12 @@ def label_geometry(species, positions, level):
             return {"rejected": f"{name} populations miss {missing:.4f} electrons (limit {MAX_MISSING_ELECTRONS})"}
     label = {
         "energy": mf.e_tot * HARTREE,
-        "forces": (scf.forces(mf) * HARTREE / BOHR).tolist(),
         "raw": {name: (a.energy * HARTREE).tolist() for name, a in atoms.items()},
         "remainder": {name: float(mf.e_tot - a.energy.sum()) * HARTREE for name, a in atoms.items()},
         "charges": {name: (mol.atom_charges() - a.population).tolist() for name, a in atoms.items()},
     }
+    if level.forces:
+        label["forces"] = (scf.forces(mf) * HARTREE / BOHR).tolist()
     if level.multipoles:
         label["multipoles"] = {name: a.multipoles.tolist() for name, a in atoms.items()}
     return label
@@ -163,9 +166,9 @@ def check_functional(xc):
 
 def label_key(species, positions, level):
     """Name of a label: a hash of everything that determines it."""
-    settings = asdict(level)
-    if not level.multipoles:
-        del settings["multipoles"]  # labels that were made before there were any keep their names
+    # Labels that were made before there were these settings keep their names.
+    later = {"multipoles": False, "forces": True}
+    settings = {name: value for name, value in asdict(level).items() if name not in later or value != later[name]}
     content = json.dumps([list(species), np.round(positions, DECIMALS).tolist(), settings])
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
@@ -317,7 +320,7 @@ class Campaign:
         flight only; a stop finishes them and shuts the executor down. Raises RuntimeError where workers do nothing but die.
         """
         check(self.geometries, self.level)
-        with owned(self.folder):
+        with _owned(self.folder):
             missing = self.missing
             for _ in progress(self._run(missing, executor, workers, batch), len(missing)):
                 pass
@@ -364,7 +367,8 @@ class Campaign:
         rejected = sum("rejected" in label for label in labels if label) - failed
         made = sum(label is not None for label in labels) - rejected - failed
         now, running = time.time(), owner(self.folder)
-        began = (self.folder / "lock").stat().st_mtime  # written by every owner
+        lock = self.folder / "lock"  # written by every owner; a copied folder has none
+        began = lock.stat().st_mtime if lock.exists() else now
         times = sorted(path.stat().st_mtime for path in {task.path for task in self.tasks} if path.exists())
         recent = [began, *(t for t in times if t > began)][-RECENT - 1 :]
         rate = end = None
@@ -420,9 +424,13 @@ def write_plan(folder, geometries, level, attempts=3):
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"geometries": geometries.name, **asdict(level), "attempts": attempts}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in plan.items()]
-    with owned(folder):
+    with _owned(folder):
         write_atomically(folder / geometries.name, geometries.read_bytes())
         write_atomically(folder / PLAN, PLAN_COMMENT + "".join(lines))
+
+
+def _owned(folder):
+    return owned(folder, "campaign", f"`iqagp campaign stop {folder}` stops it")
 
 
 def read_geometries(path):
@@ -483,7 +491,7 @@ def collect(geometries, labels, level, free_atoms):
         species=tuple(geometries[0].get_chemical_symbols()),
         positions=np.round([atoms.get_positions() for atoms, _ in kept], DECIMALS),
         energy=np.array([label["energy"] for _, label in kept]),
-        forces=np.array([label["forces"] for _, label in kept]),
+        forces=np.array([label["forces"] for _, label in kept]) if level.forces else None,
         origin={key: np.array([info[key] for info in infos]) for key in ORIGIN if all(key in i for i in infos)},
         extra=extra,
         level={**level.describe(), **{key: infos[0][key] for key in LEVEL if key in infos[0]}},

@@ -37,7 +37,7 @@ BOX_SPACING, BOX_CELLS = 0.07, 19
 BORDER = 8
 """Further cells of both meshes that a spline needs to forget its boundary."""
 
-CUSP_STEP, CUSP_START, CUSP_END = 0.005, 0.5, 2.0
+CUSP_STEP, CUSP_START, CUSP_END = 0.002, 0.5, 2.0
 """Radial mesh of the nuclear cusps; they are switched off from CUSP_START to CUSP_END."""
 
 PATH_TOLERANCE, LONGEST_STEP = 1e-4, 0.8
@@ -64,13 +64,16 @@ OUTER_ANGULAR = {"H": 770, "C": 5810}
 """Lebedev points outside the beta sphere; 2354 for other elements. Atoms between others, like carbon, need most."""
 
 SMALL_SPHERE, SMALL_ANGULAR = 0.6, 4334
-"""A hydrogen with a smaller beta sphere than that (in a polar bond) has a basin of thin wedges: its Lebedev points."""
+"""An atom with a smaller beta sphere than that (hydrogen in a polar bond) has a basin of thin wedges: at least so many."""
 
 PIECES = ((0.0, 1.2, 7), (1.2, 2.0, 6), (3.2, 3.5, 6), (6.7, 13.0, 4))
 """A segment of a ray is integrated in pieces: from, length and Gauss-Legendre points."""
 
-INNER_RADIAL, INNER_ANGULAR = 50, 194
+INNER_RADIAL, INNER_ANGULAR = 50, 110
 """Gauss-Legendre and Lebedev points inside the beta sphere."""
+
+LARGE_SPHERE, LARGE_ANGULAR = 1.2, 302
+"""A larger beta sphere than that reaches into the lone pairs: its Lebedev points."""
 
 
 class Surrogate(NamedTuple):
@@ -250,7 +253,7 @@ def _trapping_radius(centre, directions, s):
 @njit(cache=True, error_model="numpy", fastmath=True)
 def _nearest(x, y, z, s):
     """Distance to the nearest nucleus."""
-    nearest = np.inf
+    nearest = 1e300
     for a in range(len(s.centres)):
         d2 = (x - s.centres[a, 0]) ** 2 + (y - s.centres[a, 1]) ** 2 + (z - s.centres[a, 2]) ** 2
         nearest = min(nearest, d2)
@@ -441,7 +444,7 @@ def _segment_points(segments):
 def atom_quadrature(s, atom, outer_angular):
     """Points (G, 3) and weights (G,) that integrate over the basin of an atom."""
     radius = s.radii[atom]
-    directions, angular = _lebedev(INNER_ANGULAR)
+    directions, angular = _lebedev(LARGE_ANGULAR if radius > LARGE_SPHERE else INNER_ANGULAR)
     x, w = _gauss(INNER_RADIAL)
     r, dr = radius * x**2, 2 * radius * x * w
     points = [(r[:, None, None] * directions).reshape(-1, 3)]
@@ -459,7 +462,8 @@ def qtaim(wave):
     """Topological atoms of a `WaveFunction`: the `Quadrature` of their basins."""
     s = follow_density(wave)
     symbols = [wave.mol.atom_pure_symbol(a) for a in range(wave.mol.natm)]
-    counts = [SMALL_ANGULAR if r < SMALL_SPHERE else OUTER_ANGULAR.get(x, 2354) for x, r in zip(symbols, s.radii, strict=True)]
+    small = np.where(s.radii < SMALL_SPHERE, SMALL_ANGULAR, 0)
+    counts = [max(OUTER_ANGULAR.get(symbol, 2354), count) for symbol, count in zip(symbols, small, strict=True)]
     parts = [atom_quadrature(s, a, count) for a, count in enumerate(counts)]
     ends = np.cumsum([0, *(len(w) for _, w in parts)])
     weights = np.concatenate([w for _, w in parts])

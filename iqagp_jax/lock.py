@@ -8,8 +8,8 @@ from socket import gethostname
 
 
 @contextmanager
-def owned(folder):
-    """Own a folder while the block runs. Raises ValueError where a living process owns it.
+def owned(folder, kind="process", advice="wait for it, or stop it"):
+    """Own a folder while the block runs. Raises ValueError where a living process, a ``kind`` in words, owns it.
 
     The owner holds ``flock`` on the file ``lock``, which the kernel drops with the process however that ends: what a
     crash or a reboot leaves behind is a file, no lock. NFS (Linux since 2.6.12) and Lustre mounted with ``flock`` hold
@@ -21,9 +21,7 @@ def owned(folder):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{folder} is owned by a running campaign ({path.read_text()}); `iqagp campaign stop {folder}` stops it"
-            ) from None
+            raise ValueError(f"{folder} is owned by a running {kind} ({path.read_text()}); {advice}") from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {gethostname()}")
         lock.flush()

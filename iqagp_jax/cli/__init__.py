@@ -1,0 +1,50 @@
+"""The command line: one command a task, each a thin door to the library; a module for each kind of task."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iqagp_jax.cli import labelling, models, runs, verdicts
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Gaussian-process potentials of atomic energies: make data, train, validate, simulate.",
+)
+app.command()(labelling.sample)
+app.command()(labelling.label)
+app.add_typer(labelling.campaign_app, name="campaign")
+app.command()(models.train)
+app.command()(models.train_atom)
+app.command()(models.convert)
+app.command()(models.validate)
+app.command()(runs.simulate)
+app.command()(runs.export)
+app.command()(verdicts.robustness)
+app.command()(runs.bench)
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("iqagp-demo")):
+    """The main job on embedded data: train, validate, fifty replicas at 500 K, pictures and a report."""
+    from iqagp_jax.demo import run_demo
+
+    run_demo(out)
+
+
+def main():
+    """Run the command line; bad input is answered by one sentence and exit code 2.
+
+    The environment variable IQAGP_TRACEBACK shows the traceback instead.
+    """
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
+        if os.environ.get("IQAGP_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,34 @@
+"""What all commands print with and check paths by."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from iqagp_jax.files import output_folder as output_folder
+from iqagp_jax.progress import track as track
+
+console = Console()
+
+# Spelled out because type checkers and typer read it; a test holds it to the registry it repeats.
+PartitionName = Literal["becke", "hirshfeld", "qtaim"]
+
+
+def table(title, header, rows):
+    """Print a small table."""
+    printed = Table(title=title, title_justify="left", title_style="bold")
+    for k, name in enumerate(header):
+        printed.add_column(name, justify="left" if k == 0 else "right")
+    for row in rows:
+        printed.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+    console.print(printed)
+
+
+def output_file(path):
+    """The path, if its folder exists and is writable and it is no folder itself."""
+    path = Path(path)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"expected a file in a writable folder, found {path}; choose another name")
+    return path

@@ -1,0 +1,205 @@
+"""Replicas of a model, and their trajectories."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from iqagp_jax.cli.console import console, output_file, table, track
+
+ThermostatName = Literal["nose-hoover", "langevin"]
+PrecisionName = Literal["float64", "float32"]
+
+
+def simulate(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; where it holds this run already, it goes on.")],
+    temperature: Annotated[list[float], typer.Option(help="K; repeat it to spread the replicas over several.")] = [500.0],
+    replicas: Annotated[int, typer.Option(min=1, help="Number of replicas.")] = 50,
+    time: Annotated[float, typer.Option(help="Length of each run in ps; a finished run can be made longer.")] = 10.0,
+    timestep: Annotated[float, typer.Option(help="Integration step in fs.")] = 0.5,
+    frame_interval: Annotated[float, typer.Option(help="Time between recorded frames in fs.")] = 20.0,
+    thermostat: Annotated[ThermostatName, typer.Option(help="Thermostat.")] = "nose-hoover",
+    thermostat_time: Annotated[float, typer.Option(help="Nose-Hoover coupling time in fs.")] = 10.0,
+    friction: Annotated[float, typer.Option(help="Langevin friction in 1/ps.")] = 10.0,
+    start: Annotated[
+        list[str],
+        typer.Option(help="Kinds of start, dealt out in turn: equilibrium, dataset, displaced, stretched; repeatable."),
+    ] = ["equilibrium"],
+    dataset: Annotated[str | None, typer.Option(help="Dataset for --start dataset.")] = None,
+    displacement: Annotated[
+        float, typer.Option(help="Largest displacement per coordinate of --start displaced, angstrom.")
+    ] = 0.25,
+    stretch: Annotated[float, typer.Option(help="Length of the X-H bond of --start stretched, angstrom.")] = 1.5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; replica k has the same momenta whatever their number.")] = 0,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the arithmetic within the model; float32 for exploration.")
+    ] = "float64",
+    max_uncertainty: Annotated[
+        float | None, typer.Option(help="Stop a replica whose energy has a larger standard deviation, kcal/mol.")
+    ] = None,
+    uncertainty_interval: Annotated[float, typer.Option(help="Time between two looks at it in fs.")] = 5.0,
+):
+    """Run many replicas of the molecule at constant temperature and report which of them broke.
+
+    Stopped or killed, the same command goes on where it was, with the very numbers of a run that was not.
+    """
+    import numpy as np
+
+    from iqagp_jax.dataset import load_dataset
+    from iqagp_jax.dynamics import Langevin, NoseHoover
+    from iqagp_jax.modelfile import load_model
+    from iqagp_jax.potential import energy_fn, energy_variance, rounding_error
+    from iqagp_jax.robustness import failure_rule
+    from iqagp_jax.simulate import UncertaintyLimit
+    from iqagp_jax.simulate import simulate as run
+    from iqagp_jax.starts import starts
+    from iqagp_jax.units import KCAL_MOL
+
+    kinds = [start[k % len(start)] for k in range(replicas)]
+    # The kinds of start take turns first, so that every temperature gets each of them.
+    temperatures = np.array([temperature[k // len(start) % len(temperature)] for k in range(replicas)])
+    loaded = load_model(model)
+    data = load_dataset(dataset) if dataset else None
+    begin = starts(loaded, kinds, data=data, displacement=displacement, stretch=stretch, seed=seed)
+    if precision == "float32":
+        energy, force = rounding_error(loaded, begin, precision)
+        console.print(f"float32: errors up to {1000 * energy:.2g} meV and {1000 * force:.2g} meV/Å at the starts")
+    limit = None
+    if max_uncertainty is not None:
+        limit = UncertaintyLimit(energy_variance(loaded), max_uncertainty * KCAL_MOL, uncertainty_interval)
+    result = run(
+        energy_fn(loaded, precision),
+        failure_rule(loaded.species, loaded.reference),
+        begin,
+        out,
+        temperature=temperatures,
+        time=time,
+        timestep=timestep,
+        thermostat=NoseHoover(thermostat_time) if thermostat == "nose-hoover" else Langevin(friction),
+        seed=seed,
+        frame_interval=frame_interval,
+        uncertainty_limit=limit,
+    )
+    print_replicas(result, kinds, temperatures)
+    draw_replicas(result, kinds, temperatures, out)
+
+
+def print_replicas(result, kinds, temperatures, each=True):
+    """Table of survival, temperature and energy, a line a replica, or a line for each kind of start and temperature."""
+    import numpy as np
+
+    from iqagp_jax.units import KCAL_MOL
+
+    groups = [
+        (kind, f"{target:g}", k) if each else (kind, f"{target:g}")
+        for k, (kind, target) in enumerate(zip(kinds, temperatures, strict=True))
+    ]
+    means = result.mean_temperatures(0.5)
+    energies = (result.energies - np.nanmin(result.energies)) / KCAL_MOL
+    rows = []
+    for group in dict.fromkeys(groups):
+        chosen = np.array([g == group for g in groups])
+        half = energies[len(energies) // 2 :, chosen]
+        heat, energy = means[chosen][np.isfinite(means[chosen])], half[np.isfinite(half)]
+        rows.append(
+            (
+                " ".join(map(str, group[:1] + group[2:])),
+                group[1],
+                f"{result.survived[chosen].sum()}/{chosen.sum()}",
+                f"{heat.mean():.0f}" if heat.size else "-",
+                f"{np.median(energy):.1f}" if energy.size else "-",
+                f"{np.nanmax(energies[:, chosen]):.1f}",
+            )
+        )
+    table(
+        f"replicas, {result.times[-1] / 1000:g} ps; temperature and median energy over the second half",
+        ["start", "target K", "survived", "mean K", "median E, kcal/mol", "max E, kcal/mol"],
+        rows,
+    )
+    failures = [(k, reason) for k, reason in enumerate(result.failure_reasons) if reason]
+    if failures:
+        table("failed replicas", ["replica", "reason"], failures)
+    console.print(f"{result.ms_per_step_per_replica:.3f} ms per step and replica; trajectory in {result.directory}")
+
+
+def draw_replicas(result, kinds, temperatures, folder):
+    """Pictures of a run: temperature and energy against time, at most 2000 frames of it, and survival by kind of start."""
+    from iqagp_jax import plots
+
+    thinned = slice(None, None, len(result.times) // 2000 + 1)
+    series = (result.times[thinned], result.temperatures[thinned], result.energies[thinned])
+    plots.temperature_and_energy(*series, temperatures).savefig(folder / "temperature-energy.png")
+    plots.survival(result.times, result.failure_times, kinds).savefig(folder / "survival.png")
+
+
+def bench(
+    atoms: Annotated[list[int], typer.Option(help="Atoms of the synthetic molecules; repeatable.")] = [19],
+    train: Annotated[list[int], typer.Option(help="Training points; repeatable.")] = [1000],
+    replicas: Annotated[list[int], typer.Option(help="Replicas; repeatable.")] = [1, 100],
+    float32: Annotated[bool, typer.Option(help="Also in float32.")] = True,
+    forces: Annotated[bool, typer.Option("--forces", help="Models of forces on inverse distances, not of energies.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Use so many cores only.")] = None,
+    peers: Annotated[bool, typer.Option(help="Also time other programs that are installed.")] = True,
+    peer: Annotated[list[str], typer.Option(help="An ASE calculator, by name or as module:Class; repeatable.")] = [],
+    dft: Annotated[bool, typer.Option("--dft", help="Also time the reference method, for scale.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+):
+    """Time steps of dynamics on this machine against the floor that its own arithmetic sets, and other programs beside them."""
+    import itertools
+    import json
+
+    from iqagp_jax import bench as benchmark
+    from iqagp_jax.devices import use_cores
+
+    use_cores(threads)
+    features = "inverse-distances" if forces else "alf"
+    sizes = itertools.product(atoms, train, ["float64", "float32"] if float32 else ["float64"], replicas)
+    cases = [benchmark.Case(n_atoms, n, count, name, features, forces) for n_atoms, n, name, count in sizes]
+    report = benchmark.run(cases, peer, peers, dft, lambda cases: track(cases, "timing"))
+    if json_file:
+        output_file(json_file).write_text(json.dumps(report, indent=1))
+    print_bench(report)
+
+
+def print_bench(report):
+    """Tables of what `bench.run` found."""
+    cores = f"{report['machine']['cpus']} cores, {len(report['machine']['devices'])} devices"
+    peaks = [(name, peak["gflops"], peak["gexp"]) for name, peak in report["peaks"].items()]
+    table(f"this machine, {cores}", ["precision", "matrix product, GFLOP/s", "exponential, 1e9/s"], peaks)
+    header = ["atoms", "points", "replicas", "bits", "ms", "spread", "floor", "share", "compile s", "GiB"]
+    rows = [
+        (
+            *(row["case"][name] for name in ("atoms", "train", "replicas")),
+            row["case"]["dtype"].removeprefix("float"),
+            row["ms"],
+            f"{(row['ms_greatest'] - row['ms_least']) / row['ms']:.0%}",
+            row["floor_ms"],
+            f"{row['share_of_floor']:.0%}",
+            round(row["compile_seconds"], 1),
+            round(row["memory_gib"], 2),
+        )
+        for row in report["rows"]
+    ]
+    table("NVT dynamics, ms a step and replica", header, rows)
+    for found in report["float32_errors"]:
+        energy, force = 1000 * found["energy_eV"], 1000 * found["force_eV_angstrom"]
+        console.print(f"float32, {found['case']['atoms']} atoms: errors up to {energy:.2g} meV, {force:.2g} meV/Å")
+    if report["peers"]:
+        rows = [
+            (p["name"], p["replicas"], p["ms"], f"{(p['ms_greatest'] - p['ms_least']) / p['ms']:.0%}") for p in report["peers"]
+        ]
+        table("energy and forces of malondialdehyde, ms a geometry", ["program", "at a time", "ms", "spread"], rows)
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(help="Folder of a trajectory.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .extxyz file, or a .h5 file in H5MD format.")],
+    replica: Annotated[int | None, typer.Option(min=0, help="Export one replica only.")] = None,
+):
+    """Write a trajectory as extxyz or H5MD, one file a replica where H5MD needs it, for ASE, MDAnalysis and friends."""
+    from iqagp_jax.formats import trajectories
+    from iqagp_jax.trajectory import load_trajectory
+
+    written = trajectories.export(load_trajectory(directory), output_file(output), replica)
+    console.print(f"{written} frames in {output}")

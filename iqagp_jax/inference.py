@@ -1,0 +1,186 @@
+"""Energies and gradients of many geometries at once by matrix products: what a radial kernel's potential costs.
+
+For a kernel phi(s) of the squared distance s_i = |u - z_i|^2 between embedded points, with c_i = b_i.(u - z_i),
+
+    E = sum_i P_i + c_i Q_i        P_i = sum_A a_Ai phi(s_i t_A)        Q_i = -2 sum_A v_A t_A phi'(s_i t_A)
+    dE/du = sum_i 2 (P_i' + c_i Q_i') (u - z_i) + Q_i b_i
+
+where ' is d/ds and the sums run over atoms A that see the same u and z_i, up to the order of the features, and differ in
+length scale and signal variance only. With isotropic inverse distances these are all atoms of the molecule, one group; else
+every atom is a group of its own, with t = v = 1. Q is there after forces only. So a group costs two matrix products, four
+after forces, and an elementwise function; the gradient goes on through the features by their vector-Jacobian product.
+
+| symbol | array           | shape                                                        |
+| ------ | --------------- | ------------------------------------------------------------ |
+| u      |                 | (B, E) embedded features of B geometries, less ``centre``    |
+| z_i    | ``z``           | (G, E, n) for G groups, less ``centre``                      |
+| a_Ai   | ``weights``     | (G, A, n) eV                                                 |
+| t_A    | ``sharpness``   | (G, A) inverse square of the length scale, relative to u's   |
+| b_i    | ``directions``  | (G, E, n) eV                                                 |
+| v_A    | ``shares``      | (G, A) of the directions, relative to those of the first     |
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqagp_jax.features import InverseDistances, inverse_distances
+from iqagp_jax.kernels import Radial
+
+CHUNK = 2**17
+"""Covariances between training points and the geometries taken together: 1 MiB in float64, about a core's cache."""
+
+FEWEST = 64
+"""Geometries taken together at least, where there are as many: with fewer the matrix products slow down."""
+
+
+class Points(NamedTuple):
+    """All that is known of the training points before any geometry comes; symbols as above."""
+
+    kernel: Radial
+    """of the groups, arrays with the groups first"""
+    z: jax.Array
+    squares: jax.Array
+    """|z_i|^2, (G, n)"""
+    centre: jax.Array
+    """(G, E): squared distances are differences of large numbers, so they are taken about the centre"""
+    weights: jax.Array
+    sharpness: jax.Array
+    directions: jax.Array | None
+    offsets: jax.Array | None
+    """b_i.z_i, (G, n)"""
+    shares: jax.Array | None
+
+
+def prepare(model, dtype):
+    """The `Points` of a `potential.Model` with a radial kernel, in ``dtype``, which is that of the arithmetic to come."""
+    shares = _shares(model)
+    seen = slice(None) if shares is None else slice(1)
+    kernels, train = jax.tree.map(lambda leaf: leaf[seen], (model.kernel, model.train_features))
+    if shares is None:
+        sharpness = v = np.ones((len(model.weights), 1))
+        weights = model.weights[:, None]
+    else:
+        sharpness = (model.kernel.lengthscale[0] / model.kernel.lengthscale)[None] ** 2
+        v, weights = shares[None], model.weights[None]
+
+    z = jax.vmap(lambda k, x: k.embed(x))(kernels, train)
+    centre = z.mean(1)
+    z = (z - centre[:, None]).swapaxes(1, 2)
+    b = offsets = None
+    if model.directions is not None:
+        b = jax.vmap(lambda k, x, d: jax.jvp(k.embed, (x,), (d,))[1])(kernels, train, model.directions[seen]).swapaxes(1, 2)
+        offsets = (b * z).sum(1)
+    points = Points(kernels, z, (z * z).sum(1), centre, weights, sharpness, b, offsets, v)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
+
+
+def deviation(features):
+    """The function `Points`, positions (N, 3) -> energy, gradient (N, 3), as it is and as vmap makes chunks of it.
+
+    The first has derivatives, the second has none.
+    """
+
+    def one(points, positions):
+        energies, gradients = evaluate(features, points, positions[None])
+        return energies[0], gradients[0]
+
+    many = jax.custom_batching.custom_vmap(one)
+
+    @many.def_vmap
+    def batched(size, is_batched, points, positions):
+        if any(jax.tree.leaves(is_batched[0])):  # as many models: nothing to gain
+            axes = jax.tree.map(lambda along: 0 if along else None, tuple(is_batched))
+            return jax.vmap(one, axes)(points, positions), (True, True)
+        return in_chunks(partial(evaluate, features, points), points.z.shape[2])(positions), (True, True)
+
+    return one, many
+
+
+def evaluate(features, points, positions):
+    """Energies (B,) and gradients (B, N, 3) of positions (B, N, 3) in float64."""
+    # Otherwise XLA keeps a transposed copy of points that are constants to it: twice the memory to read for one geometry.
+    points = jax.lax.optimization_barrier(points)
+    u, pull_back = jax.vjp(jax.vmap(partial(_embed, features, points)), positions)
+    # One group after the other keeps its covariances in cache, but copies the group's training points first, which would
+    # take longer than all else for one geometry.
+    each = jax.vmap if len(positions) == 1 else lambda f: lambda *a: jax.lax.map(lambda x: f(*x), a)
+    energies, slopes = each(_group)(points, u.swapaxes(0, 1))
+    (gradient,) = pull_back(slopes.swapaxes(0, 1))
+    return energies.astype(positions.dtype).sum(0), gradient
+
+
+def _embed(features, points, positions):
+    """u (G, E) of positions (N, 3)."""
+    near = (positions - jax.lax.stop_gradient(positions.mean(0))).astype(points.z.dtype)
+    x = features(near) if len(points.z) == len(near) else inverse_distances(near, features.pairs[:1])
+    return jax.vmap(lambda k, x, c: k.embed(x) - c)(points.kernel, x, points.centre)
+
+
+def _group(points, u):
+    """Energies (B,) of one group of atoms and their slopes dE/du (B, E)."""
+    radial = type(points.kernel)
+    s = jnp.maximum(points.squares + (u * u).sum(1)[:, None] - 2 * u @ points.z, 0.0)
+
+    def over_atoms(function, coefficients):
+        return sum(c * function(s * t) for c, t in zip(coefficients, points.sharpness, strict=True))
+
+    energies = over_atoms(radial.profile, points.weights)
+    along_s = over_atoms(radial.slope, points.weights * points.sharpness[:, None])
+    if points.directions is None:
+        return _total(energies), _pull(u, points.z, along_s)
+    c = u @ points.directions - points.offsets
+    along_c = over_atoms(radial.slope, -2 * points.shares * points.sharpness)
+    energies += c * along_c
+    along_s += c * over_atoms(radial.curvature, -2 * points.shares * points.sharpness**2)
+    return _total(energies), _pull(u, points.z, along_s) + along_c @ points.directions.T
+
+
+def _pull(u, z, along_s):
+    """sum_i dE/ds_i ds_i/du, ds_i/du = 2 (u - z_i)."""
+    return 2 * (u * _total(along_s)[:, None] - along_s @ z.T)
+
+
+def _total(x):
+    """Sums of rows by a matrix product: XLA would evaluate all that leads to x a second time within a sum."""
+    return x @ jnp.ones(x.shape[1], x.dtype)
+
+
+def in_chunks(function, n):
+    """``function`` of positions (B, N, 3) applied to as many at a time as `CHUNK` says for n training points."""
+
+    def apply(positions):
+        count = len(positions)
+        chunks = -(-count // max(FEWEST, CHUNK // n))
+        if chunks == 1:
+            return function(positions)
+        size = -(-count // chunks)
+        padded = positions[np.minimum(np.arange(chunks * size), count - 1)].reshape(chunks, size, *positions.shape[1:])
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], jax.lax.map(function, padded))
+
+    return apply
+
+
+def _shares(model):
+    """v_A (N,) where all atoms see the same up to the order of the columns and their length scale, else None.
+
+    Features and directions are looked at: where they are being traced, the atoms stay apart.
+    """
+    lengthscale = getattr(model.kernel, "lengthscale", None)
+    if not isinstance(model.features, InverseDistances) or np.ndim(lengthscale) != 1:
+        return None
+    if isinstance(model.train_features, jax.core.Tracer) or isinstance(model.directions, jax.core.Tracer):
+        return None
+    n_atoms = len(lengthscale)
+    column = np.argsort(np.sort(model.features.pairs, axis=2) @ [n_atoms, 1], axis=1)[:, None]
+    train, b = jax.tree.map(lambda x: np.take_along_axis(np.asarray(x), column, 2), (model.train_features, model.directions))
+    if not np.allclose(train, train[0], rtol=1e-12, atol=0):
+        return None
+    if b is None:
+        return np.ones(n_atoms)
+    shares = np.einsum("aid,id->a", b, b[0]) / np.sum(b[0] ** 2)
+    same = np.abs(b - shares[:, None, None] * b[0]).max() <= 1e-12 * np.abs(b).max()
+    return shares if same else None

@@ -1,0 +1,30 @@
+"""Progress on stderr."""
+
+from contextlib import contextmanager
+from functools import partial
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress_bar(total, visible=True):
+    """Two functions: one moves the bar (``completed``, ``description``), the other prints a line above it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, quiet=not visible), disable=not visible) as bar:
+        yield partial(bar.update, bar.add_task("", total=total)), partial(bar.console.print, highlight=False, markup=False)
+
+
+def track(items, description, total=None):
+    """Iterate with a progress bar."""
+    with progress_bar(len(items) if total is None else total) as (show, _):
+        show(completed=0, description=description)
+        for k, item in enumerate(items):
+            yield item
+            show(completed=k + 1)

@@ -1,0 +1,138 @@
+"""Pictures of a verdict: each function returns a figure."""
+
+import numpy as np
+from matplotlib.colors import LogNorm
+
+from iqagp_jax.plots import BLUE, GREY, ORANGE, RED, panels
+from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.verdict.ensemble import after_equilibration
+from iqagp_jax.verdict.structure import dihedral
+
+BARS = (0.5, 2.0)
+"""What median and 95th percentile of |dE| should stay below, kcal/mol."""
+
+SMALLEST = 1e-3
+"""Errors are drawn no smaller than this, kcal/mol, on logarithmic axes."""
+
+
+def survival_and_truth(rows):
+    """Two matrices of temperature and start: who survived, and how wrong the survivors' and others' frames are."""
+    temperatures, kinds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("temperature_K", "start"))
+    figure, left, right = panels(2, 1.2 + 0.55 * len(temperatures))
+    alive, wrong, worse = (np.full((len(temperatures), len(kinds)), np.nan) for _ in range(3))
+    for row in rows:
+        at = temperatures.index(row["temperature_K"]), kinds.index(row["start"])
+        alive[at] = 100 * row["survived"] / row["replicas"]
+        if row["de_median"] is not None:
+            wrong[at], worse[at] = max(row["de_median"], SMALLEST), row["de_p95"]
+    left.imshow(alive, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+    right.imshow(wrong, cmap="RdYlGn_r", norm=LogNorm(0.05, 20), aspect="auto")
+    for (i, j), share in np.ndenumerate(alive):
+        error = f"{wrong[i, j]:.2g}, 95% {worse[i, j]:.2g}" if np.isfinite(wrong[i, j]) else "not known"
+        left.text(j, i, f"{share:.0f}%", ha="center", va="center", fontsize=9)
+        right.text(j, i, error, ha="center", va="center", fontsize=8)
+    for ax, title in ((left, "survived"), (right, "|dE| of relabelled frames, kcal/mol: median (colour) and 95%")):
+        ax.set_xticks(range(len(kinds)), kinds, fontsize=8)
+        ax.set_yticks(range(len(temperatures)), [f"{t:g} K" for t in temperatures], fontsize=8)
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+def survival_curves(run):
+    """Share of living replicas against time, a panel a temperature and a line a kind of start."""
+    temperatures = sorted(set(run.temperatures))
+    figure, *axes = panels(len(temperatures), 2.6)
+    times = run.trajectory.times / 1000
+    for ax, temperature in zip(axes, temperatures, strict=True):
+        for kind, colour in zip(dict.fromkeys(run.kinds), (BLUE, ORANGE, RED), strict=False):
+            alive = run.trajectory.alive[:, run.group(temperature, kind)].mean(1)
+            # The run ends early where none is left.
+            ax.plot(times, 100 * alive, color=colour, lw=1.5, label=kind)
+        ax.set(xlabel="time, ps", ylabel="alive, %", ylim=(-3, 105), title=f"{temperature:g} K")
+    axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def errors(run, frames):
+    """Relabelled frames: |dE| of every frame by temperature and start, and the model's energy against the reference's."""
+    figure, left, right = panels(2)
+    rng = np.random.default_rng(0)
+    groups = run.groups
+    temperatures = sorted(set(run.temperatures))
+    shades = dict(zip(temperatures, np.linspace(0.25, 0.95, len(temperatures)), strict=True))
+    for x, (temperature, kind) in enumerate(groups):
+        mine = np.isin(frames.replica, run.group(temperature, kind)) & ~frames.final & np.isfinite(frames.energy_error)
+        error = np.maximum(np.abs(frames.energy_error[mine]), SMALLEST)
+        left.plot(x + rng.uniform(-0.25, 0.25, len(error)), error, ".", color=BLUE, ms=3, alpha=0.5)
+        if len(error):
+            left.plot([x - 0.35, x + 0.35], [np.median(error)] * 2, color=RED, lw=2)
+    for bar, name in zip(BARS, ("median", "95%"), strict=True):
+        left.axhline(bar, color=GREY, lw=0.8, ls="--")
+        left.text(len(groups) - 0.5, bar, f" {name} bar", fontsize=7, color=GREY, va="bottom", ha="right")
+    left.set(yscale="log", ylabel="|dE|, kcal/mol")
+    left.set_xticks(range(len(groups)), [f"{k} {t:g} K" for t, k in groups], rotation=60, ha="right", fontsize=7)
+    left.set_title("frames of the model's own runs (red: median)", fontsize=9)
+    kept = np.isfinite(frames.energy_error)
+    reference = frames.energy[kept] / KCAL_MOL - frames.energy_error[kept]
+    if len(reference):
+        zero = reference.min()
+        colours = [shades[t] for t in run.temperatures[frames.replica[kept]]]
+        right.scatter(reference - zero, frames.energy[kept] / KCAL_MOL - zero, c=colours, cmap="inferno", s=6, vmin=0, vmax=1)
+        limits = [0, (reference - zero).max()]
+        right.plot(limits, limits, color=GREY, lw=0.8)
+    right.set(xlabel="reference energy, kcal/mol", ylabel="model energy, kcal/mol")
+    right.set_title("same zero for both; lighter is hotter; also frames before failures", fontsize=8)
+    return figure
+
+
+def distributions(found, temperature, most=6):
+    """The coordinates whose distributions are farthest apart at one temperature."""
+    worst = sorted(found, key=lambda d: -d.distance)[:most]
+    figure, *axes = panels(len(worst), 2.8)
+    figure.set_size_inches(2.6 * len(worst), 2.8)
+    for ax, d in zip(axes, worst, strict=True):
+        middle = (d.edges[1:] + d.edges[:-1]) / 2
+        ax.fill_between(middle, d.reference, step="mid", color=GREY, alpha=0.4, label="reference")
+        ax.step(middle, d.model, where="mid", color=BLUE, lw=1.5, label="model")
+        ax.set_title(f"{d.name}\nJS {d.distance:.2f} ({d.error:.2f}), chance {d.chance:.2f}", fontsize=7)
+        ax.set_xlabel(d.unit, fontsize=8)
+        ax.set_yticks([])
+        ax.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.suptitle(f"{temperature:g} K", fontsize=9)
+    return figure
+
+
+def uncertainty(run, frames, before, threshold):
+    """The model's standard deviation against its error, and sigma in the time before failures."""
+    figure, left, right = panels(2)
+    kept = np.isfinite(frames.energy_error)
+    for final, colour, name in ((False, BLUE, "along the runs"), (True, RED, "before failures")):
+        mine = kept & (frames.final == final)
+        error, sigma = (np.maximum(np.abs(x[mine]), SMALLEST) for x in (frames.energy_error, frames.sigma / KCAL_MOL))
+        left.plot(sigma, error, ".", color=colour, ms=4, alpha=0.6, label=name)
+    left.set(xlabel="the model's sigma, kcal/mol", ylabel="|dE|, kcal/mol", xscale="log", yscale="log")
+    left.legend(fontsize=7, frameon=False)
+    times = run.trajectory.times
+    for replica, numbers, sigma in zip(before.replica, before.frames, before.sigma, strict=True):
+        to_failure = times[numbers] - run.failure_times[replica]
+        right.plot(to_failure, np.maximum(sigma / KCAL_MOL, SMALLEST), color=RED, lw=0.6, alpha=0.6)
+    if threshold is not None:
+        right.axhline(threshold / KCAL_MOL, color="black", lw=1, ls="--", label="alarm")
+        right.legend(fontsize=7, frameon=False)
+    if not len(before.replica):
+        right.text(0.5, 0.5, "no failures", transform=right.transAxes, ha="center", color=GREY)
+    right.set(xlabel="time to failure, fs", ylabel="sigma, kcal/mol", yscale="log")
+    return figure
+
+
+def ramachandran(residues, temperature, runs):
+    """phi and psi of every residue: ``runs`` {name: Run} beside each other."""
+    figure, *axes = panels(len(runs), 4.0)
+    for ax, (name, run) in zip(axes, runs.items(), strict=True):
+        positions = after_equilibration(run, temperature)
+        for phi, psi in residues:
+            ax.plot(dihedral(positions, *phi).ravel(), dihedral(positions, *psi).ravel(), ".", ms=1, alpha=0.3)
+        ax.set(xlim=(-180, 180), ylim=(-180, 180), xlabel="phi, °", ylabel="psi, °", aspect="equal")
+        ax.set_title(f"{name}, {temperature:g} K", fontsize=9)
+    return figure

@@ -1,0 +1,93 @@
+"""Which atoms are learned best? Models of one molecule's geometries with the atomic energies of several partitions.
+
+    python scripts/partitions.py partitions.json                                            # becke, hirshfeld, equal
+    python scripts/partitions.py partitions.json --campaign campaigns/malondialdehyde-qtaim --partitions qtaim --sizes 250
+
+Every model is one Gaussian process per atom, trained on atomic energies alone, with `fit_gp`'s defaults; `equal` gives
+every atom the same share of the molecular energy, so that its atoms know nothing of their surroundings' share. A
+campaign adds the atomic energies of its first partition, and only its geometries count then. Errors are mean absolute
+ones on geometries of independent runs; `atoms` is the mean over the atoms. The file keeps every model's `Validation`: run
+it again to go on, or for the table alone.
+"""
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from iqagp_jax import fit_gp, load_dataset, validate
+from iqagp_jax.files import write_atomically
+from iqagp_jax.labels.campaign import Campaign
+from iqagp_jax.units import KCAL_MOL
+
+TESTS = ("test_500K", "test_1000K")
+
+
+def with_campaign(data, folder):
+    """The geometries of a `Dataset` that a campaign has labelled too, with its raw atomic energies."""
+    campaign = Campaign.load(folder)
+    labelled, _ = campaign.dataset()
+    number = {positions.tobytes(): k for k, positions in enumerate(labelled.positions)}
+    here = [k for k, positions in enumerate(data.positions) if positions.tobytes() in number]
+    there = [number[data.positions[k].tobytes()] for k in here]
+    name = f"{campaign.level.partitions[0]}_energies"
+    known = data[np.array(here)]
+    return replace(known, extra={**known.extra, name: labelled.extra[name][there]})
+
+
+def with_equal_shares(data):
+    """A partition ``equal``: every atom has the same share of the total energy."""
+    shares = np.repeat(data.energy[:, None] / len(data.species), len(data.species), axis=1)
+    return replace(data, extra={**data.extra, "equal_energies": shares})
+
+
+def learn(data, features, n_train):
+    """Errors of one model on the test sets, the spread of what it learned (kcal/mol), and the CPU time of the fit."""
+    start = time.process_time()
+    model = fit_gp(data, features, n_train=n_train)
+    seconds = time.process_time() - start
+    spread = data.split("train")[:n_train].atomic_energies.std(0) / KCAL_MOL
+    tests = {name: validate(model, data.split(name)).as_dict() for name in TESTS if name in data.splits}
+    return {"spread": spread.tolist(), "seconds": seconds, **tests}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="file of the results, continued if it is there")
+    parser.add_argument("--dataset", default="malondialdehyde")
+    parser.add_argument("--campaign", type=Path)
+    parser.add_argument("--partitions", nargs="+", default=["becke", "hirshfeld", "equal"])
+    parser.add_argument("--features", nargs="+", default=["inverse-distances", "alf"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[250, 500, 1000])
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    data = load_dataset(options.dataset)
+    data = with_equal_shares(with_campaign(data, options.campaign) if options.campaign else data)
+    for n_train in options.sizes:
+        for features in options.features:
+            for partition in options.partitions:
+                key = f"{features} {n_train} {partition}"
+                if key not in results:
+                    results[key] = learn(data.with_partition(partition), features, n_train)
+                    write_atomically(options.results, json.dumps(results, indent=1))
+    print("| features | geometries | partition | spread | energy | forces | atoms | energy | forces | atoms |")
+    print("| --- " * 10 + "|")
+    for key, result in results.items():
+        features, n_train, partition = key.split()
+        cells = [f"{np.mean(result['spread']):.1f}"]
+        for test in TESTS:
+            e = result[test]
+            atoms = np.mean([error["mae"] for error in e["atomic_energies"].values()])
+            cells += [f"{e['energy']['mae']:.3f}", f"{e['forces']['mae']:.2f}", f"{atoms:.3f}"]
+        print("|", " | ".join([features, n_train, partition, *cells]), "|")
+
+
+if __name__ == "__main__":
+    main()

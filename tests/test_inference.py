@@ -1,0 +1,119 @@
+"""The fast path: the plain formula's numbers, whatever is batched, chunked, shared or differentiated."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iqagp_jax import atomic_energies, energy_and_forces, energy_fn, inference
+from iqagp_jax.bench import Case, starts, synthetic_model
+from iqagp_jax.potential import rounding_error
+
+CASES = {
+    "alf": Case(4, 12),
+    "inverse distances": Case(4, 12, features="inverse-distances"),
+    "forces, alf": Case(4, 12, forces=True),
+    "forces, shared": Case(4, 12, features="inverse-distances", forces=True),
+}
+
+
+def model_of(name):
+    """A small model with weights of order one, so that differences of 1e-10 are seen."""
+    model = synthetic_model(CASES[name])
+    directions = None if model.directions is None else 1e3 * model.directions
+    return replace(model, weights=1e3 * model.weights, directions=directions)
+
+
+def plain(model):
+    return lambda positions: atomic_energies(model, positions).sum()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_energies_and_forces_are_the_plain_formulas(name, x64):
+    model = model_of(name)
+    positions = jnp.asarray(starts(model, 3))
+    energies, forces = energy_and_forces(model)(positions)
+    expected, gradients = jax.jit(jax.vmap(jax.value_and_grad(plain(model))))(positions)
+    assert np.abs(gradients).max() > 1e-3
+    np.testing.assert_allclose(energies, expected, atol=1e-11)
+    np.testing.assert_allclose(forces, -gradients, atol=1e-11)
+
+
+def along(gradient, positions, direction):
+    return jax.jvp(gradient, (positions,), (direction,))[1]
+
+
+@pytest.mark.parametrize("name", ["inverse distances", "forces, shared"])
+def test_second_derivatives_are_the_plain_formulas(name, x64):
+    """Forward over reverse, under vmap and outside it, and reverse over reverse."""
+    model = model_of(name)
+    positions = jnp.asarray(starts(model, 3))
+    direction = jnp.asarray(np.random.default_rng(4).normal(size=(3, 4, 3)))
+    slow, fast = jax.grad(plain(model)), jax.grad(energy_fn(model))
+    expected = jax.jit(jax.vmap(lambda r, d: along(slow, r, d)))(positions, direction)
+    assert np.abs(expected).max() > 1e-3
+    inside = jax.jit(jax.vmap(lambda r, d: along(fast, r, d)))(positions, direction)
+    outside = jax.jit(lambda r, d: along(jax.vmap(fast), r, d))(positions, direction)
+    reverse = jax.jit(jax.grad(lambda r: jnp.sum(jax.vmap(fast)(r) * direction)))(positions)
+    for found in (inside, outside, reverse):
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_atoms_that_differ_in_scale_only_are_one_group(x64):
+    model = model_of("forces, shared")
+    shares = np.array([1.0, 0.5, 2.0, 3.0])
+    scaled = replace(model, directions=shares[:, None, None] * model.directions)
+    apart = replace(scaled, directions=scaled.directions * np.where(np.arange(12) == 3, [[1], [2], [1], [1]], 1)[..., None])
+    positions = jnp.asarray(starts(model, 2))
+    for case, groups in ((scaled, 1), (apart, 4)):
+        assert len(inference.prepare(case, np.float64).z) == groups
+        expected, gradients = jax.vmap(jax.value_and_grad(plain(case)))(positions)
+        energies, forces = energy_and_forces(case)(positions)
+        np.testing.assert_allclose(energies, expected, atol=1e-11)
+        np.testing.assert_allclose(forces, -gradients, atol=1e-11)
+
+
+def test_models_may_be_traced_and_mapped_over(x64):
+    """A model is data: under a trace nothing can be looked up in its arrays, and the numbers are the same."""
+    model = model_of("forces, shared")
+    positions, factors = jnp.asarray(starts(model, 2)), jnp.array([1.0, 2.0])
+
+    def energies(factor, positions):
+        scaled = replace(model, directions=factor * model.directions, weights=factor * model.weights)
+        return energy_fn(scaled)(positions)
+
+    expected = factors * jax.vmap(energy_fn(model))(positions)
+    np.testing.assert_allclose(jax.jit(jax.vmap(energies))(factors, positions), expected, atol=1e-11)
+    np.testing.assert_allclose(jax.jit(energies)(2.0, positions[1]), expected[1], atol=1e-11)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    model = model_of("inverse distances")
+    positions = starts(model, 11)
+    energies, forces = energy_and_forces(model)(positions)
+    monkeypatch.setattr(inference, "CHUNK", 1)
+    monkeypatch.setattr(inference, "FEWEST", 4)  # three chunks, of which the last is filled up
+    for found, expected in zip(energy_and_forces(model)(positions), (energies, forces), strict=True):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-11)
+
+
+def test_float32_is_near_and_said_to_be(x64):
+    model = model_of("inverse distances")
+    positions = starts(model, 5)
+    energy, force = rounding_error(model, positions, np.float32)
+    assert 1e-9 < energy < 1e-4 and 1e-9 < force < 1e-3  # eps of float32 times 48 weights of order 0.1
+    value = jax.eval_shape(energy_fn(model, np.float32), jax.ShapeDtypeStruct((4, 3), jnp.float64))
+    assert value.dtype == jnp.float64
+
+
+def test_fast_angles_are_arctan2(x64):
+    from iqagp_jax.features import angle
+
+    around = np.linspace(-np.pi, np.pi, 2001)
+    sine, cosine = np.sin(around), np.cos(around)
+    np.testing.assert_allclose(angle(sine, cosine), np.arctan2(sine, cosine), atol=1e-15)
+    assert angle(0.0, 0.0) == 0
+    assert jax.grad(angle, (0, 1))(0.0, 0.0) == (0, 0)

@@ -1,0 +1,241 @@
+"""The verdict: each part on runs whose verdict is known beforehand, and the whole on a model of a known energy."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import REFERENCE, SPECIES, pair_energies, pair_forces
+from scipy.spatial.distance import jensenshannon
+
+from iqagp_jax.labels.campaign import Level
+from iqagp_jax.metadynamics import Dihedral
+from iqagp_jax.robustness import failure_rule
+from iqagp_jax.sampling import starting_geometries
+from iqagp_jax.trajectory import Trajectory
+from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, report, truth
+from iqagp_jax.verdict.references import DFT, XTB, reference_of, relabelled
+from iqagp_jax.verdict.replicas import Run, choose_starts, run_replicas
+from iqagp_jax.verdict.structure import Coordinate, backbone, dihedral, settled
+
+FRAMES = 400
+
+
+def make_run(lives, signal=0.0, kind="equilibrium"):
+    """Replicas of two atoms with frames every 5 fs, alive for ``lives`` frames; ``signal`` (F, R) is atom 1's x."""
+    positions = np.zeros((FRAMES, len(lives), 2, 3))
+    positions[..., 1, 0] = signal
+    alive = np.arange(FRAMES)[:, None] < lives
+    positions[~alive] = np.nan
+    nothing = np.where(alive, 0.0, np.nan)
+    trajectory = Trajectory(
+        species=np.array(["H", "H"]),
+        masses=np.ones(2),
+        target_temperatures=np.full(len(lives), 300.0),
+        times=5.0 * np.arange(FRAMES),
+        positions=positions,
+        energies=nothing,
+        temperatures=nothing,
+        kinetic_energies=np.repeat(nothing[..., None], 3, axis=-1),
+        alive=alive,
+    )
+    ends = np.where(np.array(lives) < FRAMES, 5.0 * np.array(lives), np.nan)
+    reasons = tuple("" if np.isnan(end) else "broken" for end in ends)
+    return Run(trajectory, np.full(len(lives), 300.0), np.full(len(lives), kind), ends, reasons)
+
+
+def make_frames(run, errors, sigma=1.0):
+    """Frames of a run, evenly chosen, with ``errors`` in kcal/mol (reference 0, forces exact)."""
+    chosen = truth.choose_frames(run, 4 * len(run.lives))
+    n = len(chosen[0])
+    energy = np.broadcast_to(errors, n) * KCAL_MOL
+    predicted = energy, np.zeros((n, 2, 3)), np.broadcast_to(sigma, n) ** 2 * KCAL_MOL**2
+    return truth.compare(chosen, predicted, (np.zeros(n), np.zeros((n, 2, 3))))
+
+
+def test_dihedrals_have_the_sign_of_the_other_formula(x64):
+    positions = np.random.default_rng(0).normal(size=(5, 4, 3))
+    expected = [np.degrees(Dihedral((2, 0, 1, 3))(r)) for r in positions]
+    np.testing.assert_allclose(dihedral(positions, 2, 0, 1, 3), expected, atol=1e-6)
+
+
+def test_backbone_of_alanine_dipeptide_from_its_bonds():
+    atoms = starting_geometries("CC(=O)NC(C)C(=O)NC", n_conformers=1)[0]  # C C O N CA CB C O N C
+    assert backbone(atoms.get_chemical_symbols(), atoms.positions) == [((1, 3, 4, 6), (3, 4, 6, 8))]
+    assert backbone(SPECIES, REFERENCE) == []
+
+
+def test_a_state_lasts_until_another_is_clearly_nearer():
+    first = np.array([0.0, 0.9, 1.05, 1.2, 1.0, 0.9, np.nan, 0.0])
+    away = np.stack([first, 2.0 - first], axis=-1)[:, None]
+    assert settled(away, 0.2)[:, 0].tolist() == [0, 0, 0, 1, 1, 1, -1, 0]
+
+
+def test_jensen_shannon_is_scipys():
+    p, q = np.random.default_rng(1).integers(0, 9, (2, 12)).astype(float)
+    assert ensemble.jensen_shannon(p, q) == pytest.approx(jensenshannon(p, q, base=2))
+    assert ensemble.jensen_shannon(np.array([3.0, 0]), np.array([0, 5.0])) == 1
+
+
+def test_distributions_that_differ_lie_beyond_chance():
+    rng = np.random.default_rng(2)
+    bond = Coordinate("bond", "bond", (0, 1))
+    model, same = rng.normal(1.4, 0.05, (2, 500, 8))
+    reference = rng.normal(1.5, 0.05, (400, 6))
+    found = ensemble.distribution(bond, model, reference, rng)
+    assert found.distance > found.chance + 5 * found.error
+    assert ensemble.distribution(bond, model, same, rng).distance < 1.3 * ensemble.distribution(bond, model, same, rng).chance
+
+
+def test_populations_and_rates_have_the_scatter_of_replicas_as_error():
+    series = np.zeros((101, 4), dtype=int)
+    series[50:, 1] = series[25:, 2] = series[:, 3] = 1
+    shares = (series == 1).mean(0)
+    mean, error = ensemble.population(series, 1)
+    assert (mean, error) == pytest.approx((shares.mean(), shares.std(ddof=1) / 2))
+    rate, rate_error = ensemble.transitions(series, interval=10.0)
+    picoseconds = 4 * 101 * 10 / 1000
+    assert rate == pytest.approx(2 / picoseconds)
+    assert rate_error == pytest.approx(np.sqrt(2) / picoseconds)  # Poisson's is the larger one here
+    assert ensemble.difference((1.0, 0.3), (0.0, 0.4)) == pytest.approx(2)
+
+
+def test_an_alarm_before_the_failure_announces_it():
+    lives = np.array([300, FRAMES, FRAMES, FRAMES])
+    rising = np.ones((FRAMES, 4))
+    rising[290:, 0] = 10.0
+    late = np.ones((FRAMES, 4))
+    late[299:, 0] = 10.0
+    for signal, announced in ((rising, 1.0), (late, 0.0)):
+        run = make_run(lives, signal)
+        before, calm = alarm.windows(run, lambda r: r[:, 1, 0] ** 2)
+        rank = np.arange(26.0)  # 16 frames along the runs, 10 before the failure
+        found = alarm.warning(run, make_frames(run, rank, rank + 1), before, calm)
+        assert found["announced"] == announced
+        assert found["false_alarms_per_ps"] == 0
+        assert found["rank_correlation"] == pytest.approx(1)
+
+
+def test_without_failures_nothing_is_announced_rather_than_all():
+    run = make_run(np.full(3, FRAMES), np.ones((FRAMES, 3)))
+    found = alarm.warning(run, make_frames(run, 1.0), *alarm.windows(run, lambda r: r[:, 1, 0] ** 2))
+    assert found["announced"] is None and found["failures"] == 0
+
+
+def test_false_alarms_are_counted_once_each_time_sigma_rises():
+    signal = np.ones((FRAMES, 1))
+    signal[200:210] = signal[300:302] = 10.0
+    run = make_run([FRAMES], signal)
+    calm = alarm.Windows(np.array([0]), np.arange(FRAMES)[None], signal.T.copy())
+    none = alarm.Windows(np.zeros(0, int), np.zeros((0, FRAMES), int), np.zeros((0, FRAMES)))
+    calm.sigma[:, :100] = 4.0  # the 99th percentile is 10, so the threshold is 20
+    calm.sigma[0, [50, 51, 90]] = 25.0
+    found = alarm.warning(run, make_frames(run, 1.0), none, calm)
+    assert found["false_alarms_per_ps"] == pytest.approx(2 / (FRAMES * 0.005))
+
+
+def test_truth_is_absolute_and_an_offset_counts():
+    run = make_run([FRAMES, FRAMES, 40])
+    table = truth.rows(run, make_frames(run, 7.0), ("H", "H"), np.zeros((2, 3)), True)
+    assert len(table) == 1
+    row = table[0]
+    assert (row["replicas"], row["survived"], row["right"]) == (3, 2, 0)
+    assert row["de_median"] == row["de_p95"] == row["de_max"] == pytest.approx(7)
+    assert row["failures"] == [{"replica": 2, "time_ps": 0.2, "reason": "broken"}]
+
+
+def test_a_replica_is_judged_by_where_it_ends():
+    run = make_run([FRAMES, FRAMES])
+    frames = make_frames(run, np.array([30.0, 30.0, 1.0, 1.0, 1.0, 1.0, 30.0, 30.0]))
+    assert frames.frame.tolist()[3] == FRAMES - 1
+    assert truth.is_right(frames, 0) and not truth.is_right(frames, 1)
+    assert not truth.is_right(replace(frames, energy_error=np.full(8, np.nan)), 0)
+
+
+class Exact:
+    """The toy molecule's own energy as the reference; every second geometry does not relax."""
+
+    name = "toy"
+
+    def labels(self, positions, progress):
+        return np.array([pair_energies(r).sum() for r in positions]), np.array([pair_forces(r) for r in positions])
+
+    def relax(self, positions):
+        return np.repeat(REFERENCE[None], len(positions), axis=0), np.arange(len(positions)) % 2 == 0
+
+
+def test_starts_that_the_reference_does_not_keep_together_are_left_out():
+    molecule, protocol = SimpleNamespace(species=SPECIES), Protocol(replicas=3, displacement=0.05, kinds=("displaced",))
+
+    def spring(positions):
+        return ((positions - REFERENCE) ** 2).sum()
+
+    starts, told = choose_starts(molecule, spring, REFERENCE, protocol, Exact())
+    every, _ = choose_starts(molecule, spring, REFERENCE, replace(protocol, replicas=6), None)
+    np.testing.assert_array_equal(starts["displaced"], every["displaced"][::2])
+    assert told == [{"start": "displaced", "drawn": 6, "used": 3, "same_end": 3}]
+
+
+@pytest.fixture(scope="module")
+def verdict(distance_model, tmp_path_factory):
+    """A verdict on the toy molecule, whose model is good."""
+    out, protocol = tmp_path_factory.mktemp("verdict"), Protocol((100.0,), ("equilibrium",), 2, 0.2, frames=4)
+    return SimpleNamespace(out=out, protocol=protocol, facts=judge(distance_model, out, Exact(), protocol))
+
+
+def test_a_good_and_a_wrong_model_are_told_apart(verdict):
+    parts = verdict.facts["verdict"]
+    assert [parts[part]["grade"] for part in ("survival", "truth", "ensemble", "warning")] == 2 * ["good"] + 2 * ["unknown"]
+    (row,) = verdict.facts["rows"]
+    assert row["survived"] == row["right"] == 2 and row["frames"] == 4 and 0 < row["de_median"] <= row["de_max"] < 0.5
+    false = {**verdict.facts, "rows": [{**row, "right": 0, "de_median": 23.0, "de_p95": 24.0}]}
+    assert [report.grade(false)[part][0] for part in ("survival", "truth")] == ["good", "poor"]
+
+
+def test_the_report_opens_anywhere(verdict):
+    page = (verdict.out / "report.html").read_text()
+    assert "http" not in page and page.count("<img") == page.count("data:image/png;base64") >= 4
+    assert page.count('class="tile good"') == page.count('class="tile unknown"') == 2
+    assert json.loads((verdict.out / "robustness.json").read_text()) == json.loads(json.dumps(verdict.facts))
+
+
+def test_what_was_run_is_read_and_another_verdict_is_refused(verdict, distance_model):
+    starts = {"equilibrium": np.repeat(REFERENCE[None], 2, axis=0)}
+    rule = failure_rule(SPECIES, REFERENCE)
+    run = run_replicas(None, rule, starts, verdict.protocol, verdict.out / "model", 0.2, 0)  # there is nothing to run it with
+    assert run.trajectory.alive.all() and run.groups == [(100.0, "equilibrium")]
+    with pytest.raises(ValueError, match="take another folder"):
+        judge(distance_model, verdict.out, Exact(), replace(verdict.protocol, replicas=3))
+
+
+@pytest.mark.labels
+def test_xtb_drives_jax_with_the_forces_of_its_labels(dataset):
+    xtb, positions = XTB(SPECIES), dataset.positions[:3]
+    energies, forces = xtb.labels(positions)
+    with jax.enable_x64(True):
+        found, gradients = jax.jit(jax.vmap(jax.value_and_grad(xtb.energy_fn())))(positions)
+    # The SCF stops at 1e-6 hartree; forces agree to its square root.
+    np.testing.assert_allclose(found, energies, atol=3e-5)
+    np.testing.assert_allclose(-gradients, forces, atol=3e-3)
+    labelled = relabelled(dataset[:3], xtb)
+    np.testing.assert_array_equal(labelled.energy, energies)
+    assert labelled.level == {"level_of_theory": "GFN2-xTB"} and labelled.atomic_energies is None
+
+
+def of_level(level):
+    return SimpleNamespace(species=SPECIES, provenance=(("level_of_theory", level),))
+
+
+@pytest.mark.labels
+def test_the_reference_is_the_method_of_the_labels(tmp_path):
+    level = Level("pbe", "6-31g*", partitions=("becke",))
+    found = reference_of("dft", of_level(level.describe()["level_of_theory"]), tmp_path / "labels")
+    assert isinstance(found, DFT) and found.level == level
+    assert isinstance(reference_of("xtb", of_level("GFN2-xTB"), tmp_path), XTB)
+    assert reference_of("none", of_level("any"), tmp_path) is None
+    for name, level in (("xtb", "b3lyp/6-31g"), ("dft", "GFN2-xTB"), ("dft", "b3lyp/6-31g by Gaussian")):
+        with pytest.raises(ValueError, match=f"found one of {level}"):
+            reference_of(name, of_level(level), tmp_path)
