@@ -32,7 +32,7 @@ from iqagp_jax.dataset import load_dataset
 from iqagp_jax.devices import over_devices
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.fit import build_kernel
-from iqagp_jax.kernels import Matern52
+from iqagp_jax.kernels import Matern92
 from iqagp_jax.means import ConstantMean
 from iqagp_jax.potential import Model, energy_fn, rounding_error
 from iqagp_jax.robustness import failure_rule
@@ -167,7 +167,7 @@ def synthetic_model(case, seed=0):
             along = jax.jit(jax.vmap(lambda r, f: jax.jvp(features, (r,), (f,))[1]))(positions, forces)
             directions = np.asarray(along).swapaxes(0, 1)
             if case.features == "inverse-distances":
-                kernel = Matern52(np.linspace(5.0, 6.0, n_atoms))
+                kernel = Matern92(np.linspace(5.0, 6.0, n_atoms))
     return Model(
         species=("C",) * n_atoms,
         features=features,

@@ -167,18 +167,32 @@ def inverse_distances(positions, pairs):
     return 1 / norm(jnp.asarray(incidence, positions.dtype) @ positions)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["n_atoms"])
+def pair_weights(distances, decay):
+    """w = d exp(-d / decay) of distances d in angstrom: w/r is felt in proportion to the relative change of near pairs."""
+    return distances * jnp.exp(-distances / decay)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["n_atoms", "weights"])
 @dataclass(frozen=True)
 class InverseDistances:
-    """1/r of all pairs of atoms, for each atom first its own N - 1 pairs, then those among the others."""
+    """w/r of all pairs of atoms, for each atom first its own N - 1 pairs, then those among the others."""
 
     n_atoms: int
+    weights: tuple[float, ...] | None = None
+    """w of the first atom's pairs; 1 by default"""
 
     name = "inverse-distances"
 
     def __call__(self, positions):
-        """(N, 3) angstrom -> (N, N (N - 1) / 2), 1/angstrom."""
-        return inverse_distances(positions, self.pairs)
+        """(N, 3) angstrom -> (N, N (N - 1) / 2), 1/angstrom times the unit of w."""
+        return self.of_pairs(positions, self.pairs)
+
+    def of_pairs(self, positions, pairs):
+        """w/r (...) of ``pairs`` (..., 2) of the atoms at positions (N, 3)."""
+        x = inverse_distances(positions, pairs)
+        if self.weights is None:
+            return x
+        return x * jnp.asarray(np.array(self.weights)[self._numbers[pairs[..., 0], pairs[..., 1]]], x.dtype)
 
     @property
     def pairs(self):
@@ -192,9 +206,15 @@ class InverseDistances:
     def columns(self, permutations):
         """The first atom's features of permuted positions, f(R[p]) = f(R)[columns], (P, D) for permutations (P, N)."""
         pairs = self.pairs[0]
+        return self._numbers[permutations[:, pairs[:, 0]], permutations[:, pairs[:, 1]]]
+
+    @property
+    def _numbers(self):
+        """The first atom's column of every pair, (N, N)."""
+        a, b = self.pairs[0].T
         number = np.zeros((self.n_atoms, self.n_atoms), dtype=int)
-        number[pairs[:, 0], pairs[:, 1]] = number[pairs[:, 1], pairs[:, 0]] = np.arange(len(pairs))
-        return number[permutations[:, pairs[:, 0]], permutations[:, pairs[:, 1]]]
+        number[a, b] = number[b, a] = np.arange(len(a))
+        return number
 
     @property
     def angular(self):

@@ -14,15 +14,18 @@ from iqagp_jax.dataset import concatenate
 from iqagp_jax.features import FEATURES, InverseDistances
 from iqagp_jax.fit_joint import check_targets, fit_joint, subset
 from iqagp_jax.hyperparameters import Search, search_hyperparameters
-from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Select
+from iqagp_jax.kernels import RBF, Joint, Matern52, Matern92, Periodic, Select
 from iqagp_jax.means import CONSTANTS, named_mean
 from iqagp_jax.potential import Model
 from iqagp_jax.symmetry import permutations
 from iqagp_jax.units import BOHR, HARTREE
 
-KERNELS = ("matern52", "rbf", "rbf-periodic")
+KERNELS = ("matern52", "matern92", "rbf", "rbf-periodic")
 
 DEFAULT_KERNEL = {"inverse-distances": "matern52", "alf": "rbf-periodic"}
+"""Of atomic energies alone; with forces or molecular energies inverse distances have the smoother `JOINT_KERNEL`."""
+
+JOINT_KERNEL = "matern92"
 
 NOISE = 1e-8
 """Noise variance as a share of the signal variance; see `fit_gp`."""
@@ -50,7 +53,7 @@ def build_kernel(name, lengthscale, angular):
         )
     if angular.any():
         raise ValueError(f"kernel {name!r} would tear the angles of these features at +-pi; use 'rbf-periodic'")
-    return {"rbf": RBF, "matern52": Matern52}[name](lengthscale)
+    return {"rbf": RBF, "matern52": Matern52, "matern92": Matern92}[name](lengthscale)
 
 
 def fit_gp(
@@ -59,7 +62,7 @@ def fit_gp(
     kernel=None,
     prior_mean="mf5",
     n_train=None,
-    noise=NOISE,
+    noise=None,
     max_steps=40,
     n_hyper=None,
     mirror=False,
@@ -78,11 +81,13 @@ def fit_gp(
     Parameters
     ----------
     features: "inverse-distances" or "alf" (atomic local frames).
-    kernel: "matern52" (default for inverse distances), "rbf", "rbf-periodic" (default for alf).
+    kernel: "matern52" (default for inverse distances), "matern92" (their default where more than atomic energies are learned),
+        "rbf", "rbf-periodic" (default for alf).
     prior_mean: names of `means.PRIOR_MEANS` joined by "+", or a pure JAX function (N, 3) angstrom -> (N,) eV.
     n_train: use the first n frames of the training split; all by default.
-    noise: noise variance as a share of the signal variance (forces: of their own prior variance), or a mapping with one for
-        each of the targets.
+    noise: noise variance as a share of the signal variance, by default `NOISE`; where more than atomic energies are learned as
+        a share of what each observation varies by among the geometries, or a mapping with one for each of the targets, by
+        default chosen among `fit_joint.NOISES`.
     max_steps: L-BFGS steps at most; 0 keeps the likeliest of the starting length scales.
     n_hyper: fit the hyperparameters on the first so many training frames (all by default); weights always use all.
     mirror: add the mirror image of every training geometry, which has the same energies but other ALF features, to
@@ -101,11 +106,13 @@ def fit_gp(
     search = Search(max_steps=max_steps, **search)
     if features not in FEATURES:
         raise ValueError(f"expected features among {', '.join(FEATURES)}, found {features!r}")
-    noise = _check_noise(noise, targets)
-    kernel = kernel or DEFAULT_KERNEL[features]
+    several = targets != ("atomic_energies",)
+    if noise is not None or not several:
+        noise = _check_noise(NOISE if noise is None else noise, targets)
+    kernel = kernel or (JOINT_KERNEL if several and features == "inverse-distances" else DEFAULT_KERNEL[features])
     chosen = FEATURES[features].choose(train.species, train.positions)
     images = permutations(train.species, train.positions[np.nanargmin(train.energy)]) if symmetry else _identity(train)
-    averaged = targets != ("atomic_energies",) and isinstance(chosen, InverseDistances)
+    averaged = several and isinstance(chosen, InverseDistances)
     copies = _copies(train, mirror, _identity(train) if averaged else images)
     with jax.enable_x64(True):
         mean = prior_mean if callable(prior_mean) else named_mean(prior_mean, _copies(train, False, images))
@@ -115,7 +122,7 @@ def fit_gp(
             "prior_mean": getattr(prior_mean, "__name__", type(prior_mean).__name__) if callable(prior_mean) else prior_mean,
             "program": f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}",
         }
-        if targets != ("atomic_energies",):
+        if several:
             build = partial(build_kernel, kernel, angular=chosen.angular)
             images = images if averaged else _identity(train)
             return fit_joint(train, chosen, build, mean, targets, noise, search, copies, images, made_by, progress)

@@ -1,10 +1,11 @@
 """Fitting to forces: hyperparameters on a subset, weights from all observations by one Cholesky factor.
 
 Every atom has a variance v_A and length scales: one for inverse distances (isotropic), one for every feature of an atomic local
-frame. They maximise the joint likelihood of the first geometries whose observations number at most `SUBSET`, times a weak
-prior; then all length scales are multiplied by the one of `STRETCHES` with the least error on geometries left out of that
-subset: surfaces are smoother than a Matern process, whose likelihood prefers scales that predict worse. The weights are those
-of all.
+frame. Inverse distances are weighted by `features.pair_weights` of the mean distances, with one decay for all. All these
+maximise the joint likelihood of the first geometries whose observations number at most `SUBSET`, times a weak prior. Then the
+length scales are multiplied by the one of `STRETCHES` and, unless it is given, the noise is the one of `NOISES` with the least
+error on geometries left out of that subset: surfaces are smoother than a Matern process, whose likelihood prefers scales that
+predict worse. The weights are those of all.
 
 With symmetry equivalent atoms share their hyperparameters, and the covariance is summed over the images of a geometry (inverse
 distances, see `joint`) or the training data are copied (atomic local frames, whose kernels differ from atom to atom).
@@ -12,8 +13,11 @@ distances, see `joint`) or the training data are copied (atomic local frames, wh
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +26,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.spatial.distance import cdist
 
 from iqagp_jax import gp, joint
-from iqagp_jax.features import InverseDistances
+from iqagp_jax.features import ALF, InverseDistances, pair_weights
 from iqagp_jax.geometry import pair_distances
 from iqagp_jax.hyperparameters import initial_lengthscales, maximise, search_hyperparameters
 from iqagp_jax.kernels import Matern52
@@ -39,6 +43,12 @@ START_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 STRETCHES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Multiples of the likeliest length scales that are tried on geometries left out."""
+
+DECAYS = (2.0, 4.0, 8.0)
+"""Decays of the pairs' weights that the search begins at, angstrom."""
+
+NOISES = (1e-6, 1e-7, 1e-8)
+"""Shares of the variance among the geometries that are tried as noise; the hyperparameters are searched at the first."""
 
 ENOUGH_TO_JUDGE = 10
 """Geometries from which on units and sign of the forces are judged."""
@@ -69,6 +79,53 @@ def check_targets(targets):
     return tuple(target for target in joint.TARGETS if target in targets)
 
 
+class Family(NamedTuple):
+    """The processes that are searched: a vector of hyperparameters says which.
+
+    It holds ln v and ln l, relative to what the data spread by, for every class of equivalent atoms, then for inverse distances
+    the logarithm of their weights' decay.
+    """
+
+    features: ALF | InverseDistances
+    kernel: Callable
+    """length scales (N,) or (N, D) -> kernel of all atoms"""
+    permutations: np.ndarray
+    spread: np.ndarray
+    """of inverse distances (E,), else the length scales (N, D) up to a factor"""
+    distances: np.ndarray | None
+    """(E,) mean over the data and their images, angstrom; None for other features"""
+
+    @property
+    def starts(self):
+        """The beginnings of the search (S, P), and which of the P hyperparameters are ln l."""
+        n_lengths = 1 if self.distances is not None else self.spread.shape[1]
+        of_class = np.zeros((orbits(self.permutations).max() + 1, 1 + n_lengths))
+        is_length = of_class.copy()
+        is_length[:, 1:] = 1
+        if self.distances is None:
+            return np.log(START_FACTORS)[:, None] * is_length.ravel(), is_length.ravel() > 0
+        grid = product(np.log(START_FACTORS), np.log(DECAYS))
+        return np.array([[*(f * is_length.ravel()), decay] for f, decay in grid]), np.append(is_length.ravel(), 0) > 0
+
+    def weights(self, parameters):
+        """Of the inverse distances, (E,)."""
+        return pair_weights(self.distances, jnp.exp(parameters[-1]))
+
+    def process(self, parameters, seen):
+        """The process, its points and its kernel; ``seen`` are those of features without weights."""
+        if self.distances is None:
+            unit, each = self.spread, parameters
+        else:
+            weights, each = self.weights(parameters), parameters[:-1]
+            seen = joint.Points(seen.z * weights, seen.jacobian * weights[:, None])
+            unit = jnp.full((self.permutations.shape[1], 1), jnp.linalg.norm(self.spread * weights))
+        each = each.reshape(-1, 1 + unit.shape[1])[orbits(self.permutations)]
+        lengths = unit * jnp.exp(each[:, 1:])
+        kernel = self.kernel(lengths if self.distances is None else lengths[:, 0])
+        process = joint.Process.of(kernel, self.features, jnp.exp(each[:, 0]), self.permutations)
+        return process, joint.embedded(kernel, seen), kernel
+
+
 def fit_joint(train, features, kernel, mean, targets, noise, search, copies, permutations, made_by, progress):
     """A `Model` of the ``train`` dataset's ``targets``; see `fit.fit_gp`, which calls this.
 
@@ -77,58 +134,57 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     """
     if search.loss == "hold-out" or search.n_starts or search.n_seed:
         raise ValueError("expected one start and a likelihood for forces; leave loss, starts, transfer out")
-    n_atoms, n_classes = len(train.species), orbits(permutations).max() + 1
+    n_atoms = len(train.species)
     _check_memory(copies, targets)
     n, _ = subset(train, targets)
-    points = jax.jit(jax.vmap(features))(jnp.asarray(train.positions)).swapaxes(0, 1)
-    residuals = _residuals(train, mean)
-    shape = _shape(residuals[0], features, kernel, points, noise, search)
-    residuals = [None if part is None else part[:n] for part in residuals]
-    y = joint.observations(targets, *residuals)
-    kept = np.isfinite(y)
-    shares = joint.of_each(noise, targets, n_atoms)
-
-    def process(parameters, seen):
-        """The process, its points and length scales, from ln v and ln l / shape of every class of equivalent atoms."""
-        parameters = jnp.asarray(parameters).reshape(n_classes, -1)[orbits(permutations)]
-        lengths = shape * jnp.exp(parameters[:, 1:].reshape(shape.shape))
-        unscaled = joint.Process.of(kernel(lengths), features, jnp.exp(parameters[:, 0]), permutations)
-        return unscaled, joint.embedded(kernel(lengths), seen), lengths
-
-    def covariance(parameters, seen):
-        prior, embedded, _ = process(parameters, seen)
-        return joint.with_noise(joint.covariance(prior, embedded, embedded, targets), shares)[np.ix_(kept, kept)]
-
-    def posterior(parameters, seen, y):
-        likelihood = gp.log_likelihood(covariance(parameters, seen), y, search.loss == "concentrated")
-        return likelihood - 0.5 * jnp.sum(((parameters - starts.mean(0)) / HYPERPRIOR) ** 2)
-
-    starts = np.zeros((len(START_FACTORS), n_classes, 1 + shape[0].size))
-    starts[:, :, 1:] = np.log(START_FACTORS)[:, None, None]
-    starts = starts.reshape(len(starts), -1)
-    seen = jax.jit(partial(joint.seen, features))(jnp.asarray(train.positions[:n]))
     if {"forces"} < set(targets) and n >= ENOUGH_TO_JUDGE:  # forces alone are as likely with either sign
         _check_forces(train[:n], targets)
+    residuals = _residuals(train, mean)
+    family = _family(train, features, kernel, permutations, residuals[0], noise, search)
+    seen = jax.jit(partial(joint.seen, features))(jnp.asarray(train.positions[:n]))
+    y = joint.observations(targets, *(None if part is None else part[:n] for part in residuals))
+    kept = np.isfinite(y)
+    noises = NOISES if noise is None else (noise,)
+    shares = [joint.of_each(share, targets, n_atoms) for share in noises]
+
+    def covariance(parameters, seen):
+        process, points, _ = family.process(parameters, seen)
+        return joint.covariance(process, points, points, targets)
+
+    def posterior(parameters, seen, y):
+        matrix = joint.with_noise(covariance(parameters, seen), shares[0], targets, permutations)[np.ix_(kept, kept)]
+        likelihood = gp.log_likelihood(matrix, y, search.loss == "concentrated")
+        return likelihood - 0.5 * jnp.sum(((parameters - starts.mean(0)) / HYPERPRIOR) ** 2)
+
+    starts, is_length = family.starts
     data = (jax.tree.map(lambda array: array[None], seen), jnp.asarray(y[None, kept]))
     found = maximise(posterior, data, jnp.asarray(starts)[:, None], search, progress)
 
-    stretched = [found.parameters[0] + np.log(f) * (starts[1] > starts[0]) for f in STRETCHES]
+    def left_out_error(candidate):
+        stretch, k = candidate
+        matrix = joint.with_noise(covariances[stretch], shares[k], targets, permutations)[np.ix_(kept, kept)]
+        return _left_out_error(np.asarray(matrix), y, kept, targets, n_atoms)
+
+    stretched = {f: found.parameters[0] + np.log(f) * is_length for f in STRETCHES}
     compiled = jax.jit(covariance)
-    errors = [_left_out_error(np.asarray(compiled(p, seen)), y, kept, targets, n_atoms) for p in stretched]
-    best, embedded, lengths = process(stretched[int(np.argmin(errors))], seen)
+    covariances = {f: compiled(parameters, seen) for f, parameters in stretched.items()}
+    stretch, k = min(product(STRETCHES, range(len(noises))), key=left_out_error)
+    best, _, fitted_kernel = jax.device_get(family.process(stretched[stretch], seen))
+    if family.distances is not None:
+        features = replace(features, weights=tuple(family.weights(stretched[stretch]).tolist()))
     prior = Model(
         species=train.species,
         features=features,
-        kernel=kernel(np.asarray(lengths)),
+        kernel=fitted_kernel,
         mean=mean,
-        train_features=np.zeros((n_atoms, 0, points.shape[-1])),
+        train_features=np.zeros((n_atoms, 0, len(features.angular))),
         weights=np.zeros((n_atoms, 0)),
-        signal_variance=np.asarray(best.variance).ravel(),
+        signal_variance=best.variance.ravel(),
         residual=None,
         reference=train.positions[np.nanargmin(train.energy)],
         trace=np.repeat(found.trace, n_atoms, axis=1) / n_atoms,
-        noise=noise,
-        noise_variance=np.asarray(joint.noise_variance(joint.covariance(best, embedded, embedded, targets), shares)),
+        noise=noises[k],
+        noise_variance=np.asarray(joint.noise_variance(covariances[stretch], shares[k], targets, permutations)),
         train_positions=np.zeros((0, n_atoms, 3)),
         targets=targets,
         permutations=permutations,
@@ -235,14 +291,21 @@ def _with_energies(model, train):
     return replace(model, mean=SumOfMeans(model.mean, ConstantMean(np.full(len(train.species), missing))))
 
 
-def _shape(atomic, features, kernel, points, noise, search):
-    """Length scales up to a factor: (N,) for isotropic features, else (N, D) from the atomic energies alone or the spread."""
+def _family(train, features, kernel, permutations, atomic, noise, search):
+    """What to search: length scales in proportion to the features' spread, or for frames to a fit of atomic energies alone."""
+    positions = jnp.asarray(train.positions)
+    points = jax.jit(jax.vmap(features))(positions).swapaxes(0, 1)
     if isinstance(features, InverseDistances):
-        return np.full(len(points), np.sqrt(np.var(points[0], axis=0).sum()))
+        a, b = features.pairs[0].T
+        distances = pair_distances(np.asarray(joint.images(positions, permutations))).mean(0)[a, b]
+        return Family(features, kernel, permutations, np.std(points[0], axis=0), distances)
     if atomic is None or not np.isfinite(atomic).all() or np.ndim(noise):
-        return np.asarray(initial_lengthscales(points, features.angular))
-    found = search_hyperparameters(lambda p: kernel(jnp.exp(p)), noise, search, points, jnp.asarray(atomic.T), features.angular)
-    return np.exp(np.asarray(found.parameters))
+        spread = np.asarray(initial_lengthscales(points, features.angular))
+    else:
+        build, share = lambda p: kernel(jnp.exp(p)), NOISES[0] if noise is None else noise
+        found = search_hyperparameters(build, share, search, points, jnp.asarray(atomic.T), features.angular)
+        spread = np.exp(np.asarray(found.parameters))
+    return Family(features, kernel, permutations, spread, None)
 
 
 def _residuals(data, mean):
@@ -306,7 +369,9 @@ def _check_forces(data, targets):
         kernel = Matern52(lengthscale)
         points = joint.embedded(kernel, seen)
         process = joint.Process.of(kernel, features, np.ones(n_atoms))
-        return joint.with_noise(joint.covariance(process, points, points, targets), NOISE_OF_THE_CHECK)
+        return joint.with_noise(
+            joint.covariance(process, points, points, targets), NOISE_OF_THE_CHECK, targets, process.permutations
+        )
 
     for multiple in START_FACTORS:
         factor = cholesky(np.asarray(covariance_at(spread * multiple))[np.ix_(kept, kept)], lower=True)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqagp_jax.features import InverseDistances, inverse_distances
+from iqagp_jax.features import InverseDistances
 from iqagp_jax.kernels import Radial
 
 CHUNK = 2**17
@@ -116,7 +116,7 @@ def evaluate(features, points, positions):
 def _embed(features, points, positions):
     """u (G, E) of positions (N, 3)."""
     near = (positions - jax.lax.stop_gradient(positions.mean(0))).astype(points.z.dtype)
-    x = features(near) if len(points.z) == len(near) else inverse_distances(near, features.pairs[:1])
+    x = features(near) if len(points.z) == len(near) else features.of_pairs(near, features.pairs[:1])
     return jax.vmap(lambda k, x, c: k.embed(x) - c)(points.kernel, x, points.centre)
 
 

@@ -244,18 +244,27 @@ def covariance_matrix(process, points, targets, noise, kept=None, rows=8):
     return matrix
 
 
-def noise_variance(covariance, shares):
+def noise_variance(covariance, shares, targets, permutations):
     """The noise (M,), ``shares`` (M,) of what the process varies by among the geometries of a covariance (n, M, n, M).
 
-    Not of its variance, which for long length scales is mostly a common constant.
+    Not of its variance, which for long length scales is mostly a common constant. The same for equivalent atoms, and for the
+    three components of a force: else predictions would not turn with the molecule.
     """
     each = jnp.einsum("imjm->mij", covariance)
-    return shares * (jnp.trace(each, axis1=1, axis2=2) / len(covariance) - each.mean((1, 2)))
+    varied, n_atoms = jnp.trace(each, axis1=1, axis2=2) / len(covariance) - each.mean((1, 2)), permutations.shape[1]
+    parts, start = [], 0
+    for target in (t for t in TARGETS if t in targets):
+        part, start = varied[start : start + count((target,), n_atoms)], start + count((target,), n_atoms)
+        if target != "energy":
+            of_atoms = part.reshape(n_atoms, -1).mean(1)[permutations].mean(0)
+            part = jnp.repeat(of_atoms, len(part) // n_atoms)
+        parts.append(part)
+    return shares * jnp.concatenate(parts)
 
 
-def with_noise(covariance, shares):
+def with_noise(covariance, shares, targets, permutations):
     """A covariance (n, M, n, M) as a matrix (n M, n M) with its `noise_variance` added."""
-    noise = jnp.tile(noise_variance(covariance, shares), len(covariance))
+    noise = jnp.tile(noise_variance(covariance, shares, targets, permutations), len(covariance))
     return covariance.reshape(len(noise), -1) + jnp.diag(noise)
 
 

@@ -130,6 +130,65 @@ _matern52.defjvps(lambda ds, value, s: Matern52.slope(s) * ds)
 _matern52_slope.defjvps(lambda ds, value, s: Matern52.curvature(s) * ds)
 
 
+@_pytree
+@dataclass(frozen=True)
+class Matern92(Radial):
+    """(1 + a + 3a^2/7 + 2a^3/21 + a^4/105) exp(-a), a = 3 sqrt(sum_d (x_d - y_d)^2 / l_d^2).
+
+    Rasmussen and Williams, eq. 4.16.
+    """
+
+    lengthscale: jax.Array
+    """scalar or (D,), in the features' units"""
+
+    def embed(self, x):
+        """z = x / l"""
+        return x / self.lengthscale
+
+    @staticmethod
+    def profile(s):
+        """(1 + a + 3a^2/7 + 2a^3/21 + a^4/105) exp(-a), a = 3 sqrt(s)"""
+        return _matern92(s)
+
+    @staticmethod
+    def slope(s):
+        """-9/14 (1 + a + 2a^2/5 + a^3/15) exp(-a)"""
+        return _matern92_slope(s)
+
+    @staticmethod
+    def curvature(s):
+        """81/140 (1 + a + a^2/3) exp(-a)"""
+        return _matern92_curvature(s)
+
+
+@jax.custom_jvp
+def _matern92(s):
+    a = 3 * jnp.sqrt(s)
+    return (1 + a * (1 + a * (3 / 7 + a * (2 / 21 + a / 105)))) * jnp.exp(-a)
+
+
+@jax.custom_jvp
+def _matern92_slope(s):
+    a = 3 * jnp.sqrt(s)
+    return -9 / 14 * (1 + a * (1 + a * (2 / 5 + a / 15))) * jnp.exp(-a)
+
+
+@jax.custom_jvp
+def _matern92_curvature(s):
+    a = 3 * jnp.sqrt(s)
+    return 81 / 140 * (1 + a * (1 + a / 3)) * jnp.exp(-a)
+
+
+def _matern92_third(s):
+    a = 3 * jnp.sqrt(s)
+    return -243 / 280 * (1 + a) * jnp.exp(-a)
+
+
+_matern92.defjvps(lambda ds, value, s: Matern92.slope(s) * ds)
+_matern92_slope.defjvps(lambda ds, value, s: Matern92.curvature(s) * ds)
+_matern92_curvature.defjvps(lambda ds, value, s: _matern92_third(s) * ds)
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["columns"])
 @dataclass(frozen=True)
 class Select(SquaredExponential):

@@ -11,7 +11,20 @@ from safetensors.numpy import save
 from iqagp_jax.atomwise import AtomGP, Atomwise, Moments, PolynomialMean
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.files import write_atomically
-from iqagp_jax.kernels import RBF, Constant, Joint, Linear, Matern52, Periodic, Product, RBFCyclic, Restrict, Select, Sum
+from iqagp_jax.kernels import (
+    RBF,
+    Constant,
+    Joint,
+    Linear,
+    Matern52,
+    Matern92,
+    Periodic,
+    Product,
+    RBFCyclic,
+    Restrict,
+    Select,
+    Sum,
+)
 from iqagp_jax.means import ZBL, BornMayer, ConstantMean, SumOfMeans
 from iqagp_jax.potential import Model
 
@@ -19,7 +32,7 @@ FORMAT = "iqagp-model-1"
 
 MODELS = (Model, Atomwise, AtomGP, Moments)
 FEATURES = (ALF, InverseDistances)
-KERNELS = (RBF, Periodic, Matern52, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
+KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
 MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL, PolynomialMean)
 PARTS = {kind.__name__: kind for kind in MODELS + FEATURES + KERNELS + MEANS}
 """The dataclasses a model file may consist of."""

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from conftest import REFERENCE, SPECIES, rotation
 
-from iqagp_jax.features import ALF, InverseDistances, alf_features, alf_positions
+from iqagp_jax.features import ALF, InverseDistances, alf_features, alf_positions, pair_weights
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-KINDS = [ALF.choose(SPECIES, REFERENCE[None]), InverseDistances(4)]
+KINDS = [ALF.choose(SPECIES, REFERENCE[None]), InverseDistances(4), InverseDistances(4, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0))]
 PLANAR = REFERENCE * [1, 1, 0]
 COLLINEAR = np.array([[0.0, 0, 0], [1.1, 0, 0], [2.3, 0, 0], [3.2, 0, 0]])
 
@@ -44,6 +44,20 @@ def test_own_distances_come_first():
     found = InverseDistances(4)(jnp.asarray(REFERENCE))
     own = [1 / np.linalg.norm(REFERENCE[2] - REFERENCE[b]) for b in (0, 1, 3)]
     np.testing.assert_allclose(found[2, :3], own, rtol=1e-12)
+
+
+def test_weights_are_the_pairs_whoever_sees_them():
+    """Pairs 01, 02, 03, 12, 13, 23, of which the third atom sees 20, 21, 23, 01, 03, 13."""
+    weights = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    plain, weighted = (InverseDistances(4, w)(jnp.asarray(REFERENCE)) for w in (None, weights))
+    np.testing.assert_allclose(weighted[0] / plain[0], weights, rtol=1e-12)
+    np.testing.assert_allclose(weighted[2] / plain[2], [2, 4, 6, 1, 3, 5], rtol=1e-12)
+
+
+def test_weights_of_relative_changes():
+    """With a long decay all features are about one; near pairs keep more of it with a short one."""
+    np.testing.assert_allclose(pair_weights(np.array([1.0, 3.0]), np.inf), [1, 3])
+    np.testing.assert_allclose(pair_weights(np.array([1.0, 3.0]), 2.0), [np.exp(-0.5), 3 * np.exp(-1.5)])
 
 
 @pytest.mark.parametrize("features", KINDS)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from conftest import rotation
 from test_cli import iqagp
 from test_joint import ALL
 
@@ -26,6 +27,7 @@ from iqagp_jax import (
     validate,
 )
 from iqagp_jax.dataset import concatenate
+from iqagp_jax.features import InverseDistances
 from iqagp_jax.units import KCAL_MOL
 
 BOTH = ("atomic_energies", "forces")
@@ -194,7 +196,23 @@ def test_the_sum_over_images_is_what_copies_are(few, test_set):
     copies = concatenate([few, few.permuted(np.array([0, 1, 3, 2]))])
     with_copies = prior.add(copies).model
     for a, b in zip(*(energy_and_forces(m)(test_set.positions) for m in (model, with_copies)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+        np.testing.assert_allclose(a, b, atol=1e-7 * np.abs(a).max())
+
+
+def test_turned_training_geometries_teach_the_same(few, test_set):
+    turned = replace(few, positions=few.positions @ rotation(1).T, forces=few.forces @ rotation(1).T)
+    models = [fit_gp(data, targets=BOTH, max_steps=0) for data in (few, turned)]
+    for a, b in zip(*(energy_and_forces(m)(test_set.positions) for m in models), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7 * np.abs(a).max())
+
+
+def test_noise_and_weights_come_from_the_data(few):
+    model = fit_gp(few, targets=BOTH, max_steps=0, symmetry=True)
+    assert model.noise in fit_joint.NOISES
+    weights = InverseDistances(4, tuple(range(6))).columns(model.permutations)  # pairs that change places
+    np.testing.assert_array_equal(*np.array(model.features.weights)[weights])
+    assert len(set(model.features.weights)) == 4
+    assert fit_gp(few, targets=BOTH, max_steps=0, noise=1e-5).noise == 1e-5
 
 
 def test_what_a_geometry_lacks_is_left_out(few, test_set):

@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import gamma, kv
 
 from iqagp_jax.gp import cross_covariance
-from iqagp_jax.kernels import RBF, Joint, Matern52, Periodic, Product, Select, covariance
+from iqagp_jax.kernels import RBF, Joint, Matern52, Matern92, Periodic, Product, Select, covariance
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -28,14 +29,6 @@ def test_periodic_is_its_formula_and_has_period_two_pi():
     np.testing.assert_allclose(covariance(Periodic(LENGTH), X + 2 * np.pi, Y), expected, rtol=1e-10)
 
 
-def test_matern_is_its_formula():
-    def formula(d):
-        a = np.sqrt(5 * np.sum((d / LENGTH) ** 2))
-        return (1 + a + a * a / 3) * np.exp(-a)
-
-    np.testing.assert_allclose(covariance(Matern52(LENGTH), X, Y), pairs(formula), rtol=1e-12)
-
-
 def test_product_of_squared_exponentials_is_one_in_the_joint_embedding():
     rbf, periodic = Select(RBF(LENGTH[:2]), (0, 1)), Select(Periodic(LENGTH[2:]), (2, 3))
     joint = rbf * periodic
@@ -51,7 +44,29 @@ def test_sums_and_products_compose():
     np.testing.assert_allclose(cross_covariance(kernel, X, Y), expected, rtol=1e-12)
 
 
-KERNELS = [RBF(LENGTH), Periodic(LENGTH), Matern52(LENGTH), RBF(LENGTH) * Periodic(LENGTH), RBF(LENGTH) + Matern52(LENGTH)]
+@pytest.mark.parametrize(("kernel", "nu"), [(Matern52, 5 / 2), (Matern92, 9 / 2)])
+def test_matern_is_the_bessel_formula(kernel, nu):
+    """Rasmussen and Williams, eq. 4.14; slope and curvature by automatic differentiation of each other."""
+    s = RNG.uniform(1e-3, 10, 50)
+    a = np.sqrt(2 * nu * s)
+    np.testing.assert_allclose(kernel.profile(s), 2 ** (1 - nu) / gamma(nu) * a**nu * kv(nu, a), rtol=1e-12)
+    for function, derivative in ((kernel.profile, kernel.slope), (kernel.slope, kernel.curvature)):
+        numerical = (function(s + 1e-6) - function(s - 1e-6)) / 2e-6
+        np.testing.assert_allclose(derivative(s), numerical, rtol=1e-5)
+        np.testing.assert_allclose(jax.vmap(jax.grad(function))(s), derivative(s), rtol=1e-14)
+
+
+def test_third_derivative_of_matern92():
+    s = RNG.uniform(1e-3, 10, 50)
+    numerical = (Matern92.curvature(s + 1e-6) - Matern92.curvature(s - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.vmap(jax.grad(Matern92.curvature))(s), numerical, rtol=1e-5)
+
+
+KERNELS = [
+    *(kind(LENGTH) for kind in (RBF, Periodic, Matern52, Matern92)),
+    RBF(LENGTH) * Periodic(LENGTH),
+    RBF(LENGTH) + Matern52(LENGTH),
+]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -10,7 +10,7 @@ from iqagp_jax.cli.console import PartitionName, console, output_file, output_fo
 
 # Spelled out because type checkers and typer read them; a test holds them to the registries they repeat.
 FeatureName = Literal["inverse-distances", "alf"]
-KernelName = Literal["matern52", "rbf", "rbf-periodic"]
+KernelName = Literal["matern52", "matern92", "rbf", "rbf-periodic"]
 LossName = Literal["concentrated", "marginal", "hold-out"]
 OptimiserName = Literal["lbfgs", "adam"]
 EnergyKey = Annotated[str | None, typer.Option(help="Name of the energy (eV) in the file; REF_energy, else energy.")]
@@ -23,7 +23,9 @@ def train(
     dataset: Annotated[str, typer.Argument(help="Embedded dataset (malondialdehyde) or an extxyz file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file, .safetensors.")],
     features: Annotated[FeatureName, typer.Option(help="What an atom sees of the others.")] = "inverse-distances",
-    kernel: Annotated[KernelName | None, typer.Option(help="Default: matern52, for alf rbf-periodic.")] = None,
+    kernel: Annotated[
+        KernelName | None, typer.Option(help="Default: matern52, with forces matern92, for alf rbf-periodic.")
+    ] = None,
     prior_mean: Annotated[
         str,
         typer.Option(help="Energy far from the data: min, mf1 to mf5, zero, born-mayer, zbl; + joins them. See `means.py`."),
@@ -33,8 +35,11 @@ def train(
     ] = False,
     n_train: Annotated[int | None, typer.Option(help="Use the first so many training geometries.")] = None,
     noise: Annotated[
-        str, typer.Option(help="Noise variance as a share of the signal variance, or one a target: energy=1e-8,forces=1e-6.")
-    ] = "1e-8",
+        str | None,
+        typer.Option(
+            help="Noise variance, a share of the signal's; one a target: energy=1e-8,forces=1e-6. Default: see `fit_gp`."
+        ),
+    ] = None,
     max_steps: Annotated[int, typer.Option(min=0, help="L-BFGS steps on the likelihood at most.")] = 40,
     n_hyper: Annotated[int | None, typer.Option(help="Fit hyperparameters on the first so many geometries.")] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Add mirror images of the training geometries.")] = False,
@@ -68,7 +73,7 @@ def train(
         "features": features,
         "kernel": kernel,
         "n_train": n_train,
-        "noise": shares(noise),
+        "noise": noise and shares(noise),
         "max_steps": max_steps,
         "mirror": mirror,
         "loss": loss,
