@@ -27,6 +27,8 @@ DEFAULT_KERNEL = {"inverse-distances": "matern52", "alf": "rbf-periodic"}
 
 JOINT_KERNEL = "matern92"
 
+SOLVERS = ("cholesky", "cg")
+
 NOISE = 1e-8
 """Noise variance as a share of the signal variance; see `fit_gp`."""
 
@@ -69,6 +71,7 @@ def fit_gp(
     progress=lambda steps: steps,
     targets=("atomic_energies",),
     symmetry=False,
+    solver="cholesky",
     **search,
 ):
     """Fit one Gaussian process per atom to what a `Dataset` knows of ``targets``; returns a `Model`.
@@ -94,6 +97,7 @@ def fit_gp(
         the data that the weights are fitted to; the hyperparameters see the originals only.
     symmetry: make the energy the same for all `symmetry.permutations` of equal atoms: for forces on inverse distances in
         the covariance, else by copies of the training data, of which the hyperparameters see the originals only.
+    solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
     progress: wraps the range of optimisation steps, as a progress bar does.
     targets: what is learned, any of "atomic_energies", "energy" (the molecule's) and "forces"; with more than atomic
         energies all is one joint Gaussian process, see `joint` and `fit_joint`.
@@ -104,6 +108,12 @@ def fit_gp(
     targets = check_targets(targets)
     train = _training_frames(dataset, n_train, targets)
     search = Search(max_steps=max_steps, **search)
+    if solver not in SOLVERS:
+        raise ValueError(f"expected a solver among {', '.join(SOLVERS)}, found {solver!r}")
+    if solver == "cg" and (features != "inverse-distances" or "atomic_energies" in targets):
+        raise ValueError(
+            "expected inverse distances, and energy or forces as targets, for solver 'cg'; choose these, or 'cholesky'"
+        )
     if features not in FEATURES:
         raise ValueError(f"expected features among {', '.join(FEATURES)}, found {features!r}")
     several = targets != ("atomic_energies",)
@@ -125,7 +135,7 @@ def fit_gp(
         if several:
             build = partial(build_kernel, kernel, angular=chosen.angular)
             images = images if averaged else _identity(train)
-            return fit_joint(train, chosen, build, mean, targets, noise, search, copies, images, made_by, progress)
+            return fit_joint(train, chosen, build, mean, targets, noise, search, copies, images, solver, made_by, progress)
         prior = jax.jit(jax.vmap(mean))(jnp.asarray(copies.positions))
         residual = (jnp.asarray(copies.atomic_energies) - prior).T
         points = jax.jit(jax.vmap(chosen))(jnp.asarray(copies.positions)).swapaxes(0, 1)

@@ -1,4 +1,5 @@
-"""Fitting to forces: hyperparameters on a subset, weights from all observations by one Cholesky factor.
+"""Fitting to forces: hyperparameters on a subset, weights from all observations by one Cholesky factor, or by conjugate
+gradients where its matrix would not fit.
 
 Every atom has a variance v_A and length scales: one for inverse distances (isotropic), one for every feature of an atomic local
 frame. Inverse distances are weighted by `features.pair_weights` of the mean distances, with one decay for all. All these
@@ -11,7 +12,6 @@ With symmetry equivalent atoms share their hyperparameters, and the covariance i
 distances, see `joint`) or the training data are copied (atomic local frames, whose kernels differ from atom to atom).
 """
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.spatial.distance import cdist
 
-from iqagp_jax import gp, joint
+from iqagp_jax import gp, iterative, joint
 from iqagp_jax.features import ALF, InverseDistances, pair_weights
 from iqagp_jax.geometry import pair_distances
 from iqagp_jax.hyperparameters import initial_lengthscales, maximise, search_hyperparameters
@@ -126,7 +126,7 @@ class Family(NamedTuple):
         return process, joint.embedded(kernel, seen), kernel
 
 
-def fit_joint(train, features, kernel, mean, targets, noise, search, copies, permutations, made_by, progress):
+def fit_joint(train, features, kernel, mean, targets, noise, search, copies, permutations, solver, made_by, progress):
     """A `Model` of the ``train`` dataset's ``targets``; see `fit.fit_gp`, which calls this.
 
     ``kernel`` maps length scales (N, D) or (N,) to the kernel of all atoms. ``copies`` of the training data, themselves
@@ -135,7 +135,8 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     if search.loss == "hold-out" or search.n_starts or search.n_seed:
         raise ValueError("expected one start and a likelihood for forces; leave loss, starts, transfer out")
     n_atoms = len(train.species)
-    _check_memory(copies, targets)
+    if solver == "cholesky":
+        joint.check_memory(len(copies) * joint.count(targets, n_atoms))
     n, _ = subset(train, targets)
     if {"forces"} < set(targets) and n >= ENOUGH_TO_JUDGE:  # forces alone are as likely with either sign
         _check_forces(train[:n], targets)
@@ -190,7 +191,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
         permutations=permutations,
         provenance=tuple({**train.level, **made_by}.items()),
     )
-    model = Fitted.of(prior).add(copies).model
+    model = Fitted.of(prior).add(copies).model if solver == "cholesky" else _iteratively(prior, copies, progress)
     return model if targets != ("forces",) else _with_energies(model, train)
 
 
@@ -262,27 +263,38 @@ class Fitted:
             return Fitted(joined, self.process, self.noise, np.concatenate([self.y, y[kept]]), factor)._weighted()
 
     def _weighted(self):
-        """With the weights in the model, and the signal variances at their maximum-likelihood value."""
-        model = self.model
         w = cho_solve((self.factor, True), self.y, check_finite=False)
-        scale = self.y @ w / len(self.y)
-        weights = np.zeros(len(model.observed))
-        weights[model.observed] = w / scale
-        variance = scale * np.asarray(self.process.variance).ravel()
-        positions = jnp.asarray(model.train_positions)
-        a, directions = jax.jit(joint.expansion, static_argnums=(3, 4))(
-            jnp.asarray(weights), variance, positions, model.features, model.targets, model.permutations
-        )
-        seen = jax.jit(jax.vmap(model.features))(joint.images(positions, model.permutations)).swapaxes(0, 1)
-        fitted = replace(
-            model,
-            train_features=seen,
-            weights=a,
-            directions=directions if "forces" in model.targets else None,
-            signal_variance=variance,
-            noise_variance=scale * self.noise,
-        )
-        return replace(self, model=jax.device_get(fitted))
+        return replace(self, model=_with_weights(self.model, self.process, self.noise, self.y, w))
+
+
+def _with_weights(model, process, noise, y, w):
+    """The model of observations y (m,) with the weights w (m,), and the signal variances at their maximum-likelihood value."""
+    scale = y @ w / len(y)
+    weights = np.zeros(len(model.observed))
+    weights[model.observed] = w / scale
+    variance = scale * np.asarray(process.variance).ravel()
+    positions = jnp.asarray(model.train_positions)
+    expand = jax.jit(joint.expansion, static_argnums=(2, 3))
+    a, b = expand(jnp.asarray(weights), positions, model.features, model.targets, model.permutations)
+    fitted = replace(
+        model,
+        train_features=jax.jit(jax.vmap(model.features))(joint.images(positions, model.permutations)).swapaxes(0, 1),
+        weights=variance[:, None] * a,
+        directions=variance[:, None, None] * b if "forces" in model.targets else None,
+        signal_variance=variance,
+        noise_variance=scale * noise,
+    )
+    return jax.device_get(fitted)
+
+
+def _iteratively(prior, data, progress):
+    """The ``prior`` model conditioned on a `Dataset` without a covariance matrix; see `iterative`."""
+    process = Fitted.of(prior).process
+    y = joint.observations(prior.targets, *_residuals(data, prior.mean))
+    model = replace(prior, train_positions=data.positions, observed=np.isfinite(y))
+    y = y[model.observed]
+    system = (process, model.features, model.kernel, data.positions, model.targets, prior.noise_variance, y, model.observed)
+    return _with_weights(model, process, prior.noise_variance, y, iterative.solve(*system, progress))
 
 
 def _with_energies(model, train):
@@ -401,15 +413,3 @@ def _singular(model, dataset):
         f" The nearest are numbers {i} and {j}, their distances differ by {apart[i, j]:.1e} angstrom; remove one or raise the"
         " noise"
     )
-
-
-def _check_memory(data, targets):
-    """MemoryError's sentence before the run: the matrix of all observations must fit."""
-    size = len(data) * joint.count(targets, len(data.species))
-    needed = 8 * size**2
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > 0.9 * available:
-        raise ValueError(
-            f"expected a covariance matrix that fits into memory, found {size} observations of {len(data)} geometries, which"
-            f" need {needed / 2**30:.0f} GiB where the machine has {available / 2**30:.0f}; train on fewer geometries"
-        )

@@ -24,6 +24,7 @@ equivalent atoms. That is what copies of the training data would amount to, at t
 | M           |                 | observations of one geometry                                           |
 """
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -183,12 +184,12 @@ def images(positions, permutations):
     return jnp.swapaxes(positions[:, permutations], 0, 1).reshape(-1, *positions.shape[1:])
 
 
-def expansion(weights, variance, positions, features, targets, permutations):
+def expansion(weights, positions, features, targets, permutations):
     """What weights (n M,) of the observations amount to as coefficients of the kernel and of its derivatives.
 
-    g_A(x) = sum_i a_Ai k_A(x, x_i) + b_Ai . dk_A(x, x_i)/dx_i with kernels of unit variance and x_i the ``features`` of the
-    `images` of ``positions`` (n, N, 3): a (N, P n) in eV and b (N, P n, D) in eV times the features' units.
-    b_Ai = -v_A dx_A/dR f_i, f_i the weights of the forces.
+    g_A(x) = v_A sum_i (a_Ai k_A(x, x_i) + b_Ai . dk_A(x, x_i)/dx_i) with kernels of unit variance and x_i the ``features`` of
+    the `images` of ``positions`` (n, N, 3): a (N, P n) in 1/eV and b (N, P n, D) in the features' units over eV.
+    b_Ai = -dx_A/dR f_i, f_i the weights of the forces.
     """
     n, n_atoms, _ = positions.shape
     rows, start = weights.reshape(n, -1), 0
@@ -205,7 +206,7 @@ def expansion(weights, variance, positions, features, targets, permutations):
     a = images(a, permutations)
     moved = (images(positions, permutations), images(force_weights, permutations))
     along = jax.vmap(lambda r, f: jax.jvp(features, (r,), (f,))[1])(*moved)
-    return variance[:, None] * a.T, -variance[:, None, None] * along.swapaxes(0, 1)
+    return a.T, -along.swapaxes(0, 1)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -266,6 +267,18 @@ def with_noise(covariance, shares, targets, permutations):
     """A covariance (n, M, n, M) as a matrix (n M, n M) with its `noise_variance` added."""
     noise = jnp.tile(noise_variance(covariance, shares, targets, permutations), len(covariance))
     return covariance.reshape(len(noise), -1) + jnp.diag(noise)
+
+
+def check_memory(size):
+    """ValueError, in a sentence, where a matrix of ``size`` observations would not fit into this machine's memory."""
+    needed = 8 * size**2
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > 0.9 * available:
+        raise ValueError(
+            f"expected a covariance matrix that fits into memory, found {size} observations, which need {needed / 2**30:.0f}"
+            f" GiB of {available / 2**30:.0f}; take fewer geometries, or solver='cg' to learn energy and forces without the"
+            " matrix (and without uncertainties)"
+        )
 
 
 def of_each(values, targets, n_atoms):

@@ -269,6 +269,7 @@ def _joint_variances(model, target):
     def see(positions):
         return joint.embedded(model.kernel, joint.seen(model.features, positions))
 
+    joint.check_memory(np.count_nonzero(model.observed))
     train = jax.jit(see)(model.train_positions)
     matrix = joint.covariance_matrix(process, train, model.targets, model.noise_variance, model.observed)
     factor = jnp.asarray(cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False))

@@ -17,6 +17,7 @@ from iqagp_jax import (
     fit_gp,
     fit_joint,
     force_variance,
+    iterative,
     joint,
     leave_one_out,
     load_dataset,
@@ -156,8 +157,12 @@ def test_bad_input_gets_a_sentence(few, monkeypatch):
         fit_gp(few, targets=BOTH, loss="hold-out")
     with pytest.raises(ValueError, match="expected a model of atomic energies alone"):
         leave_one_out(fit_gp(few, targets=BOTH, max_steps=0))
-    monkeypatch.setattr(fit_joint.os, "sysconf", lambda name: 100)
-    with pytest.raises(ValueError, match=r"observations of 6 geometries, which need 0 GiB where the machine has 0"):
+    with pytest.raises(ValueError, match="expected a solver among cholesky, cg, found 'lu'"):
+        fit_gp(few, targets=BOTH, solver="lu")
+    with pytest.raises(ValueError, match="expected inverse distances, and energy or forces as targets, for solver 'cg'"):
+        fit_gp(few, targets=BOTH, solver="cg")
+    monkeypatch.setattr(joint.os, "sysconf", lambda name: 100)
+    with pytest.raises(ValueError, match=r"found 96 observations, which need 0 GiB of 0; .* solver='cg'"):
         fit_gp(few, targets=BOTH)
     duplicated = few[np.array([0, 0, 1])]
     monkeypatch.undo()
@@ -213,6 +218,22 @@ def test_noise_and_weights_come_from_the_data(few):
     np.testing.assert_array_equal(*np.array(model.features.weights)[weights])
     assert len(set(model.features.weights)) == 4
     assert fit_gp(few, targets=BOTH, max_steps=0, noise=1e-5).noise == 1e-5
+
+
+@pytest.mark.parametrize("targets", [("energy", "forces"), ("forces",)])
+def test_conjugate_gradients_find_the_factor_s_weights(targets, dataset, test_set, monkeypatch):
+    """Also where an observation is missing."""
+    monkeypatch.setattr(iterative, "TOLERANCE", 1e-6)
+    forces = dataset.forces[:20].copy()
+    forces[3] = np.nan
+    data, options = replace(dataset[:20], forces=forces), {"targets": targets, "symmetry": True, "max_steps": 0}
+    factor, iterated = (fit_gp(data, solver=solver, **options) for solver in ("cholesky", "cg"))
+    assert iterated.train_features.shape[1] == 40
+    for a, b in zip(*(energy_and_forces(m)(test_set.positions) for m in (factor, iterated)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
+    monkeypatch.setattr(iterative, "MOST_STEPS", 2)
+    with pytest.raises(ValueError, match=r"expected conjugate gradients to leave .* found .* after 2 steps"):
+        fit_gp(data, solver="cg", **options)
 
 
 def test_what_a_geometry_lacks_is_left_out(few, test_set):

@@ -126,7 +126,10 @@ def test_image_by_image_or_at_once():
 def test_expansion_is_covariance_times_weights(targets):
     """g_A from coefficients of the kernel and its derivative, at a new geometry, is cov(E_A, observations) w."""
     w = RNG.normal(size=len(R) * joint.count(targets, N))
-    a, b = joint.expansion(jnp.array(w), VARIANCE, R, FEATURES, targets, IDENTITY)
+    a, b = (
+        VARIANCE.reshape(-1, *[1] * (part.ndim - 1)) * part
+        for part in joint.expansion(jnp.array(w), R, FEATURES, targets, IDENTITY)
+    )
     new = R[0] + 0.05 * RNG.normal(size=(N, 3))
     covariance = joint.covariance(process(Matern52), points(new[None]), points(R), ("atomic_energies",), targets)[0]
     x, x_train = FEATURES(new), jax.vmap(FEATURES)(R)

@@ -14,7 +14,7 @@ FLOORS = [
     {"features", "kernels", "means", "dataset", "data"},
     {"gp"},
     {"hyperparameters", "atomwise", "joint", "inference"},
-    {"potential"},
+    {"iterative", "potential"},
     {"fit_joint"},
     {"fit", "modelfile", "stationary", "robustness", "trajectory", "electrostatics"},
     {"dynamics", "checkpoint", "validation"},

@@ -11,6 +11,7 @@ from iqagp_jax.cli.console import PartitionName, console, output_file, output_fo
 # Spelled out because type checkers and typer read them; a test holds them to the registries they repeat.
 FeatureName = Literal["inverse-distances", "alf"]
 KernelName = Literal["matern52", "matern92", "rbf", "rbf-periodic"]
+SolverName = Literal["cholesky", "cg"]
 LossName = Literal["concentrated", "marginal", "hold-out"]
 OptimiserName = Literal["lbfgs", "adam"]
 EnergyKey = Annotated[str | None, typer.Option(help="Name of the energy (eV) in the file; REF_energy, else energy.")]
@@ -56,6 +57,7 @@ def train(
     symmetry: Annotated[
         bool, typer.Option("--symmetry", help="Equal energies for permutations of equal atoms: methyl hydrogens, tautomers.")
     ] = False,
+    solver: Annotated[SolverName, typer.Option(help="cg: more energies and forces than fit into memory.")] = "cholesky",
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
 ):
@@ -82,6 +84,7 @@ def train(
         "seed": seed,
         "targets": tuple(targets.split(",")),
         "symmetry": symmetry,
+        "solver": solver,
     }
     if compare_means:
         print_means(data, prior_mean, options)
