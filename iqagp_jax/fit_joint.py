@@ -48,7 +48,8 @@ DECAYS = (2.0, 4.0, 8.0)
 """Decays of the pairs' weights that the search begins at, angstrom."""
 
 NOISES = (1e-6, 1e-7, 1e-8)
-"""Shares of the variance among the geometries that are tried as noise; the hyperparameters are searched at the first."""
+"""Shares of the variance among the geometries that are tried as noise; the hyperparameters are searched at the first, and
+conjugate gradients, whose steps grow with its inverse, have no other."""
 
 ENOUGH_TO_JUDGE = 10
 """Geometries from which on units and sign of the forces are judged."""
@@ -145,7 +146,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     seen = jax.jit(partial(joint.seen, features))(jnp.asarray(train.positions[:n]))
     y = joint.observations(targets, *(None if part is None else part[:n] for part in residuals))
     kept = np.isfinite(y)
-    noises = NOISES if noise is None else (noise,)
+    noises = (noise,) if noise is not None else NOISES if solver == "cholesky" else NOISES[:1]
     shares = [joint.of_each(share, targets, n_atoms) for share in noises]
 
     def covariance(parameters, seen):
