@@ -1,10 +1,12 @@
 """The tables of learning from forces.
 
     python scripts/forces_table.py malondialdehyde        # targets, symmetry and features at 120 and 300 geometries
-    python scripts/forces_table.py ethanol 50 300 1000    # rMD17 beside sGDML (pip install sgdml) on the same frames
+    python scripts/forces_table.py ethanol 50 300         # rMD17 beside sGDML (pip install sgdml) on the same frames
+    python scripts/forces_table.py ethanol 1000 --sigmas 10 20        # sGDML then needs 17 GB
     python scripts/forces_table.py modes 1000             # ethanol's normal-mode scans: picture and largest error
     python scripts/forces_table.py cost                   # prediction with forces in the training against without
     python scripts/forces_table.py glycine                # capped glycine, what is labelled of campaigns/glycine
+    python scripts/forces_table.py size 300 1000          # aspirin by GFN2-xTB: seconds and memory, with the matrix and without
 
 Errors are mean absolute ones on frames of a run of their own, energies compared absolutely; hyperparameters are found from
 training data only. Reference data are looked for in ../shared/reference or $IQAGP_REFERENCE. sGDML's length scale is the best
@@ -12,14 +14,18 @@ of several on the test frames themselves, which favours it, and its constant ene
 """
 
 import argparse
+import multiprocessing
 import os
+import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from iqagp_jax import energy_and_forces, fit_gp, load_dataset, validate
+from iqagp_jax.units import KCAL_MOL
 
 REFERENCE = Path(os.environ.get("IQAGP_REFERENCE", "../shared/reference")) / "ethanol_rmd17"
 
@@ -51,7 +57,7 @@ HEADER = """| model | energy, kcal/mol | forces, kcal/mol/A | energy: % in 1, 2 
 | --- | --- | --- | --- | --- | --- |"""
 
 
-def malondialdehyde(_):
+def malondialdehyde(_, __):
     data = load_dataset("malondialdehyde")
     test = data.split("test_500K")
     print(HEADER)
@@ -67,17 +73,28 @@ def malondialdehyde(_):
         report(f"120, ALF, atomic energies + forces{''.join(f', {name}' for name in extra)}", model, test, seconds)
 
 
-def ethanol(sizes):
+def ethanol(sizes, sigmas):
     """Errors in meV and meV/angstrom, ours and sGDML's."""
     data, test = (load_dataset(REFERENCE / f"{name}.xyz") for name in ("train", "test_MD"))
     print("| frames | program | energy, meV | forces, meV/A | training, s |\n| --- | --- | --- | --- | --- |")
     for n in sizes:
-        solver = "cholesky" if n <= MOST_FOR_CHOLESKY else "cg"
-        model, seconds = timed_fit(data, n, targets=("energy", "forces"), symmetry=True, solver=solver)
-        energies, forces = in_batches(energy_and_forces(model), test.positions)
-        print_errors(n, f"iqagp_jax, {solver}", energies - test.energy, forces - test.forces, seconds)
-        best = min((sgdml(data[:n], test, sigma) for sigma in SGDML_SIGMAS), key=lambda row: np.abs(row[2]).mean())
+        print_errors(n, *alone(ours, data, test, n))
+        best = min((sgdml(data[:n], test, sigma) for sigma in sigmas), key=lambda row: np.abs(row[2]).mean())
         print_errors(n, *best)
+
+
+def alone(function, *arguments):
+    """The result of a function called in a process of its own, which keeps no memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def ours(data, test, n):
+    """(name, energy errors, force errors, training seconds) of our symmetric model of the first n frames."""
+    solver = "cholesky" if n <= MOST_FOR_CHOLESKY else "cg"
+    model, seconds = timed_fit(data, n, targets=("energy", "forces"), symmetry=True, solver=solver)
+    energies, forces = in_batches(energy_and_forces(model), test.positions)
+    return f"iqagp_jax, {solver}", energies - test.energy, forces - test.forces, seconds
 
 
 def in_batches(predict, positions, size=100):
@@ -120,7 +137,7 @@ def sgdml(data, test, sigma):
     return f"sGDML, sigma {sigma}", energies - test.energy, forces.reshape(test.forces.shape) - test.forces, seconds
 
 
-def modes(sizes):
+def modes(sizes, _):
     """Energies along two normal modes, predicted and reference, with two standard deviations."""
     from matplotlib.figure import Figure
 
@@ -147,7 +164,7 @@ def modes(sizes):
     print("picture: ethanol-modes.png")
 
 
-def cost(_):
+def cost(_, __):
     """Energy and forces of 100 replicas, per training point, of models of the same features and kernel."""
     data = load_dataset("malondialdehyde")
     starts = data.split("test_500K").positions[:100]
@@ -165,7 +182,7 @@ def cost(_):
     print(f"with forces over without, 160 geometries, 100 replicas: {with_forces / without:.2f} (bar 2.5)")
 
 
-def glycine(_):
+def glycine(_, __):
     from iqagp_jax.labels.campaign import Campaign
 
     data, _ = Campaign.load(Path(__file__).parents[1] / "campaigns" / "glycine").dataset()
@@ -177,11 +194,58 @@ def glycine(_):
         report(f"{n}, energy + forces{', symmetry' * symmetry}", model, test, seconds)
 
 
+def size(sizes, _):
+    """Aspirin by GFN2-xTB."""
+    path = Path("aspirin-xtb.extxyz")
+    if not path.is_file():
+        sample_aspirin(path)
+    print("| geometries | observations | matrix, GiB | solver | energy, kcal/mol | forces, kcal/mol/A | fit, s | peak, GiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for n in sizes:
+        for solver in ("cholesky", "cg"):
+            print(alone(size_row, path, n, solver), flush=True)
+
+
+def size_row(path, n, solver):
+    data = load_dataset(path)
+    observations = n * (1 + 3 * len(data.species))
+    label = f"| {n} | {observations} | {8 * observations**2 / 2**30:.1f} | {solver} |"
+    try:
+        model, seconds = timed_fit(data, n, targets=("energy", "forces"), symmetry=True, solver=solver)
+    except ValueError as error:
+        return f"{label} {error} |"
+    test = data.split("test")
+    energies, forces = in_batches(energy_and_forces(model), test.positions)
+    errors = (np.abs(energies - test.energy).mean() / KCAL_MOL, np.abs(forces - test.forces).mean() / KCAL_MOL)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return f"{label} {errors[0]:.3f} | {errors[1]:.3f} | {seconds:.0f} | {peak:.1f} |"
+
+
+def sample_aspirin(path):
+    """1000 training and 100 test frames of two runs at 500 K, 10 fs apart, with GFN2-xTB's energies and forces."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    from iqagp_jax import sampling
+
+    calculator = sampling.xtb()
+    start = sampling.minimise(sampling.starting_geometries("CC(=O)Oc1ccccc1C(=O)O", 1)[0], calculator)
+    frames = []
+    for seed, (split, n) in enumerate((("train", 1000), ("test", 100))):
+        for positions in sampling.langevin(start, calculator, 500.0, n, 10.0, np.random.default_rng(seed)):
+            atoms = Atoms(start.symbols, positions=positions, info={"split": split}, calculator=calculator)
+            known = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
+            frames.append(Atoms(atoms.symbols, positions=positions, info=atoms.info, calculator=known))
+    write(path, frames, format="extxyz")
+
+
 if __name__ == "__main__":
-    tables = {table.__name__: table for table in (malondialdehyde, ethanol, modes, cost, glycine)}
+    tables = {table.__name__: table for table in (malondialdehyde, ethanol, modes, cost, glycine, size)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=tables)
     parser.add_argument("sizes", nargs="*", type=int, default=[50, 300])
+    parser.add_argument("--sigmas", nargs="*", type=int, default=SGDML_SIGMAS, help="sGDML's length scales")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, jax {jax.__version__}")
-    tables[arguments.table](arguments.sizes)
+    tables[arguments.table](arguments.sizes, arguments.sigmas)

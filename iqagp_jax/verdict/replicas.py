@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
-from ase.io import write
 
 from iqagp_jax.files import write_atomically
 from iqagp_jax.robustness import Status, failure_rule, failure_status
@@ -106,13 +104,6 @@ def run_replicas(energy, rule, starts, protocol, directory, time, seed):
             frame_interval=protocol.frame_interval,
             seed=seed,
         )
-        broken = [
-            Atoms(rule.species, positions=r, info={"replica": k, "reason": reason})
-            for k, (r, reason) in enumerate(zip(result.positions, result.failure_reasons, strict=True))
-            if reason
-        ]
-        if broken:
-            write(directory / "failed.extxyz", broken, format="extxyz")
         facts = {
             "failure_times": [None if np.isnan(t) else float(t) for t in result.failure_times],
             "reasons": result.failure_reasons,
