@@ -92,22 +92,20 @@ def solve(process, features, kernel, positions, targets, noise, y, kept, progres
 
 def _preconditioner(predict, positions, kept, deviation):
     """The function v -> (U U^T + 1)^-1 v of the module's formula."""
-    n, each, rng = len(positions), kept.reshape(len(positions), -1), np.random.default_rng(0)
-    count = max(1, min(COLUMNS, len(deviation) // SHARE) // n)
-    # The first `count` of the observations in a random order, those that there are before those that there are not.
-    chosen = np.argsort(rng.random(each.shape) + ~each, axis=1)[:, :count]
-    drawn = np.take_along_axis(each, chosen, axis=1)
-    units = np.eye(each.shape[1])
+    n, per_geometry = len(positions), len(kept) // len(positions)
+    size = max(1, min(COLUMNS, len(deviation) // SHARE))
+    drawn = np.sort(np.random.default_rng(0).choice(len(deviation), size, replace=False))
+    geometry, observation = np.divmod(np.flatnonzero(kept)[drawn], per_geometry)
+    counts = np.bincount(geometry, minlength=n)
     columns_of = jax.jit(jax.vmap(predict, (None, 0)))
-    number = np.cumsum(kept) - 1
-    own = (number.reshape(each.shape)[np.arange(n)[:, None], chosen])[drawn]
-    u = np.empty((len(own), len(deviation)))
-    ends = np.cumsum(drawn.sum(1))
-    for j, end in enumerate(ends):
-        u[end - drawn[j].sum() : end] = np.asarray(columns_of(positions[j : j + 1], units[chosen[j]]))[drawn[j]][:, kept]
+    u = np.empty((size, len(deviation)))
+    for j in np.flatnonzero(counts):
+        here = geometry == j
+        units = np.eye(per_geometry)[np.resize(observation[here], counts.max())]  # one shape, compiled once
+        u[here] = np.asarray(columns_of(positions[j : j + 1], units))[: counts[j], kept]
     u /= deviation
-    u /= deviation[own, None]
-    corner = u[:, own] + np.eye(len(own))  # the noise keeps it positive definite
+    u /= deviation[drawn, None]
+    corner = u[:, drawn] + np.eye(size)  # the noise keeps it positive definite
     u = solve_triangular(cholesky(corner, lower=True), u, lower=True, overwrite_b=True, check_finite=False)
-    inner = cho_factor(np.eye(len(u)) + u @ u.T, lower=True, overwrite_a=True, check_finite=False)
+    inner = cho_factor(np.eye(size) + u @ u.T, lower=True, overwrite_a=True, check_finite=False)
     return lambda v: v - u.T @ cho_solve(inner, u @ v)

@@ -213,15 +213,14 @@ def force_variance(model):
 def _prepared(model, target):
     """The variance of one target of `joint.TARGETS`, flat for each geometry, compiled."""
     with jax.enable_x64(True):
-        if not isinstance(model, Model) or model.targets == ("atomic_energies",):
-            batched = _independent_variances(model, target)
-        else:
-            batched = _joint_variances(model, target)
+        independent = not isinstance(model, Model) or model.targets == ("atomic_energies",)
+        batched, known = (_independent_variances if independent else _joint_variances)(model, target)
         compiled = jax.jit(batched)
 
     def apply(positions):
         with jax.enable_x64(True):
-            return _exact(compiled(_double(model, positions, batch=True)))
+            # An argument: XLA would work on constants of its size while it compiles, in many times their memory.
+            return _exact(compiled(known, _double(model, positions, batch=True)))
 
     return apply
 
@@ -232,19 +231,19 @@ def _independent_variances(model, target):
         if target == "forces":
             raise ValueError("expected a model of this package for the variance of its forces, found an imported one")
         at = model.variances()
-        return lambda positions: _total(jax.vmap(at)(positions), target)
+        return lambda _, positions: _total(jax.vmap(at)(positions), target), None
     factors = jax.lax.map(
         lambda a: jnp.linalg.cholesky(gp.covariance_matrix(a[0], a[1], model.noise)),
         (model.kernel, model.train_features),
     )
     atoms = (model.kernel, model.train_features, factors, model.signal_variance)
 
-    def energies(positions):
+    def energies(atoms, positions):
         points = jax.vmap(model.features)(positions).swapaxes(0, 1)
         variances = jax.lax.map(lambda a: gp.predictive_variance(*a[0], a[1]), (atoms, points)).T
         return _total(variances, target)
 
-    def forces(positions):
+    def forces(atoms, positions):
         def slopes(kernel, train, factor, variance, x):
             along = jax.vmap(jax.grad(kernel), (None, 0))(x, train)
             half = solve_triangular(factor, along, lower=True)
@@ -254,7 +253,7 @@ def _independent_variances(model, target):
         covariances = jax.lax.map(lambda a: slopes(*a[0], a[1]), (atoms, model.features(positions)))
         return jnp.einsum("adx,ade,aex->x", jacobian, covariances, jacobian)
 
-    return jax.vmap(forces) if target == "forces" else energies
+    return (jax.vmap(forces, (None, 0)) if target == "forces" else energies), atoms
 
 
 def _total(variances, target):
@@ -270,8 +269,8 @@ def _joint_variances(model, target):
         return joint.embedded(model.kernel, joint.seen(model.features, positions))
 
     joint.check_memory(np.count_nonzero(model.observed))
-    train = jax.jit(see)(model.train_positions)
-    matrix = joint.covariance_matrix(process, train, model.targets, model.noise_variance, model.observed)
+    seen = jax.jit(see)(model.train_positions)
+    matrix = joint.covariance_matrix(process, seen, model.targets, model.noise_variance, model.observed)
     factor = jnp.asarray(cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False))
 
     def prior(positions):
@@ -279,15 +278,16 @@ def _joint_variances(model, target):
         own = joint.covariance(process, here, here, (target,))[0, :, 0]
         return jnp.diag(own)
 
-    def batched(positions):
+    def batched(known, positions):
+        train, factor = known
         new = see(positions)
         cross = joint.covariance(process, new, train, (target,), model.targets)
         n, size = cross.shape[:2]
         half = solve_triangular(factor, cross.reshape(n * size, -1)[:, model.observed].T, lower=True)
-        known = (half**2).sum(0).reshape(n, size)
-        return jnp.maximum(jax.vmap(prior)(positions) - known, 0.0)
+        explained = (half**2).sum(0).reshape(n, size)
+        return jnp.maximum(jax.vmap(prior)(positions) - explained, 0.0)
 
-    return batched
+    return batched, (seen, factor)
 
 
 def leave_one_out(model):

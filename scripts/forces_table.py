@@ -3,7 +3,7 @@
     python scripts/forces_table.py malondialdehyde        # targets, symmetry and features at 120 and 300 geometries
     python scripts/forces_table.py ethanol 50 300         # rMD17 beside sGDML (pip install sgdml) on the same frames
     python scripts/forces_table.py ethanol 1000 --sigmas 10 20        # sGDML then needs 17 GB
-    python scripts/forces_table.py modes 1000             # ethanol's normal-mode scans: picture and largest error
+    python scripts/forces_table.py modes 300              # ethanol's normal-mode scans: picture and largest error
     python scripts/forces_table.py cost                   # prediction with forces in the training against without
     python scripts/forces_table.py glycine                # capped glycine, what is labelled of campaigns/glycine
     python scripts/forces_table.py size 300 1000          # aspirin by GFN2-xTB: seconds and memory, with the matrix and without
