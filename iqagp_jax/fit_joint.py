@@ -100,13 +100,11 @@ class Family(NamedTuple):
     def starts(self):
         """The beginnings of the search (S, P), and which of the P hyperparameters are ln l."""
         n_lengths = 1 if self.distances is not None else self.spread.shape[1]
-        of_class = np.zeros((orbits(self.permutations).max() + 1, 1 + n_lengths))
-        is_length = of_class.copy()
-        is_length[:, 1:] = 1
+        is_length = np.tile([False] + n_lengths * [True], orbits(self.permutations).max() + 1)
+        factors = np.log(START_FACTORS)[:, None] * is_length
         if self.distances is None:
-            return np.log(START_FACTORS)[:, None] * is_length.ravel(), is_length.ravel() > 0
-        grid = product(np.log(START_FACTORS), np.log(DECAYS))
-        return np.array([[*(f * is_length.ravel()), decay] for f, decay in grid]), np.append(is_length.ravel(), 0) > 0
+            return factors, is_length
+        return np.array([[*f, decay] for f, decay in product(factors, np.log(DECAYS))]), np.append(is_length, False)
 
     def weights(self, parameters):
         """Of the inverse distances, (E,)."""

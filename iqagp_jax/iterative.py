@@ -44,13 +44,16 @@ def predictor(process, features, kernel, positions, targets):
     def first_atom(r):
         return features.of_pairs(r, features.pairs[:1])
 
-    centre = jax.vmap(lambda r: own.embed(first_atom(r)))(positions).mean(0)
+    def embedded(positions):
+        return jax.vmap(lambda r: own.embed(first_atom(r)))(positions)
+
+    centre = embedded(positions).mean(0)
 
     @jax.jit
     def predict(train, v):
         a, slopes = joint.expansion(v, train, first_atom, targets, process.permutations)
-        z = jax.vmap(lambda r: own.embed(first_atom(r)) - centre)(joint.images(train, process.permutations))
-        z, b = z.transpose(1, 2, 0), (slopes / own.lengthscale[:, None, None]).swapaxes(1, 2)
+        z = (embedded(joint.images(train, process.permutations)) - centre).transpose(1, 2, 0)
+        b = (slopes / own.lengthscale[:, None, None]).swapaxes(1, 2)
         weights, offsets = (variance[:, None] * a)[None], (b * z).sum(1)
         points = inference.Points(own, z, (z * z).sum(1), centre, weights, process.inverse_square, b, offsets, process.variance)
         evaluate = inference.in_chunks(partial(inference.evaluate, features, points), z.shape[2])

@@ -85,6 +85,15 @@ def count(targets, n_atoms):
     return sum({"atomic_energies": n_atoms, "energy": 1, "forces": 3 * n_atoms}[target] for target in targets)
 
 
+def _columns(targets, n_atoms):
+    """(target, where its observations stand among the M of a geometry), in order."""
+    start = 0
+    for target in (t for t in TARGETS if t in targets):
+        stop = start + count((target,), n_atoms)
+        yield target, slice(start, stop)
+        start = stop
+
+
 def seen(features, positions):
     """`Points` of the features of positions (n, N, 3) as they are, before a kernel embeds them.
 
@@ -192,17 +201,13 @@ def expansion(weights, positions, features, targets, permutations):
     b_Ai = -dx_A/dR f_i, f_i the weights of the forces.
     """
     n, n_atoms, _ = positions.shape
-    rows, start = weights.reshape(n, -1), 0
+    rows = weights.reshape(n, -1)
     a, force_weights = jnp.zeros((n, n_atoms)), jnp.zeros((n, n_atoms, 3))
-    for target in TARGETS:
-        if target not in targets:
-            continue
-        size = count((target,), n_atoms)
-        part, start = rows[:, start : start + size], start + size
+    for target, columns in _columns(targets, n_atoms):
         if target == "forces":
-            force_weights = part.reshape(n, n_atoms, 3)
+            force_weights = rows[:, columns].reshape(n, n_atoms, 3)
         else:
-            a = a + part
+            a = a + rows[:, columns]
     a = images(a, permutations)
     moved = (images(positions, permutations), images(force_weights, permutations))
     along = jax.vmap(lambda r, f: jax.jvp(features, (r,), (f,))[1])(*moved)
@@ -253,9 +258,9 @@ def noise_variance(covariance, shares, targets, permutations):
     """
     each = jnp.einsum("imjm->mij", covariance)
     varied, n_atoms = jnp.trace(each, axis1=1, axis2=2) / len(covariance) - each.mean((1, 2)), permutations.shape[1]
-    parts, start = [], 0
-    for target in (t for t in TARGETS if t in targets):
-        part, start = varied[start : start + count((target,), n_atoms)], start + count((target,), n_atoms)
+    parts = []
+    for target, columns in _columns(targets, n_atoms):
+        part = varied[columns]
         if target != "energy":
             of_atoms = part.reshape(n_atoms, -1).mean(1)[permutations].mean(0)
             part = jnp.repeat(of_atoms, len(part) // n_atoms)

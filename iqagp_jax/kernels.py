@@ -57,10 +57,9 @@ class SquaredExponential(Radial):
         return 0.25 * jnp.exp(-0.5 * s)
 
 
-@_pytree
 @dataclass(frozen=True)
-class RBF(SquaredExponential):
-    """exp(-1/2 sum_d (x_d - y_d)^2 / l_d^2); FEREBUS' theta_d is 1 / (2 l_d^2)."""
+class Scaled:
+    """The embedding of kernels that see every feature in units of its length scale."""
 
     lengthscale: jax.Array
     """scalar or (D,), in the features' units"""
@@ -68,6 +67,12 @@ class RBF(SquaredExponential):
     def embed(self, x):
         """z = x / l"""
         return x / self.lengthscale
+
+
+@_pytree
+@dataclass(frozen=True)
+class RBF(Scaled, SquaredExponential):
+    """exp(-1/2 sum_d (x_d - y_d)^2 / l_d^2); FEREBUS' theta_d is 1 / (2 l_d^2)."""
 
 
 @_pytree
@@ -85,15 +90,8 @@ class Periodic(SquaredExponential):
 
 @_pytree
 @dataclass(frozen=True)
-class Matern52(Radial):
+class Matern52(Scaled, Radial):
     """(1 + a + a^2/3) exp(-a), a = sqrt(5 sum_d (x_d - y_d)^2 / l_d^2) (Rasmussen and Williams, eq. 4.17)."""
-
-    lengthscale: jax.Array
-    """scalar or (D,), in the features' units"""
-
-    def embed(self, x):
-        """z = x / l"""
-        return x / self.lengthscale
 
     @staticmethod
     def profile(s):
@@ -132,18 +130,11 @@ _matern52_slope.defjvps(lambda ds, value, s: Matern52.curvature(s) * ds)
 
 @_pytree
 @dataclass(frozen=True)
-class Matern92(Radial):
+class Matern92(Scaled, Radial):
     """(1 + a + 3a^2/7 + 2a^3/21 + a^4/105) exp(-a), a = 3 sqrt(sum_d (x_d - y_d)^2 / l_d^2).
 
     Rasmussen and Williams, eq. 4.16.
     """
-
-    lengthscale: jax.Array
-    """scalar or (D,), in the features' units"""
-
-    def embed(self, x):
-        """z = x / l"""
-        return x / self.lengthscale
 
     @staticmethod
     def profile(s):

@@ -57,7 +57,7 @@ HEADER = """| model | energy, kcal/mol | forces, kcal/mol/A | energy: % in 1, 2 
 | --- | --- | --- | --- | --- | --- |"""
 
 
-def malondialdehyde(_, __):
+def malondialdehyde(_):
     data = load_dataset("malondialdehyde")
     test = data.split("test_500K")
     print(HEADER)
@@ -73,13 +73,13 @@ def malondialdehyde(_, __):
         report(f"120, ALF, atomic energies + forces{''.join(f', {name}' for name in extra)}", model, test, seconds)
 
 
-def ethanol(sizes, sigmas):
+def ethanol(arguments):
     """Errors in meV and meV/angstrom, ours and sGDML's."""
     data, test = (load_dataset(REFERENCE / f"{name}.xyz") for name in ("train", "test_MD"))
     print("| frames | program | energy, meV | forces, meV/A | training, s |\n| --- | --- | --- | --- | --- |")
-    for n in sizes:
+    for n in arguments.sizes:
         print_errors(n, *alone(ours, data, test, n))
-        best = min((sgdml(data[:n], test, sigma) for sigma in sigmas), key=lambda row: np.abs(row[2]).mean())
+        best = min((sgdml(data[:n], test, sigma) for sigma in arguments.sigmas), key=lambda row: np.abs(row[2]).mean())
         print_errors(n, *best)
 
 
@@ -138,14 +138,14 @@ def sgdml(data, test, sigma):
     return f"sGDML, sigma {sigma}", energies - test.energy, forces.reshape(test.forces.shape) - test.forces, seconds
 
 
-def modes(sizes, _):
+def modes(arguments):
     """Energies along two normal modes, predicted and reference, with two standard deviations."""
     from matplotlib.figure import Figure
 
     from iqagp_jax import energy_variance
 
     data = load_dataset(REFERENCE / "train.xyz")
-    model, _ = timed_fit(data, sizes[0], targets=("energy", "forces"), symmetry=True)
+    model, _ = timed_fit(data, arguments.sizes[0], targets=("energy", "forces"), symmetry=True)
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     for ax, name in zip(figure.subplots(1, 2), MODES, strict=True):
         scan = load_dataset(REFERENCE / f"{name}.xyz")
@@ -156,7 +156,7 @@ def modes(sizes, _):
         spread = 2 * np.sqrt(energy_variance(model)(scan.positions))
         ax.fill_between(step, *(1000 * (energies - zero + s * spread) for s in (-1, 1)), color="#1f5fa8", alpha=0.2, lw=0)
         ax.plot(step, 1000 * (scan.energy - zero), "o", ms=3, color="#7f7f7f", label="PBE/def2-SVP")
-        ax.plot(step, 1000 * (energies - zero), color="#1f5fa8", label=f"{sizes[0]} frames, with 2 sigma")
+        ax.plot(step, 1000 * (energies - zero), color="#1f5fa8", label=f"{arguments.sizes[0]} frames, with 2 sigma")
         ax.set(xlabel="displacement, Å", ylabel="energy, meV", title=f"{name.rsplit('_', 1)[1]} 1/cm")
         ax.legend(frameon=False, fontsize=8)
         error = 1000 * np.abs(energies - scan.energy).max()
@@ -165,7 +165,7 @@ def modes(sizes, _):
     print("picture: ethanol-modes.png")
 
 
-def cost(_, __):
+def cost(_):
     """Energy and forces of 100 replicas, per training point, of models of the same features and kernel."""
     data = load_dataset("malondialdehyde")
     starts = data.split("test_500K").positions[:100]
@@ -183,7 +183,7 @@ def cost(_, __):
     print(f"with forces over without, 160 geometries, 100 replicas: {with_forces / without:.2f} (bar 2.5)")
 
 
-def glycine(_, __):
+def glycine(_):
     from iqagp_jax.labels.campaign import Campaign
 
     data, _ = Campaign.load(Path(__file__).parents[1] / "campaigns" / "glycine").dataset()
@@ -195,14 +195,14 @@ def glycine(_, __):
         report(f"{n}, energy + forces{', symmetry' * symmetry}", model, test, seconds)
 
 
-def size(sizes, _):
+def size(arguments):
     """Aspirin by GFN2-xTB."""
     path = Path("aspirin-xtb.extxyz")
     if not path.is_file():
         sample_aspirin(path)
     print("| geometries | observations | matrix, GiB | solver | energy, kcal/mol | forces, kcal/mol/A | fit, s | peak, GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for n in sizes:
+    for n in arguments.sizes:
         for solver in ("cholesky", "cg"):
             print(alone(size_row, path, n, solver), flush=True)
 
@@ -249,4 +249,4 @@ if __name__ == "__main__":
     parser.add_argument("--sigmas", nargs="*", type=int, default=SGDML_SIGMAS, help="sGDML's length scales")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, jax {jax.__version__}")
-    tables[arguments.table](arguments.sizes, arguments.sigmas)
+    tables[arguments.table](arguments)
