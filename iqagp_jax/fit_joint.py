@@ -244,8 +244,7 @@ class Fitted:
                 rows = solve_triangular(self.factor, rows.T, lower=True, overwrite_b=True, check_finite=False).T
                 corner -= rows @ rows.T
             try:
-                # Symmetric, hence its transpose, in the order that LAPACK overwrites.
-                corner = cholesky(corner.T, lower=True, overwrite_a=True, check_finite=False)
+                corner = joint.factorise(corner)
             except np.linalg.LinAlgError:
                 raise ValueError(_singular(model, dataset)) from None
             factor = corner
@@ -337,10 +336,11 @@ def subset(train, targets):
 
 
 def _left_out_error(covariance, y, kept, targets, n_atoms):
-    """Sum over the targets of ln of the mean square error of geometries predicted from the others.
+    """Sum over the targets of ln of the mean over geometries of the root mean square error, each predicted from the others.
 
     With K the covariance of the observations and i those of a geometry, the errors are ([K^-1]_ii)^-1 [K^-1 y]_i (Rasmussen and
-    Williams, section 5.4.2, in blocks). Infinite where K has no factor.
+    Williams, section 5.4.2, in blocks). A mean square over all would be that of the few most distorted geometries. Infinite
+    where K has no factor.
     """
     try:
         factor = cholesky(covariance, lower=True)
@@ -350,9 +350,15 @@ def _left_out_error(covariance, y, kept, targets, n_atoms):
     weights, kinds = inverse @ y[kept], joint.of_each(np.arange(len(targets)), targets, n_atoms)
     n = len(kept) // len(kinds)
     geometry, kind = np.repeat(np.arange(n), len(kinds))[kept], np.tile(kinds, n)[kept]
-    blocks = [np.flatnonzero(geometry == i) for i in np.unique(geometry)]
-    errors = np.concatenate([np.linalg.solve(inverse[np.ix_(block, block)], weights[block]) for block in blocks])
-    return sum(np.log(np.mean(errors[kind == k] ** 2)) for k in np.unique(kind))
+    errors = np.empty(len(factor))
+    for i in np.unique(geometry):
+        block = np.flatnonzero(geometry == i)
+        errors[block] = np.linalg.solve(inverse[np.ix_(block, block)], weights[block])
+
+    def of_geometries(k):
+        return [np.sqrt(np.mean(errors[(kind == k) & (geometry == i)] ** 2)) for i in np.unique(geometry[kind == k])]
+
+    return sum(np.log(np.mean(of_geometries(k))) for k in np.unique(kind))
 
 
 def _check_forces(data, targets):

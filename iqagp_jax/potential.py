@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
-from scipy.linalg import cholesky
 
 from iqagp_jax import gp, inference, joint
 from iqagp_jax.features import ALF, InverseDistances
@@ -271,7 +270,7 @@ def _joint_variances(model, target):
     joint.check_memory(np.count_nonzero(model.observed))
     seen = jax.jit(see)(model.train_positions)
     matrix = joint.covariance_matrix(process, seen, model.targets, model.noise_variance, model.observed)
-    factor = jnp.asarray(cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False))
+    factor = jnp.asarray(joint.factorise(matrix))
 
     def prior(positions):
         here = see(positions[None])

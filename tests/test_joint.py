@@ -90,6 +90,16 @@ def test_matrix_in_stripes():
     np.testing.assert_allclose(striped, whole[np.ix_(kept, kept)], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("block", [6, 20])
+def test_factor_in_blocks(block):
+    root = RNG.normal(size=(20, 20))
+    matrix = root @ root.T + np.eye(20)
+    np.testing.assert_allclose(joint.factorise(matrix.copy(), block), np.linalg.cholesky(matrix), rtol=1e-10, atol=1e-13)
+    matrix[10, 10] = -1.0
+    with pytest.raises(np.linalg.LinAlgError):
+        joint.factorise(matrix, block)
+
+
 def test_noise_is_a_share_of_what_varies():
     """A constant added to the energies' covariance, however large, leaves it as it was."""
     covariance = joint.covariance(process(Matern52), points(R), points(R), ("energy", "forces"))
