@@ -1,9 +1,11 @@
 """Replicas spread over JAX's devices: each device advances its own share, and nothing passes between them.
 
 On a CPU one device per core is faster than all cores within one operation, see docs/speed.md. Several GPUs need nothing.
+`use_cores` and `keep_compiled` are settings of a whole program, made before JAX computes anything.
 """
 
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,13 +27,32 @@ def over_devices(function, replicas):
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
-def use_cores(count=None):
-    """Make one CPU device of each of ``count`` cores, all that this process may use by default, and use no other cores.
+def compiled(function, *arguments):
+    """``function`` of pytrees of replicas `over_devices`, compiled once for arguments like these, wherever they will lie."""
+    replicas = len(jax.tree.leaves(arguments)[0])
+    program = jax.jit(over_devices(function, replicas)).lower(*arguments).compile()
+    return lambda *arguments: program(*jax.device_put(arguments, program.input_shardings[0]))
 
-    A global setting, for programs: before JAX computes anything.
-    """
+
+def use_cores(count=None):
+    """Make one CPU device of each of ``count`` cores, all that this process may use by default, and use no other cores."""
     available = sorted(os.sched_getaffinity(0))
     if count is not None and count > len(available):
         raise ValueError(f"expected at most {len(available)} threads, one a core, found {count}; take fewer")
     os.sched_setaffinity(0, available[:count])
     jax.config.update("jax_num_cpu_devices", len(available[:count]))
+
+
+def keep_compiled():
+    """Keep what is compiled for the next program, in ``iqagp_jax`` of the user's cache folder; returns that folder.
+
+    What lies there is run, so it must be the user's alone: ValueError, in a sentence, where others can write to it.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iqagp_jax"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ValueError(f"expected a folder that only you can write to, found {folder}; mend its owner or chmod 700 it")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return folder

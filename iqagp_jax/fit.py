@@ -106,7 +106,7 @@ def fit_gp(
     Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
     """
     targets = check_targets(targets)
-    train = _training_frames(dataset, n_train, targets)
+    train = training_frames(dataset, n_train, targets)
     search = Search(max_steps=max_steps, **search)
     if solver not in SOLVERS:
         raise ValueError(f"expected a solver among {', '.join(SOLVERS)}, found {solver!r}")
@@ -183,14 +183,14 @@ def compare_means(dataset, names, n_train=None, progress=lambda names: names, **
         options: others of `fit_gp`.
     """
     targets = check_targets(options.get("targets", ("atomic_energies",)))
-    n = min(len(_training_frames(dataset, n_train, targets)), COMPARED)
+    n = min(len(training_frames(dataset, n_train, targets)), COMPARED)
 
     def per_point(name):
         # The traces of a joint fit are shares of the likelihood of one subset of all observations.
         best = np.max(fit_gp(dataset, prior_mean=name, n_train=n, **options).trace, axis=0)
         if targets == ("atomic_energies",):
             return float(best.mean() / n)
-        return float(best.sum() / subset(_training_frames(dataset, n, targets), targets)[1])
+        return float(best.sum() / subset(training_frames(dataset, n, targets), targets)[1])
 
     return {name: per_point(name) for name in progress(names)}
 
@@ -295,7 +295,7 @@ def condition(train, features, kernel, mean, points, residual, noise, trace, pro
     )
 
 
-def _training_frames(dataset, n_train, targets):
+def training_frames(dataset, n_train, targets):
     """The first n frames of the training split (of everything where there are no splits), checked."""
     train = dataset.split("train") if dataset.splits else dataset
     for target in targets:

@@ -260,6 +260,26 @@ class Fitted:
             )
             return Fitted(joined, self.process, self.noise, np.concatenate([self.y, y[kept]]), factor)._weighted()
 
+    def energy_covariance(self, positions, chunk=64):
+        """Posterior covariance (B, B) of the molecular energies at positions (B, N, 3), eV^2."""
+        targets, known = self.model.targets, self.model.observed
+        with jax.enable_x64(True):
+            see = jax.jit(lambda r: joint.embedded(self.model.kernel, joint.seen(self.model.features, r)))
+            cross_covariance = jax.jit(partial(joint.covariance, targets=("energy",), right_targets=targets))
+            here, train = see(jnp.asarray(positions)), see(jnp.asarray(self.model.train_positions))
+            prior = np.asarray(joint.covariance(self.process, here, here, ("energy",)))[:, 0, :, 0]
+            cross = np.empty((len(positions), known.sum()))
+            for k in range(0, len(positions), chunk):
+                stripe = jax.tree.map(lambda a, k=k: a[:, k : k + chunk], here)
+                cross[k : k + chunk] = cross_covariance(self.process, stripe, train).reshape(-1, len(known))[:, known]
+            half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+            return self._scale * (prior - half.T @ half)
+
+    @property
+    def _scale(self):
+        """What the variances of the model are of the process's."""
+        return float(self.model.signal_variance[0] / self.process.variance.ravel()[0])
+
     def _weighted(self):
         w = cho_solve((self.factor, True), self.y, check_finite=False)
         return replace(self, model=_with_weights(self.model, self.process, self.noise, self.y, w))

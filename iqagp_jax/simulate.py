@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.checkpoint import check_same_run, describe, load_checkpoint, log, save_checkpoint, save_failures
+from iqagp_jax.devices import compiled
 from iqagp_jax.dynamics import (
     Dynamics,
     Langevin,
@@ -174,10 +175,12 @@ def simulate(
     step, is frozen, its geometry kept in ``failures.extxyz``, and the others go on; the run ends early where none is
     left. The random numbers of replica k depend on ``seed`` and k only, not on the other replicas.
 
-    The same call on the same machine gives the same bits, stopped on the way or not. Every 3 s all that the rest of the
-    run follows from goes to a checkpoint: whatever ends the run (Ctrl-C, SIGKILL, power loss), the same call goes on
-    from there. One with a longer ``time`` makes the run longer, one with any other difference is refused. ``run.log``
-    in the folder tells what happened. `checkpoint` describes the files.
+    The same call on the same machine, with as many JAX devices, gives the same bits, stopped on the way or not. Every 3 s
+    all that the rest of the run follows from goes to a checkpoint: whatever ends the run (Ctrl-C, SIGKILL, power loss),
+    the same call goes on from there. One with a longer ``time`` makes the run longer, one with any other difference is
+    refused. ``run.log`` in the folder tells what happened. `checkpoint` describes the files.
+
+    The replicas are spread over all of JAX's devices; `devices.use_cores` makes one of every core.
 
     Parameters
     ----------
@@ -221,7 +224,7 @@ def simulate(
         directory = output_folder(directory)
         start = partial(jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))), seed, np.arange(len(starts)))
         begin = RunState(start(starts, targets), np.int64(0), np.float64(0.0))
-        observe = jax.jit(jax.vmap(dynamics.observe)).lower(begin.replicas).compile()
+        observe = compiled(jax.vmap(dynamics.observe), begin.replicas)
         probes = starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
         description = {
             "time_ps": time,
@@ -235,6 +238,7 @@ def simulate(
             "uncertainty_limit_eV": uncertainty_limit and uncertainty_limit.largest,
             "uncertainty_interval_fs": uncertainty_limit and uncertainty_limit.interval,
             "replicas": len(starts),
+            "devices": len(jax.devices()),
             "species": " ".join(rule.species),
             "bonds": rule.bonds.tolist(),
             "bond_lengths": rule.lengths.tolist(),
@@ -327,12 +331,18 @@ def _chunks(dynamics, targets, limit, schedule, state):
     """The states of a run on its way to the end: at all frames and looks, and else twice a second or so."""
     if schedule.over(state):
         return
-    advance = jax.jit(dynamics.advance).lower(state.replicas, targets, state.step).compile()
+
+    def several(replicas, targets, steps):
+        return dynamics.advance(replicas, targets, steps[0])
+
+    # Every replica is told how many steps: what is spread over devices has one value a replica.
+    advance = compiled(several, state.replicas, targets, np.ones(len(targets), np.int64))
     most, began = 1, clock.perf_counter()
     while not schedule.over(state):
         replicas, step, seconds = state
         steps = np.int64(min(most, schedule.frame - step % schedule.frame, schedule.look - step % schedule.look))
-        replicas, step = jax.block_until_ready(advance(replicas, targets, steps)), step + steps
+        replicas = jax.block_until_ready(advance(replicas, targets, np.full(len(targets), steps)))
+        step = step + steps
         if limit and step % schedule.look == 0:
             replicas = limit.stop(replicas)
         now = clock.perf_counter()

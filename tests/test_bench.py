@@ -27,7 +27,6 @@ def test_exponents():
 def test_command_writes_what_it_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "SECONDS", 1e-4)
     monkeypatch.setattr(bench, "MATRIX", 16)
-    monkeypatch.setattr("iqagp_jax.devices.use_cores", lambda count: None)  # JAX has begun: its devices cannot change
     sizes = ["--atoms", 4, "--train", 5, "--replicas", 2]
     assert iqagp("bench", *sizes, "--no-peers", "--peer", "emt", "--json", tmp_path / "b.json") == 0
     report = json.loads((tmp_path / "b.json").read_text())

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from typing import get_args
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ def iqagp(*arguments):
     """Run a command; returns its exit code."""
     sys.argv = ["iqagp", *map(str, arguments)]
     try:
-        cli.main()
+        with patch("iqagp_jax.devices.use_cores"):  # JAX has begun here: its devices cannot change
+            cli.main()
     except SystemExit as stop:
         return stop.code or 0
     return 0

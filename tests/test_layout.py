@@ -23,6 +23,7 @@ FLOORS = [
     {"formats"},
     {"labels", "sampling", "ase_calculator"},
     {"verdict", "bench"},
+    {"active"},
     {"demo", "cli", "__main__", "__init__"},
 ]
 

@@ -25,6 +25,7 @@ app.command()(models.validate)
 app.command()(runs.simulate)
 app.command()(runs.export)
 app.command()(verdicts.robustness)
+app.command()(verdicts.active)
 app.command()(runs.bench)
 
 

@@ -39,6 +39,12 @@ def simulate(
         float | None, typer.Option(help="Stop a replica whose energy has a larger standard deviation, kcal/mol.")
     ] = None,
     uncertainty_interval: Annotated[float, typer.Option(help="Time between two looks at it in fs.")] = 5.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Use so many cores only, each for its share of the replicas.")
+    ] = None,
+    keep_compiled: Annotated[
+        bool, typer.Option("--keep-compiled", help="Keep compiled programs in your cache folder: the next run starts sooner.")
+    ] = False,
 ):
     """Run many replicas of the molecule at constant temperature and report which of them broke.
 
@@ -46,6 +52,7 @@ def simulate(
     """
     import numpy as np
 
+    from iqagp_jax import devices
     from iqagp_jax.dataset import load_dataset
     from iqagp_jax.dynamics import Langevin, NoseHoover
     from iqagp_jax.modelfile import load_model
@@ -56,6 +63,9 @@ def simulate(
     from iqagp_jax.starts import starts
     from iqagp_jax.units import KCAL_MOL
 
+    devices.use_cores(threads)
+    if keep_compiled:
+        devices.keep_compiled()
     kinds = [start[k % len(start)] for k in range(replicas)]
     # The kinds of start take turns first, so that every temperature gets each of them.
     temperatures = np.array([temperature[k // len(start) % len(temperature)] for k in range(replicas)])

@@ -1,49 +1,62 @@
 """The verdict on a model."""
 
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from iqagp_jax.cli.console import console, output_folder, table, track
+from iqagp_jax.cli.models import EnergyKey, ForcesKey
 
 ReferenceName = Literal["xtb", "dft", "none"]
+
+
+Temperatures = Annotated[list[float], typer.Option("--temperature", help="K; repeatable.")]
+Starts = Annotated[list[str], typer.Option("--start", help="Kinds of start: equilibrium, displaced, stretched; repeatable.")]
+Replicas = Annotated[int, typer.Option(min=1, help="Replicas for every temperature and kind of start.")]
+Time = Annotated[float, typer.Option(help="Length of each run in ps.")]
+Timestep = Annotated[float, typer.Option(help="Integration step in fs.")]
+FrameInterval = Annotated[float, typer.Option(help="Time between frames in fs, at which uncertainty is looked at.")]
+Displacement = Annotated[float, typer.Option(help="Largest displacement per coordinate of displaced starts, Å.")]
+Stretch = Annotated[float, typer.Option(help="Length of the X-H bond of stretched starts, Å.")]
+Frames = Annotated[int, typer.Option(min=1, help="Frames relabelled for every temperature and kind of start.")]
+Charge = Annotated[int, typer.Option(help="Total charge, for the reference.")]
+Spin = Annotated[int, typer.Option(min=0, help="Number of unpaired electrons, for the reference.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes of the reference; one per core by default.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
+
+TEMPERATURES = [300.0, 1000.0]
+KINDS = ["equilibrium", "displaced", "stretched"]
 
 
 def robustness(
     model: Annotated[Path, typer.Argument(help="Model file.")],
     out: Annotated[Path, typer.Option(help="Folder of the verdict; the same command goes on with it.")],
     reference: Annotated[ReferenceName, typer.Option(help="What the model is held to: the method it was trained on, or none.")],
-    temperature: Annotated[list[float], typer.Option(help="K; repeatable.")] = [300.0, 1000.0],
-    start: Annotated[list[str], typer.Option(help="Kinds of start: equilibrium, displaced, stretched; repeatable.")] = [
-        "equilibrium",
-        "displaced",
-        "stretched",
-    ],
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas for every temperature and kind of start.")] = 10,
-    time: Annotated[float, typer.Option(help="Length of each run in ps.")] = 10.0,
-    timestep: Annotated[float, typer.Option(help="Integration step in fs.")] = 0.5,
-    frame_interval: Annotated[float, typer.Option(help="Time between frames in fs, at which uncertainty is looked at.")] = 5.0,
-    displacement: Annotated[float, typer.Option(help="Largest displacement per coordinate of displaced starts, Å.")] = 0.25,
-    stretch: Annotated[float, typer.Option(help="Length of the X-H bond of stretched starts, Å.")] = 1.5,
-    frames: Annotated[int, typer.Option(min=1, help="Frames relabelled for every temperature and kind of start.")] = 50,
+    temperature: Temperatures = TEMPERATURES,
+    start: Starts = KINDS,
+    replicas: Replicas = 10,
+    time: Time = 10.0,
+    timestep: Timestep = 0.5,
+    frame_interval: FrameInterval = 5.0,
+    displacement: Displacement = 0.25,
+    stretch: Stretch = 1.5,
+    frames: Frames = 50,
     reference_replicas: Annotated[int, typer.Option(min=0, help="Replicas of xtb's own dynamics; 0 for none.")] = 10,
     reference_time: Annotated[float, typer.Option(help="Their length in ps.")] = 10.0,
-    charge: Annotated[int, typer.Option(help="Total charge, for the reference.")] = 0,
-    spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons, for the reference.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of the reference; one per core by default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    charge: Charge = 0,
+    spin: Spin = 0,
+    workers: Workers = None,
+    seed: Seed = 0,
 ):
     """Judge a model: who survives, how wrong it is, whether it goes where the reference goes, and whether it warns.
 
     Writes report.html, robustness.json and pictures. With dft the labels are a campaign, which may be stopped.
     """
-    from iqagp_jax.labels.executors import Processes
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.verdict import Protocol, judge
-    from iqagp_jax.verdict.references import reference_of
 
     loaded, out = load_model(model), output_folder(out)
     protocol = Protocol(
@@ -60,11 +73,8 @@ def robustness(
         reference_time,
         seed,
     )
-    workers = workers or os.cpu_count() or 1
-    alone = reference == "none" or (reference == "xtb" and workers == 1)
-    with nullcontext() if alone else Processes(workers) as pool:
-        held_to = reference_of(reference, loaded, out / "labels", charge, spin, pool, workers)
-        facts = judge(loaded, out, held_to, protocol, model.name, track)
+    with held_to(reference, loaded, out / "labels", charge, spin, workers) as judged_by:
+        facts = judge(loaded, out, judged_by, protocol, model.name, track)
     table(
         f"{model}, held to {facts['reference']}; errors in kcal/mol of {frames} frames or more a row",
         ["start", "K", "survived", "right", "median |dE|", "95%", "max"],
@@ -81,3 +91,81 @@ def robustness(
     for part, found in facts["verdict"].items():
         console.print(f"[bold]{part}[/bold]: {found['grade']}, {found['sentence']}")
     console.print(f"{out / 'report.html'}")
+
+
+def active(
+    model: Annotated[Path, typer.Argument(help="Model file, trained with --targets energy,forces.")],
+    dataset: Annotated[str, typer.Argument(help="The dataset it was trained on: embedded, or an extxyz file.")],
+    out: Annotated[Path, typer.Option(help="Folder of all rounds; the same command goes on with it.")],
+    reference: Annotated[Literal["xtb", "dft"], typer.Option(help="The method it was trained on, which labels and judges.")],
+    rounds: Annotated[int, typer.Option(min=1, help="At most so many times is the model taught.")] = 5,
+    per_round: Annotated[int, typer.Option(min=1, help="Geometries labelled each time.")] = 50,
+    energy_window: Annotated[
+        float, typer.Option(help="Labels so far above the lowest training energy are dropped, kcal/mol.")
+    ] = 150.0,
+    temperature: Temperatures = TEMPERATURES,
+    start: Starts = KINDS,
+    replicas: Replicas = 10,
+    time: Time = 10.0,
+    timestep: Timestep = 0.5,
+    frame_interval: FrameInterval = 5.0,
+    displacement: Displacement = 0.25,
+    stretch: Stretch = 1.5,
+    frames: Frames = 50,
+    charge: Charge = 0,
+    spin: Spin = 0,
+    workers: Workers = None,
+    seed: Seed = 0,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+):
+    """Judge a model and teach it what it knows least of its own runs, in turn, until it survives and is right.
+
+    Writes a verdict for every round, the grown dataset, the last model and a picture of the rounds.
+    """
+    from iqagp_jax.active import learn
+    from iqagp_jax.dataset import load_dataset
+    from iqagp_jax.modelfile import load_model
+    from iqagp_jax.units import KCAL_MOL
+    from iqagp_jax.verdict import Protocol
+
+    loaded, out, data = load_model(model), output_folder(out), load_dataset(dataset, energy_key, forces_key)
+    protocol = Protocol(
+        tuple(temperature),
+        tuple(start),
+        replicas,
+        time,
+        timestep,
+        frame_interval,
+        displacement,
+        stretch,
+        frames,
+        seed=seed,
+    )
+    with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
+        _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, energy_window * KCAL_MOL, track)
+    table(
+        f"{out / 'model.safetensors'}, held to {reference}; errors in kcal/mol, of the worst temperature and kind of start",
+        ["round", "geometries", "survived", "right", "median |dE|", "95%", "max"],
+        [
+            (
+                row["round"],
+                row["geometries"],
+                f"{row['survived']}/{row['replicas']}",
+                *("-" if row[key] is None else row[key] for key in ("right", "de_median", "de_p95", "de_max")),
+            )
+            for row in told
+        ],
+    )
+
+
+@contextmanager
+def held_to(name, model, folder, charge, spin, workers):
+    """The reference of a model, with processes of its own where it has use for them."""
+    from iqagp_jax.labels.executors import Processes
+    from iqagp_jax.verdict.references import reference_of
+
+    workers = workers or os.cpu_count() or 1
+    alone = name == "none" or (name == "xtb" and workers == 1)
+    with nullcontext() if alone else Processes(workers) as pool:
+        yield reference_of(name, model, folder, charge, spin, pool, workers)

@@ -21,7 +21,7 @@ from iqagp_jax.verdict.references import XTB
 from iqagp_jax.verdict.replicas import Protocol, choose_starts, minimum_of, run_replicas
 from iqagp_jax.verdict.structure import backbone
 
-__all__ = ["Protocol", "judge"]
+__all__ = ["Protocol", "claim", "digest", "judge"]
 
 
 def judge(model, out, reference=None, protocol=None, name="a model", progress=lambda items, what, total: items):
@@ -37,7 +37,7 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
     Returns what is written to ``robustness.json``. Raises ValueError, in a sentence, where the folder holds another verdict.
     """
     protocol, out = protocol or Protocol(), Path(out)
-    _claim(out, model, reference, protocol)
+    claim(out, {"model": digest(model), "reference": reference.name if reference else "none", **asdict(protocol)})
     dynamic = reference if isinstance(reference, XTB) else None
     energy = energy_fn(model)
     minimum, equilibrium = minimum_of(model, energy)
@@ -95,10 +95,14 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
     return facts
 
 
-def _claim(out, model, reference, protocol):
-    """Write down what is judged, or ValueError where the folder is another verdict's."""
-    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model))).hexdigest()
-    settings = json.dumps({"model": digest, "reference": reference.name if reference else "none", **asdict(protocol)}, indent=1)
+def digest(model):
+    """What tells a model from others, a hexadecimal number."""
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model))).hexdigest()
+
+
+def claim(out, settings):
+    """Write down what the folder ``out`` is for, a dict, or ValueError, in a sentence, where it is for something else."""
+    settings = json.dumps(settings, indent=1)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "settings.json"
     if path.exists() and path.read_text() != settings:

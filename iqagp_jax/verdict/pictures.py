@@ -38,6 +38,24 @@ def survival_and_truth(rows):
     return figure
 
 
+def rounds(told):
+    """Active learning: survivors, and the worst errors of a verdict, against training geometries; see `active`."""
+    figure, left, right = panels(2)
+    geometries = [row["geometries"] for row in told]
+    for key, colour in (("survived", BLUE), ("right", ORANGE)):
+        left.plot(geometries, [100 * row[key] / row["replicas"] for row in told], "o-", color=colour, label=key)
+    left.set(xlabel="training geometries", ylabel="replicas, %", ylim=(-3, 105))
+    left.legend(fontsize=8, frameon=False)
+    names = {"de_median": "median", "de_p95": "95%", "de_max": "largest"}
+    for (key, name), colour in zip(names.items(), (BLUE, ORANGE, RED), strict=True):
+        right.plot(geometries, [np.nan if row[key] is None else row[key] for row in told], "o-", color=colour, label=name)
+    for bar, colour in zip(BARS, (BLUE, ORANGE), strict=True):
+        right.axhline(bar, color=colour, lw=0.8, ls="--")
+    right.set(xlabel="training geometries", ylabel="|dE| of the worst row, kcal/mol", yscale="log")
+    right.legend(fontsize=8, frameon=False)
+    return figure
+
+
 def survival_curves(run):
     """Share of living replicas against time, a panel a temperature and a line a kind of start."""
     temperatures = sorted(set(run.temperatures))

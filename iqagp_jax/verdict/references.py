@@ -3,6 +3,7 @@
 Energies are absolute, in eV, from the program that made the model's training labels: no constant is taken away.
 """
 
+import hashlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -121,7 +122,9 @@ def _relax(system, positions):
 
 
 class DFT:
-    """Density functional theory by PySCF: labels are a `Campaign` in ``folder``, which goes on where it was stopped.
+    """Density functional theory by PySCF: labels are a `Campaign`, which goes on where it was stopped.
+
+    Every set of geometries has its own folder in ``folder``, named by a digest of them.
 
     Distorted starts are relaxed by GFN2-xTB: it takes seconds, and tells as well what holds together.
     """
@@ -138,11 +141,13 @@ class DFT:
         """
         from iqagp_jax.labels.campaign import Campaign, write_plan
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        frames = self.folder.with_suffix(".extxyz")
-        write(frames, [Atoms(self.species, positions=np.round(r, DECIMALS)) for r in positions], format="extxyz")
-        write_plan(self.folder, frames, self.level)
-        campaign = Campaign.load(self.folder)
+        positions = np.round(positions, DECIMALS)
+        folder = self.folder / hashlib.sha256(positions.tobytes()).hexdigest()[:12]
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = folder.with_suffix(".extxyz")
+        write(frames, [Atoms(self.species, positions=r) for r in positions], format="extxyz")
+        write_plan(folder, frames, self.level)
+        campaign = Campaign.load(folder)
         campaign.run(self.pool, self.workers, progress=progress)
         if campaign.missing:
             raise RuntimeError(f"stopped with {len(campaign.missing)} labels missing; run the same command again to go on")

@@ -89,7 +89,7 @@ class Run:
 def run_replicas(energy, rule, starts, protocol, directory, time, seed):
     """Run replicas from ``starts`` {kind: (n, N, 3)} at all temperatures, or read what an earlier call finished: a `Run`."""
     directory, temperatures = Path(directory), protocol.temperatures
-    kinds = np.array([kind for _ in temperatures for kind in starts for _ in starts[kind]])
+    kinds = [kind for _ in temperatures for kind in starts for _ in starts[kind]]
     targets = np.repeat(temperatures, sum(len(s) for s in starts.values()))
     outcome = directory / "outcome.json"
     if not outcome.exists():
@@ -105,14 +105,21 @@ def run_replicas(energy, rule, starts, protocol, directory, time, seed):
             seed=seed,
         )
         facts = {
+            "kinds": kinds,
             "failure_times": [None if np.isnan(t) else float(t) for t in result.failure_times],
             "reasons": result.failure_reasons,
             "ms_per_step_per_replica": result.ms_per_step_per_replica,
         }
         write_atomically(outcome, json.dumps(facts))
-    facts = json.loads(outcome.read_text())
+    return load_run(directory)
+
+
+def load_run(directory):
+    """The `Run` that `run_replicas` left in a folder."""
+    directory = Path(directory)
+    facts, trajectory = json.loads((directory / "outcome.json").read_text()), load_trajectory(directory)
     failure_times = np.array(facts["failure_times"], dtype=float)
-    return Run(load_trajectory(directory), targets, kinds, failure_times, tuple(facts["reasons"]))
+    return Run(trajectory, trajectory.target_temperatures, np.array(facts["kinds"]), failure_times, tuple(facts["reasons"]))
 
 
 def minimum_of(model, energy):

@@ -1,0 +1,160 @@
+"""Active learning: a model drives replicas, says where it knows least, and learns the reference's labels of that.
+
+A round is a verdict (`verdict.judge`). Where survival and truth are not both good, frames are chosen from its replicas, evenly
+along their lives and before their failures: the one whose energy is the least certain, then the least certain given that one,
+and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. They are labelled and added
+to the model by a block update of its factor (`fit_joint.Fitted`); prior mean and hyperparameters stay as they are.
+
+Everything is in one folder, and the same call goes on where it was stopped:
+
+| file                  | what                                                        |
+| --------------------- | ----------------------------------------------------------- |
+| ``round-K/``          | the verdict on the model of round K                         |
+| ``round-K.extxyz``    | what was labelled after it                                  |
+| ``model.safetensors`` | the last model                                              |
+| ``dataset.extxyz``    | the dataset and all that was labelled, without extra columns|
+| ``rounds.json``       | a row for every round; ``rounds.png`` is its picture        |
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from ase.io import write
+
+from iqagp_jax.dataset import DECIMALS, Dataset, frames_from_dataset, load_dataset, save_dataset
+from iqagp_jax.files import write_atomically
+from iqagp_jax.fit import training_frames
+from iqagp_jax.fit_joint import Fitted
+from iqagp_jax.modelfile import load_model, save_model
+from iqagp_jax.potential import Model
+from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
+from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.verdict import Protocol, claim, digest, judge, pictures, truth
+from iqagp_jax.verdict.replicas import load_run
+
+CANDIDATES = 300
+"""Frames for every temperature and kind of start that are chosen from."""
+
+
+def learn(
+    model,
+    dataset,
+    out,
+    reference,
+    protocol=None,
+    rounds=5,
+    per_round=50,
+    energy_window=MAX_DISTORTION_ENERGY * KCAL_MOL,
+    progress=lambda items, what, total: items,
+):
+    """Judge and teach a model in turn until its verdict is good on survival and truth, or ``rounds`` were taught.
+
+    Args:
+        model: a `Model` of forces or total energies.
+        dataset: the `Dataset` it was trained on.
+        out: folder of all rounds.
+        reference: `references.XTB` or `references.DFT`, or another with ``name``, ``labels`` and ``relax``.
+        protocol: the verdicts' `Protocol`; every round has another seed, and no dynamics of the reference is run.
+        rounds: at most.
+        per_round: geometries labelled after a verdict.
+        energy_window: labels so many eV above the lowest training energy are dropped, and those that the reference cannot make.
+        progress: as for `judge`.
+
+    Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic energies
+    alone, which the reference has not; for another dataset than the model's; and where the folder holds another run.
+    """
+    out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
+    _check(model, dataset)
+    settings = {"model": digest(model), "reference": reference.name, "per_round": per_round, "energy_window": energy_window}
+    claim(out, {**settings, **asdict(protocol)})
+    train = training_frames(dataset, len(model.train_positions), model.targets)
+    fitted, taught, told, model = Fitted.of(model).add(train), [], [], None
+    for k in range(rounds + 1):
+        path = out / f"round-{k}.safetensors"
+        if not path.exists():
+            save_model(fitted.model, path)
+        model = load_model(path)
+        facts = judge(model, out / f"round-{k}", reference, replace(protocol, seed=protocol.seed + k), f"round {k}", progress)
+        told.append({"round": k, "geometries": len(model.train_positions), **_summary(facts)})
+        write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
+        pictures.rounds(told).savefig(out / "rounds.png")
+        save_model(model, out / "model.safetensors")
+        _save_all(dataset, taught, out / "dataset.extxyz")
+        if k == rounds or told[-1]["survival"] == told[-1]["truth"] == "good":
+            break
+        path = out / f"round-{k}.extxyz"
+        if not path.exists():
+            run = load_run(out / f"round-{k}" / "model")
+            lowest = np.nanmin(train.energy)
+            save_dataset(_labelled(fitted, run, reference, per_round, lowest + energy_window, dataset, progress), path)
+        taught.append(load_dataset(path))
+        fitted = fitted.add(taught[-1])
+    return model, told
+
+
+def most_uncertain(covariance, n):
+    """The n rows of a covariance matrix (m, m) that a Cholesky factor with pivots takes first: each the most uncertain yet."""
+    left, chosen = np.array(covariance), []
+    for _ in range(min(n, len(left))):
+        k = int(np.diag(left).argmax())
+        if left[k, k] <= 0:
+            break
+        chosen.append(k)
+        column = left[:, k] / np.sqrt(left[k, k])
+        left -= np.outer(column, column)
+        left[k] = left[:, k] = 0.0
+    return chosen
+
+
+def _check(model, dataset):
+    if not isinstance(model, Model) or model.targets == ("atomic_energies",):
+        raise ValueError(
+            "expected a model of energies or forces, found one of atomic energies alone, which the reference does not give;"
+            " train one with --targets energy,forces"
+        )
+    n = len(model.train_positions)
+    train = training_frames(dataset, n, model.targets) if dataset.species == model.species and n <= len(dataset) else None
+    if train is None or not np.allclose(train.positions, model.train_positions, rtol=0, atol=10.0**-DECIMALS):
+        raise ValueError(f"expected the dataset whose first {n} training geometries the model was trained on, found another")
+
+
+def _labelled(fitted, run, reference, n, highest, dataset, progress):
+    """A `Dataset` of n frames of a run with the reference's labels, without those above ``highest`` eV."""
+    replica, frame, _ = truth.choose_frames(run, CANDIDATES)
+    positions = np.round(run.trajectory.positions[frame, replica], DECIMALS)
+    chosen = np.sort(most_uncertain(fitted.energy_covariance(positions), n))
+    positions, replica, frame = positions[chosen], replica[chosen], frame[chosen]
+    energy, forces = reference.labels(positions, progress=lambda items, total: progress(items, "labelling", total))
+    origin = {
+        "source": np.full(len(chosen), "active"),
+        "temperature": run.temperatures[replica],
+        "run": replica,
+        "time": run.trajectory.times[frame],
+        "split": np.full(len(chosen), "train"),
+    }
+    labelled = Dataset(dataset.species, positions, energy, forces, origin=origin, level=dataset.level)
+    return labelled[energy <= highest]  # NaN is not
+
+
+def _save_all(dataset, taught, path):
+    """One extxyz file of the dataset and what was labelled since, with those of the dataset's columns that both have."""
+    parts = [replace(part, extra={}, origin={key: part.origin[key] for key in dataset.origin}) for part in (dataset, *taught)]
+    write(path, [atoms for part in parts for atoms in frames_from_dataset(part)], format="extxyz")
+
+
+def _summary(facts):
+    """What a round is told by: over all rows of its verdict, the worst row of the errors."""
+    rows = facts["rows"]
+
+    def worst(key):
+        return max((row[key] for row in rows if row[key] is not None), default=None)
+
+    return {
+        "replicas": sum(row["replicas"] for row in rows),
+        "survived": sum(row["survived"] for row in rows),
+        "right": sum(row["right"] for row in rows),
+        **{key: worst(key) for key in ("de_median", "de_p95", "de_max")},
+        **{part: facts["verdict"][part]["grade"] for part in ("survival", "truth")},
+    }

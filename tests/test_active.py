@@ -1,0 +1,104 @@
+"""Active learning: what is chosen, that it helps, and that a stopped run goes on."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import make_dataset
+from test_cli import iqagp
+from test_verdict import Exact
+
+from iqagp_jax import energy_variance, fit_gp, load_dataset, load_model, save_dataset, save_model, validate
+from iqagp_jax.active import learn, most_uncertain
+from iqagp_jax.fit_joint import Fitted
+from iqagp_jax.verdict import Protocol
+from iqagp_jax.verdict.references import XTB, relabelled
+
+TARGETS = ("energy", "forces")
+
+
+@pytest.fixture(scope="module")
+def small(dataset):
+    """A model of four geometries, which does not know the molecule."""
+    return fit_gp(dataset, n_train=4, targets=TARGETS, prior_mean="mf5+born-mayer", max_steps=0)
+
+
+def test_the_most_uncertain_given_the_others():
+    """Against variances conditioned on all that were chosen, by the textbook; a twin is never chosen."""
+    root = np.random.default_rng(0).normal(size=(6, 6))
+    covariance = root @ root.T
+    covariance = covariance[np.ix_([0, 1, 2, 3, 4, 5, 2], [0, 1, 2, 3, 4, 5, 2])]
+    chosen = []
+    for _ in range(4):
+        cross, known = covariance[:, chosen], covariance[np.ix_(chosen, chosen)]
+        chosen.append(int((np.diag(covariance) - np.einsum("ij,ji->i", cross, np.linalg.solve(known, cross.T))).argmax()))
+    assert most_uncertain(covariance, 4) == chosen
+    assert len(most_uncertain(np.ones((5, 5)), 3)) == 1
+
+
+def test_covariance_of_energies_is_what_a_known_energy_explains(dataset, test_set):
+    """Conditioned on the energy of one more geometry, variances fall by c^2 / (v + noise)."""
+    four, one = dataset[:4], replace(test_set[:1], forces=np.full((1, 4, 3), np.nan))
+    fitted = Fitted.of(fit_gp(four, targets=TARGETS, max_steps=0)).add(four)
+    covariance = fitted.energy_covariance(test_set.positions)
+    before = energy_variance(fitted.model)(test_set.positions)
+    np.testing.assert_allclose(np.diag(covariance), before, rtol=1e-6, atol=1e-9 * before.max())
+    added = fitted.add(one).model
+    scale = added.signal_variance[0] / fitted.model.signal_variance[0]
+    expected = before - covariance[0] ** 2 / (covariance[0, 0] + fitted.model.noise_variance[0])
+    after = energy_variance(added)(test_set.positions) / scale
+    np.testing.assert_allclose(after, expected, rtol=1e-6, atol=1e-8 * before.max())
+
+
+@pytest.fixture(scope="module")
+def taught(small, dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("active")
+    protocol = Protocol((300.0,), ("equilibrium", "displaced"), 2, 0.2, displacement=0.05, frames=10)
+    arguments = small, dataset, out, Exact(), protocol
+    return arguments, *learn(*arguments, rounds=1, per_round=8)
+
+
+def test_a_taught_model_knows_better(taught, small):
+    (_, _, out, _, _), model, told = taught
+    assert [row["geometries"] for row in told] == [4, 12]
+    assert told[1]["de_median"] < 0.5 * told[0]["de_median"]
+    hot = make_dataset(20, seed=5)
+    assert validate(model, hot).energy.mae < validate(small, hot).energy.mae
+    new = load_dataset(out / "round-0.extxyz")
+    assert len(new) == 8 and set(new.origin["source"]) == {"active"}
+    np.testing.assert_allclose(new.energy, Exact().labels(new.positions, None)[0], atol=1e-8)
+    assert len(load_dataset(out / "dataset.extxyz")) == 80 + 8
+    np.testing.assert_array_equal(load_model(out / "model.safetensors").weights, model.weights)
+    assert json.loads((out / "rounds.json").read_text()) == told and (out / "rounds.png").exists()
+
+
+def test_it_goes_on_where_it_was_stopped(taught, monkeypatch):
+    arguments, model, told = taught
+    (arguments[2] / "model.safetensors").unlink()
+    again, rows = learn(*arguments, rounds=1, per_round=8)
+    np.testing.assert_array_equal(again.weights, model.weights)
+    assert rows == told
+    with pytest.raises(ValueError, match="take another folder"):
+        learn(*arguments, rounds=1, per_round=9)
+
+
+def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset, test_set, tmp_path):
+    with pytest.raises(ValueError, match="found one of atomic energies alone"):
+        learn(distance_model, dataset, tmp_path, Exact())
+    with pytest.raises(ValueError, match="first 4 training geometries the model was trained on, found another"):
+        learn(small, test_set, tmp_path, Exact())
+
+
+@pytest.mark.labels
+def test_command_line(dataset, tmp_path, capsys):
+    data = relabelled(dataset[:6], XTB(dataset.species))
+    save_dataset(data, tmp_path / "data.extxyz")
+    save_model(fit_gp(data, targets=TARGETS, max_steps=0), tmp_path / "model.safetensors")
+    run = ["active", tmp_path / "model.safetensors", tmp_path / "data.extxyz", "--out", tmp_path / "out", "--workers", "1"]
+    few = ["--replicas", "1", "--time", "0.05", "--start", "equilibrium", "--frames", "2", "--per-round", "3", "--rounds", "1"]
+    assert iqagp(*run, *few, "--reference", "xtb") == 0
+    assert "geometries" in capsys.readouterr().out
+    assert len(load_model(tmp_path / "out" / "model.safetensors").train_positions) in (6, 9)
+    assert iqagp(*run, *few, "--reference", "dft") == 2
+    assert "found one of GFN2-xTB" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""Replicas on several devices: the same energies, and the same bits at the same number of devices."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from iqagp_jax import load_trajectory, save_model
+from iqagp_jax.devices import keep_compiled, use_cores
+
+RUN = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+import numpy as np
+from iqagp_jax import energy_fn, energy_variance, load_model, simulate
+from iqagp_jax.robustness import failure_rule
+from iqagp_jax.simulate import UncertaintyLimit
+model = load_model(sys.argv[2])
+assert len(jax.devices()) == int(sys.argv[1])
+rule, starts = failure_rule(model.species, model.reference), np.repeat(model.reference[None], int(sys.argv[4]), axis=0)
+limit = UncertaintyLimit(energy_variance(model), 100.0)
+options = {"temperature": 300.0, "time": 0.1, "uncertainty_limit": limit, "progress": False}
+simulate(energy_fn(model), rule, starts, sys.argv[3], **options)
+"""
+
+
+def run(devices, model, folder, replicas=4):
+    return subprocess.run(
+        [sys.executable, "-c", RUN, str(devices), model, folder, str(replicas)], capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(model, tmp_path_factory):
+    """Folders of a run on one device, and of two on two."""
+    folder = tmp_path_factory.mktemp("devices")
+    save_model(model, folder / "model.safetensors")
+    for devices, name in ((1, "one"), (2, "two"), (2, "again")):
+        found = run(devices, folder / "model.safetensors", folder / name)
+        assert found.returncode == 0, found.stderr
+    return folder
+
+
+def test_energies_do_not_depend_on_the_devices(runs):
+    one, two = (load_trajectory(runs / name) for name in ("one", "two"))
+    np.testing.assert_allclose(one.energies[:2], two.energies[:2], rtol=0, atol=1e-7)
+    assert two.alive.all() and np.ptp(two.energies[1]) > 0
+
+
+def test_the_same_number_gives_the_same_bits(runs):
+    two, again = (load_trajectory(runs / name) for name in ("two", "again"))
+    np.testing.assert_array_equal(two.positions, again.positions)
+
+
+def test_another_number_does_not_go_on(runs):
+    found = run(1, runs / "model.safetensors", runs / "two")
+    assert found.returncode and "found a different devices (2 there, 1 here)" in found.stderr
+
+
+def test_replicas_that_no_two_devices_share_alike(runs):
+    found = run(2, runs / "model.safetensors", runs / "three", replicas=3)
+    assert found.returncode == 0, found.stderr
+
+
+def test_more_threads_than_cores():
+    with pytest.raises(ValueError, match=r"expected at most .* threads, one a core, found 10000"):
+        use_cores(10_000)
+
+
+def test_what_is_compiled_is_kept_in_private(tmp_path, monkeypatch):
+    command = "import jax; from iqagp_jax.devices import keep_compiled; print(keep_compiled()); jax.jit(lambda x: x + x)(1.0)"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    folder = tmp_path / "iqagp_jax"
+    assert found.stdout.strip() == str(folder), found.stderr
+    assert folder.stat().st_mode & 0o077 == 0 and list(folder.iterdir())
+    folder.chmod(0o777)
+    with pytest.raises(ValueError, match="only you can write to"):
+        keep_compiled()
