@@ -18,6 +18,7 @@ Everything is in one folder, and the same call goes on where it was stopped:
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def learn(
     rounds=5,
     per_round=50,
     energy_window=MAX_DISTORTION_ENERGY * KCAL_MOL,
+    truth_last=False,
     progress=lambda items, what, total: items,
 ):
     """Judge and teach a model in turn until its verdict is good on survival and truth, or ``rounds`` were taught.
@@ -60,6 +62,7 @@ def learn(
         rounds: at most.
         per_round: geometries labelled after a verdict.
         energy_window: labels so many eV above the lowest training energy are dropped, and those that the reference cannot make.
+        truth_last: relabel frames only of a model whose replicas all survive, where labels are dear.
         progress: as for `judge`.
 
     Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic energies
@@ -76,7 +79,10 @@ def learn(
         if not path.exists():
             save_model(fitted.model, path)
         model = load_model(path)
-        facts = judge(model, out / f"round-{k}", reference, replace(protocol, seed=protocol.seed + k), f"round {k}", progress)
+        verdict = partial(judge, model, out / f"round-{k}", reference, replace(protocol, seed=protocol.seed + k), f"round {k}")
+        facts = verdict(progress, relabel=not truth_last)
+        if truth_last and facts["verdict"]["survival"]["grade"] == "good":
+            facts = verdict(progress)
         told.append({"round": k, "geometries": len(model.train_positions), **_summary(facts)})
         write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
         pictures.rounds(told).savefig(out / "rounds.png")
@@ -145,7 +151,7 @@ def _save_all(dataset, taught, path):
 
 
 def _summary(facts):
-    """What a round is told by: over all rows of its verdict, the worst row of the errors."""
+    """What a round is told by: over all rows of its verdict, the worst row of the errors; None where nothing was relabelled."""
     rows = facts["rows"]
 
     def worst(key):
@@ -154,7 +160,7 @@ def _summary(facts):
     return {
         "replicas": sum(row["replicas"] for row in rows),
         "survived": sum(row["survived"] for row in rows),
-        "right": sum(row["right"] for row in rows),
+        "right": sum(row["right"] for row in rows) if worst("de_median") is not None else None,
         **{key: worst(key) for key in ("de_median", "de_p95", "de_max")},
         **{part: facts["verdict"][part]["grade"] for part in ("survival", "truth")},
     }

@@ -62,13 +62,17 @@ def _arctan_coefficients():
 _ARCTAN = _arctan_coefficients()
 
 
-def local_frame(positions, centre, x_axis, xy_plane):
+def axes(to_x, to_xy):
     """Axes (3, 3) of an atomic local frame: e_x to the x-axis atom, e_y towards the xy-plane atom, e_z = e_x x e_y."""
-    to_x, to_xy = positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre]
     e_x = to_x / norm(to_x)
     in_plane = to_xy - (to_xy @ e_x) * e_x
     e_y = in_plane / norm(in_plane)
     return jnp.stack([e_x, e_y, jnp.cross(e_x, e_y)])
+
+
+def local_frame(positions, centre, x_axis, xy_plane):
+    """The `axes` of the frame of three atoms."""
+    return axes(positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre])
 
 
 def alf_features(positions, frame, others):
@@ -79,12 +83,16 @@ def alf_features(positions, frame, others):
     spherical coordinates in the frame: r (angstrom), theta = acos(e_z.d / r) in [0, pi], phi = atan2(e_y.d, e_x.d).
     """
     centre, x_axis, xy_plane = frame
-    to_x, to_xy = positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre]
+    atom, ends = np.arange(len(positions))[:, None], jnp.array([x_axis, xy_plane, *others])
+    # A matrix product takes differences, and their derivatives back to atoms, faster than indexing does.
+    incidence = (atom == ends).astype(positions.dtype) - (atom == centre).astype(positions.dtype)
+    differences = positions.T @ incidence
+    to_x, to_xy = differences[:, 0], differences[:, 1]
     chi = angle(norm(jnp.cross(to_x, to_xy)), to_x @ to_xy)
-    local = (positions[others] - positions[centre]) @ local_frame(positions, *frame).T
-    x, y, z = local.T
-    theta = angle(norm(local[:, :2]), z)
-    spherical = jnp.stack([norm(local), theta, angle(y, x)], axis=1)
+    x, y, z = axes(to_x, to_xy) @ differences[:, 2:]
+    in_plane = x * x + y * y
+    r, theta = jnp.sqrt(in_plane + z * z + TINY), angle(jnp.sqrt(in_plane + TINY), z)
+    spherical = jnp.stack([r, theta, angle(y, x)], axis=1)
     return jnp.concatenate([jnp.stack([norm(to_x), norm(to_xy), chi]), spherical.ravel()])
 
 

@@ -83,6 +83,14 @@ def test_it_goes_on_where_it_was_stopped(taught, monkeypatch):
         learn(*arguments, rounds=1, per_round=9)
 
 
+def test_truth_can_wait_until_all_survive(taught, tmp_path):
+    """What is found by then is the same."""
+    (model, dataset, _, reference, protocol), _, told = taught
+    _, rows = learn(model, dataset, tmp_path, reference, protocol, rounds=1, per_round=8, truth_last=True)
+    assert rows[0]["survival"] != "good" and rows[0]["truth"] == "unknown" and rows[0]["right"] is rows[0]["de_median"] is None
+    assert rows[1] == told[1]
+
+
 def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset, test_set, tmp_path):
     with pytest.raises(ValueError, match="found one of atomic energies alone"):
         learn(distance_model, dataset, tmp_path, Exact())

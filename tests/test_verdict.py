@@ -202,6 +202,14 @@ def test_the_report_opens_anywhere(verdict):
     assert json.loads((verdict.out / "robustness.json").read_text()) == json.loads(json.dumps(verdict.facts))
 
 
+@pytest.mark.parametrize("reference", [None, Exact()])
+def test_without_labels_truth_is_unknown(reference, distance_model, tmp_path):
+    facts = judge(distance_model, tmp_path, reference, Protocol((100.0,), ("equilibrium",), 1, 0.1), relabel=False)
+    assert facts["verdict"]["truth"] == {"grade": "unknown", "sentence": "no reference"}
+    assert facts["rows"][0]["survived"] == 1 and facts["rows"][0]["right"] is None
+    assert (tmp_path / "warning.png").exists() and not (tmp_path / "truth.png").exists()
+
+
 def test_what_was_run_is_read_and_another_verdict_is_refused(verdict, distance_model):
     starts = {"equilibrium": np.repeat(REFERENCE[None], 2, axis=0)}
     rule = failure_rule(SPECIES, REFERENCE)

@@ -103,6 +103,9 @@ def active(
     energy_window: Annotated[
         float, typer.Option(help="Labels so far above the lowest training energy are dropped, kcal/mol.")
     ] = 150.0,
+    truth_last: Annotated[
+        bool, typer.Option("--truth-last", help="Relabel frames only once all replicas survive: for an expensive reference.")
+    ] = False,
     temperature: Temperatures = TEMPERATURES,
     start: Starts = KINDS,
     replicas: Replicas = 10,
@@ -143,7 +146,7 @@ def active(
         seed=seed,
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
-        _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, energy_window * KCAL_MOL, track)
+        _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, energy_window * KCAL_MOL, truth_last, track)
     table(
         f"{out / 'model.safetensors'}, held to {reference}; errors in kcal/mol, of the worst temperature and kind of start",
         ["round", "geometries", "survived", "right", "median |dE|", "95%", "max"],

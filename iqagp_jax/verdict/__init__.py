@@ -24,7 +24,7 @@ from iqagp_jax.verdict.structure import backbone
 __all__ = ["Protocol", "claim", "digest", "judge"]
 
 
-def judge(model, out, reference=None, protocol=None, name="a model", progress=lambda items, what, total: items):
+def judge(model, out, reference=None, protocol=None, name="a model", progress=lambda items, what, total: items, relabel=True):
     """Judge a model and write ``report.html``, ``robustness.json`` and pictures to the folder ``out``.
 
     Args:
@@ -33,6 +33,7 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
         protocol: a `Protocol`.
         name: what the report calls the model.
         progress: wraps iterables, as a progress bar does; gets a word for what is done, and their length.
+        relabel: whether the reference labels frames; else it only chooses starts, and the same call with it goes on from there.
 
     Returns what is written to ``robustness.json``. Raises ValueError, in a sentence, where the folder holds another verdict.
     """
@@ -48,7 +49,7 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
     chosen = truth.choose_frames(run, protocol.frames)
     positions = run.trajectory.positions[chosen[1], chosen[0]]
     predicted = predict(model, positions)
-    if reference is None:
+    if reference is None or not relabel:
         labels = np.full(len(positions), np.nan), np.full(positions.shape, np.nan)
     else:
         labels = reference.labels(positions, progress=lambda items, total: progress(items, "relabelling", total))
@@ -68,11 +69,11 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
     facts = {
         "model": name,
         "level_of_theory": dict(model.provenance).get("level_of_theory", "not told"),
-        "reference": reference.name if reference else "none",
+        "reference": reference.name if reference and relabel else "none",
         "protocol": asdict(protocol),
         "equilibrium": equilibrium,
         "starts": told,
-        "rows": truth.rows(run, frames, model.species, minimum, reference is not None),
+        "rows": truth.rows(run, frames, model.species, minimum, reference is not None and relabel),
         "ensemble": [
             {
                 "temperature_K": t,

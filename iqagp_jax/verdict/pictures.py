@@ -43,7 +43,8 @@ def rounds(told):
     figure, left, right = panels(2)
     geometries = [row["geometries"] for row in told]
     for key, colour in (("survived", BLUE), ("right", ORANGE)):
-        left.plot(geometries, [100 * row[key] / row["replicas"] for row in told], "o-", color=colour, label=key)
+        shares = [np.nan if row[key] is None else 100 * row[key] / row["replicas"] for row in told]
+        left.plot(geometries, shares, "o-", color=colour, label=key)
     left.set(xlabel="training geometries", ylabel="replicas, %", ylim=(-3, 105))
     left.legend(fontsize=8, frameon=False)
     names = {"de_median": "median", "de_p95": "95%", "de_max": "largest"}
@@ -51,7 +52,8 @@ def rounds(told):
         right.plot(geometries, [np.nan if row[key] is None else row[key] for row in told], "o-", color=colour, label=name)
     for bar, colour in zip(BARS, (BLUE, ORANGE), strict=True):
         right.axhline(bar, color=colour, lw=0.8, ls="--")
-    right.set(xlabel="training geometries", ylabel="|dE| of the worst row, kcal/mol", yscale="log")
+    right.set(xlabel="training geometries", ylabel="|dE| of the worst row, kcal/mol")
+    _logarithmic(right, any(row["de_max"] for row in told), "nothing relabelled")
     right.legend(fontsize=8, frameon=False)
     return figure
 
@@ -129,8 +131,9 @@ def uncertainty(run, frames, before, threshold):
         mine = kept & (frames.final == final)
         error, sigma = (np.maximum(np.abs(x[mine]), SMALLEST) for x in (frames.energy_error, frames.sigma / KCAL_MOL))
         left.plot(sigma, error, ".", color=colour, ms=4, alpha=0.6, label=name)
-    left.set(xlabel="the model's sigma, kcal/mol", ylabel="|dE|, kcal/mol", xscale="log", yscale="log")
+    left.set(xlabel="the model's sigma, kcal/mol", ylabel="|dE|, kcal/mol")
     left.legend(fontsize=7, frameon=False)
+    _logarithmic(left, kept.any(), "nothing relabelled", x=True)
     times = run.trajectory.times
     for replica, numbers, sigma in zip(before.replica, before.frames, before.sigma, strict=True):
         to_failure = times[numbers] - run.failure_times[replica]
@@ -138,10 +141,17 @@ def uncertainty(run, frames, before, threshold):
     if threshold is not None:
         right.axhline(threshold / KCAL_MOL, color="black", lw=1, ls="--", label="alarm")
         right.legend(fontsize=7, frameon=False)
-    if not len(before.replica):
-        right.text(0.5, 0.5, "no failures", transform=right.transAxes, ha="center", color=GREY)
-    right.set(xlabel="time to failure, fs", ylabel="sigma, kcal/mol", yscale="log")
+    right.set(xlabel="time to failure, fs", ylabel="sigma, kcal/mol")
+    _logarithmic(right, len(before.replica), "no failures")
     return figure
+
+
+def _logarithmic(ax, has_data, without, x=False):
+    """Logarithmic axes, which need data; a word where there are none."""
+    if has_data:
+        ax.set(yscale="log", **({"xscale": "log"} if x else {}))
+    else:
+        ax.text(0.5, 0.5, without, transform=ax.transAxes, ha="center", color=GREY)
 
 
 def ramachandran(residues, temperature, runs):
