@@ -1,9 +1,11 @@
 """Active learning: a model drives replicas, says where it knows least, and learns the reference's labels of that.
 
 A round is a verdict (`verdict.judge`). Where survival and truth are not both good, frames are chosen from its replicas, evenly
-along their lives and before their failures: the one whose energy is the least certain, then the least certain given that one,
-and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. They are labelled and added
-to the model by a block update of its factor (`fit_joint.Fitted`); prior mean and hyperparameters stay as they are.
+along their lives and densely before their failures: the one whose energy is the least certain, then the least certain given
+that one, and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. Not those that
+are uncertain beyond a limit: a replica that fails crosses it within some 10 fs, and comes to geometries that no right model
+goes to. What is labelled is added to the model by a block update of its factor (`fit_joint.Fitted`); prior mean and
+hyperparameters stay as they are.
 
 Everything is in one folder, and the same call goes on where it was stopped:
 
@@ -36,7 +38,10 @@ from iqagp_jax.verdict import Protocol, claim, digest, judge, pictures, truth
 from iqagp_jax.verdict.replicas import load_run
 
 CANDIDATES = 300
-"""Frames for every temperature and kind of start that are chosen from."""
+"""Frames for every temperature and kind of start that are chosen from, and those before failures."""
+
+MAX_UNCERTAINTY = 10 * KCAL_MOL
+"""Frames whose energies have a larger standard deviation (eV) are not labelled."""
 
 
 def learn(
@@ -47,6 +52,7 @@ def learn(
     protocol=None,
     rounds=5,
     per_round=50,
+    max_uncertainty=MAX_UNCERTAINTY,
     energy_window=MAX_DISTORTION_ENERGY * KCAL_MOL,
     truth_last=False,
     progress=lambda items, what, total: items,
@@ -61,6 +67,7 @@ def learn(
         protocol: the verdicts' `Protocol`; every round has another seed, and no dynamics of the reference is run.
         rounds: at most.
         per_round: geometries labelled after a verdict.
+        max_uncertainty: frames whose energies have a larger standard deviation (eV) are not labelled.
         energy_window: labels so many eV above the lowest training energy are dropped, and those that the reference cannot make.
         truth_last: relabel frames only of a model whose replicas all survive, where labels are dear.
         progress: as for `judge`.
@@ -70,8 +77,8 @@ def learn(
     """
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
     _check(model, dataset)
-    settings = {"model": digest(model), "reference": reference.name, "per_round": per_round, "energy_window": energy_window}
-    claim(out, {**settings, **asdict(protocol)})
+    limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window}
+    claim(out, {"model": digest(model), "reference": reference.name, **limits, **asdict(protocol)})
     train = training_frames(dataset, len(model.train_positions), model.targets)
     fitted, taught, told, model = Fitted.of(model).add(train), [], [], None
     for k in range(rounds + 1):
@@ -93,8 +100,9 @@ def learn(
         path = out / f"round-{k}.extxyz"
         if not path.exists():
             run = load_run(out / f"round-{k}" / "model")
-            lowest = np.nanmin(train.energy)
-            save_dataset(_labelled(fitted, run, reference, per_round, lowest + energy_window, dataset, progress), path)
+            chosen = _chosen(fitted, run, per_round, max_uncertainty)
+            highest = np.nanmin(train.energy) + energy_window
+            save_dataset(_labelled(run, *chosen, reference, highest, dataset, progress), path)
         taught.append(load_dataset(path))
         fitted = fitted.add(taught[-1])
     return model, told
@@ -126,22 +134,37 @@ def _check(model, dataset):
         raise ValueError(f"expected the dataset whose first {n} training geometries the model was trained on, found another")
 
 
-def _labelled(fitted, run, reference, n, highest, dataset, progress):
-    """A `Dataset` of n frames of a run with the reference's labels, without those above ``highest`` eV."""
-    replica, frame, _ = truth.choose_frames(run, CANDIDATES)
+def _chosen(fitted, run, n, max_uncertainty):
+    """(replica, frame) of n frames of a run to label, in order."""
+    replicas, times = range(len(run.lives)), run.trajectory.times
+    mates = [len(run.group(run.temperatures[k], run.kinds[k])) for k in replicas]
+    evenly = [(k, int(f)) for k in replicas for f in np.linspace(0, run.lives[k] - 1, CANDIDATES // mates[k] + 1) if f > 0]
+    before = run.trajectory.alive & (times[:, None] > run.failure_times - truth.FINAL)
+    replica, frame = np.array(sorted({*evenly, *((int(k), int(f)) for f, k in np.argwhere(before))})).T
+    covariance = fitted.energy_covariance(run.trajectory.positions[frame, replica])
+    known = np.flatnonzero(np.diag(covariance) <= max_uncertainty**2)
+    chosen = np.sort(known[most_uncertain(covariance[np.ix_(known, known)], n)])
+    return replica[chosen], frame[chosen]
+
+
+def _labelled(run, replica, frame, reference, highest, dataset, progress):
+    """A `Dataset` of frames of a run with the reference's labels, without those above ``highest`` eV."""
     positions = np.round(run.trajectory.positions[frame, replica], DECIMALS)
-    chosen = np.sort(most_uncertain(fitted.energy_covariance(positions), n))
-    positions, replica, frame = positions[chosen], replica[chosen], frame[chosen]
     energy, forces = reference.labels(positions, progress=lambda items, total: progress(items, "labelling", total))
     origin = {
-        "source": np.full(len(chosen), "active"),
+        "source": np.full(len(frame), "active"),
         "temperature": run.temperatures[replica],
         "run": replica,
         "time": run.trajectory.times[frame],
-        "split": np.full(len(chosen), "train"),
+        "split": np.full(len(frame), "train"),
     }
-    labelled = Dataset(dataset.species, positions, energy, forces, origin=origin, level=dataset.level)
-    return labelled[energy <= highest]  # NaN is not
+    kept = energy <= highest  # NaN is not
+    if not kept.any():
+        raise ValueError(
+            f"expected labels within the energy window, found none of {len(kept)}, the lowest {np.nanmin(energy) - highest:.3g}"
+            " eV above it; widen it, or begin with more geometries"
+        )
+    return Dataset(dataset.species, positions, energy, forces, origin=origin, level=dataset.level)[kept]
 
 
 def _save_all(dataset, taught, path):

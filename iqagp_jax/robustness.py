@@ -5,8 +5,8 @@ A replica has failed when one of these holds, checked in this order:
 1. the energy, a position, momentum or force is not finite;
 2. two atoms are nearer than 0.5 angstrom;
 3. a bond of the reference geometry is longer than twice its reference length, unless another has formed: one of its atoms
-   is near an atom (within 1.35 sums of covalent radii) that it was not near in the reference, and the molecule has not
-   come apart into more pieces. That is chemistry, not failure; whether it is true, only relabelled energies tell;
+   is held by an atom (within 1.6 sums of covalent radii) that it was not near in the reference (1.35), and the molecule has
+   not come apart into more pieces. That is chemistry, not failure; whether it is true, only relabelled energies tell;
 4. the kinetic temperature has been above three times the target for 1 ps on end;
 5. if asked, the standard deviation of the molecular energy is above a limit (`simulate.UncertaintyLimit`).
 
@@ -30,6 +30,9 @@ BOND_STRETCH = 2.0
 
 NEAR = 1.35
 """Two atoms within this multiple of the sum of their covalent radii hold together: 1.31 angstrom for O-H, 2.05 for C-C."""
+
+HELD = 1.6
+"""A bond that formed holds up to this multiple: hot O-H bonds reach 1.31 angstrom now and then, but hardly 1.55."""
 
 CONTACT_DISTANCE = 0.5
 """Atoms nearer than this (angstrom) have collapsed onto each other."""
@@ -90,9 +93,9 @@ def failure_rule(species, reference):
     return FailureRule(tuple(species), bonds, _distances(reference, bonds), near(species, reference))
 
 
-def near(species, positions):
-    """Which atoms of a geometry (N, 3) in angstrom hold together, (N, N): every atom with itself and those `NEAR` it."""
-    return _squares(positions) < (NEAR * sum_of_radii(species)) ** 2
+def near(species, positions, factor=NEAR):
+    """Which atoms of a geometry (N, 3) in angstrom hold together, (N, N): every atom with itself and those near it."""
+    return _squares(positions) < (factor * sum_of_radii(species)) ** 2
 
 
 def pieces(near):
@@ -193,11 +196,11 @@ def _squares(positions):
 def _broken(rule, positions):
     """Which bonds (B,) are broken without another to make up for it."""
     too_long = _distances(positions, rule.bonds) > BOND_STRETCH * rule.lengths
-    whole = pieces(near(rule.species, positions)) <= pieces(rule.near)
+    whole = pieces(near(rule.species, positions, HELD)) <= pieces(rule.near)
     new = _new_partner(rule, positions)
     return too_long & ~((new[rule.bonds[:, 0]] | new[rule.bonds[:, 1]]) & whole)
 
 
 def _new_partner(rule, positions):
-    """Which atoms (N,) are near an atom that they were not near in the reference."""
-    return (near(rule.species, positions) & ~rule.near).any(1)
+    """Which atoms (N,) are held by an atom that they were not near in the reference."""
+    return (near(rule.species, positions, HELD) & ~rule.near).any(1)

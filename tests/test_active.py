@@ -94,6 +94,9 @@ def test_truth_can_wait_until_all_survive(taught, tmp_path):
 def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset, test_set, tmp_path):
     with pytest.raises(ValueError, match="found one of atomic energies alone"):
         learn(distance_model, dataset, tmp_path, Exact())
+    protocol = Protocol((300.0,), ("equilibrium",), 1, 0.1, frames=2)
+    with pytest.raises(ValueError, match="within the energy window, found none of 2"):
+        learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, energy_window=-10.0)
     with pytest.raises(ValueError, match="first 4 training geometries the model was trained on, found another"):
         learn(small, test_set, tmp_path, Exact())
 

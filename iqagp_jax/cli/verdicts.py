@@ -100,6 +100,9 @@ def active(
     reference: Annotated[Literal["xtb", "dft"], typer.Option(help="The method it was trained on, which labels and judges.")],
     rounds: Annotated[int, typer.Option(min=1, help="At most so many times is the model taught.")] = 5,
     per_round: Annotated[int, typer.Option(min=1, help="Geometries labelled each time.")] = 50,
+    max_uncertainty: Annotated[
+        float, typer.Option(help="Frames whose energies have a larger standard deviation are not labelled, kcal/mol.")
+    ] = 10.0,
     energy_window: Annotated[
         float, typer.Option(help="Labels so far above the lowest training energy are dropped, kcal/mol.")
     ] = 150.0,
@@ -146,7 +149,8 @@ def active(
         seed=seed,
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
-        _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, energy_window * KCAL_MOL, truth_last, track)
+        limits = (max_uncertainty * KCAL_MOL, energy_window * KCAL_MOL)
+        _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, *limits, truth_last, track)
     table(
         f"{out / 'model.safetensors'}, held to {reference}; errors in kcal/mol, of the worst temperature and kind of start",
         ["round", "geometries", "survived", "right", "median |dE|", "95%", "max"],
