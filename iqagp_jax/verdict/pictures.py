@@ -42,9 +42,9 @@ def rounds(told):
     """Active learning: survivors, and the worst errors of a verdict, against training geometries; see `active`."""
     figure, left, right = panels(2)
     geometries = [row["geometries"] for row in told]
-    for key, colour in (("survived", BLUE), ("right", ORANGE)):
+    for key, style, colour in (("survived", "o-", BLUE), ("right", "o--", ORANGE)):
         shares = [np.nan if row[key] is None else 100 * row[key] / row["replicas"] for row in told]
-        left.plot(geometries, shares, "o-", color=colour, label=key)
+        left.plot(geometries, shares, style, color=colour, label=key)
     left.set(xlabel="training geometries", ylabel="replicas, %", ylim=(-3, 105))
     left.legend(fontsize=8, frameon=False)
     names = {"de_median": "median", "de_p95": "95%", "de_max": "largest"}
