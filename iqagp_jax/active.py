@@ -76,11 +76,10 @@ def learn(
     alone, which the reference has not; for another dataset than the model's; and where the folder holds another run.
     """
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
-    _check(model, dataset)
+    train = _training_data(model, dataset)
     limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window}
     claim(out, {"model": digest(model), "reference": reference.name, **limits, **asdict(protocol)})
-    train = training_frames(dataset, len(model.train_positions), model.targets)
-    fitted, taught, told, model = Fitted.of(model).add(train), [], [], None
+    fitted, taught, told = Fitted.of(model).add(train), [], []
     for k in range(rounds + 1):
         path = out / f"round-{k}.safetensors"
         if not path.exists():
@@ -122,7 +121,8 @@ def most_uncertain(covariance, n):
     return chosen
 
 
-def _check(model, dataset):
+def _training_data(model, dataset):
+    """What the model was trained on, from the dataset; ValueError, in a sentence, where the two cannot go on together."""
     if not isinstance(model, Model) or model.targets == ("atomic_energies",):
         raise ValueError(
             "expected a model of energies or forces, found one of atomic energies alone, which the reference does not give;"
@@ -132,6 +132,7 @@ def _check(model, dataset):
     train = training_frames(dataset, n, model.targets) if dataset.species == model.species and n <= len(dataset) else None
     if train is None or not np.allclose(train.positions, model.train_positions, rtol=0, atol=10.0**-DECIMALS):
         raise ValueError(f"expected the dataset whose first {n} training geometries the model was trained on, found another")
+    return train
 
 
 def _chosen(fitted, run, n, max_uncertainty):

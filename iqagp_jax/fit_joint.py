@@ -234,12 +234,11 @@ class Fitted:
         with jax.enable_x64(True):
             y = joint.observations(targets, *_residuals(dataset, model.mean))
             kept = np.isfinite(y)
-            see = jax.jit(lambda r: joint.embedded(model.kernel, joint.seen(model.features, r)))
-            new = see(jnp.asarray(dataset.positions))
+            new = self._see(dataset.positions)
             corner = joint.covariance_matrix(self.process, new, targets, self.noise, kept)
             rows = np.zeros((len(corner), 0))
             if len(self.y):
-                old = see(jnp.asarray(model.train_positions))
+                old = self._see(model.train_positions)
                 rows = joint.covariance_rows(self.process, new, old, targets, kept, model.observed)
                 rows = solve_triangular(self.factor, rows.T, lower=True, overwrite_b=True, check_finite=False).T
                 corner -= rows @ rows.T
@@ -260,25 +259,22 @@ class Fitted:
             )
             return Fitted(joined, self.process, self.noise, np.concatenate([self.y, y[kept]]), factor)._weighted()
 
-    def energy_covariance(self, positions, chunk=64):
+    def energy_covariance(self, positions):
         """Posterior covariance (B, B) of the molecular energies at positions (B, N, 3), eV^2."""
-        targets, known = self.model.targets, self.model.observed
+        model, energy = self.model, ("energy",)
         with jax.enable_x64(True):
-            see = jax.jit(lambda r: joint.embedded(self.model.kernel, joint.seen(self.model.features, r)))
-            cross_covariance = jax.jit(partial(joint.covariance, targets=("energy",), right_targets=targets))
-            here, train = see(jnp.asarray(positions)), see(jnp.asarray(self.model.train_positions))
-            prior = np.asarray(joint.covariance(self.process, here, here, ("energy",)))[:, 0, :, 0]
-            cross = np.empty((len(positions), known.sum()))
-            for k in range(0, len(positions), chunk):
-                stripe = jax.tree.map(lambda a, k=k: a[:, k : k + chunk], here)
-                cross[k : k + chunk] = cross_covariance(self.process, stripe, train).reshape(-1, len(known))[:, known]
+            here, train = (self._see(r) for r in (positions, model.train_positions))
+            prior = joint.covariance_rows(self.process, here, here, energy, rows=64)
+            known = {"kept_right": model.observed, "right_targets": model.targets}
+            cross = joint.covariance_rows(self.process, here, train, energy, rows=64, **known)
             half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
-            return self._scale * (prior - half.T @ half)
+            # The model's variances are the process's, scaled.
+            return float(model.signal_variance[0] / self.process.variance.ravel()[0]) * (prior - half.T @ half)
 
-    @property
-    def _scale(self):
-        """What the variances of the model are of the process's."""
-        return float(self.model.signal_variance[0] / self.process.variance.ravel()[0])
+    def _see(self, positions):
+        """The `joint.Points` of positions (n, N, 3)."""
+        model = self.model
+        return jax.jit(lambda r: joint.embedded(model.kernel, joint.seen(model.features, r)))(jnp.asarray(positions))
 
     def _weighted(self):
         w = cho_solve((self.factor, True), self.y, check_finite=False)

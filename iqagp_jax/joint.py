@@ -221,23 +221,25 @@ def _rows(process, left, right, targets, right_targets):
     return block.reshape(block.shape[0] * block.shape[1], -1)
 
 
-def covariance_rows(process, left, right, targets, kept=None, kept_right=None, rows=8):
+def covariance_rows(process, left, right, targets, kept=None, kept_right=None, rows=8, right_targets=None):
     """The covariance of the observations of two sets of geometries as a NumPy matrix.
 
+    ``right_targets`` are those of the right ones, where they are others.
     ``kept`` and ``kept_right`` (n M,) bool choose among the observations; all by default. Made ``rows`` geometries at a
     time: beside the matrix itself there is never more than such a stripe.
     """
     n, m = left.z.shape[1], right.z.shape[1]
     per_geometry = count(targets, process.variance.size)
     kept = np.ones(n * per_geometry, bool) if kept is None else kept
-    kept_right = np.ones(m * per_geometry, bool) if kept_right is None else kept_right
+    right_targets = right_targets or targets
+    kept_right = np.ones(m * count(right_targets, process.variance.size), bool) if kept_right is None else kept_right
     matrix = np.empty((kept.sum(), kept_right.sum()))
     before = np.concatenate([[0], np.cumsum(kept)])
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         first = max(0, stop - rows)  # one shape, compiled once
         stripe = jax.tree.map(lambda a, first=first, stop=stop: a[:, first:stop], left)
-        block = np.asarray(_rows(process, stripe, right, targets, targets))
+        block = np.asarray(_rows(process, stripe, right, targets, right_targets))
         here = slice(first * per_geometry, stop * per_geometry)
         matrix[before[here.start] : before[here.stop]] = block[kept[here]][:, kept_right]
     return matrix

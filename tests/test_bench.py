@@ -36,3 +36,8 @@ def test_command_writes_what_it_shows(tmp_path, monkeypatch, capsys):
         assert row["share_of_floor"] == pytest.approx(row["floor_ms"] / row["ms"])
     assert [peer["name"] for peer in report["peers"]] == ["emt"]
     assert "emt" in capsys.readouterr().out
+
+
+def test_more_threads_than_cores_get_a_sentence(capsys):
+    assert iqagp("bench", "--threads", 10000) == 2
+    assert "expected at most" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from conftest import make_dataset
 
 from iqagp_jax import cli, save_dataset, save_model
 from iqagp_jax.cli import console, models
+from iqagp_jax.devices import use_cores
 from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
 from iqagp_jax.formats.ferebus import CONVENTIONS
 from iqagp_jax.hyperparameters import LOSSES, OPTIMISERS
@@ -23,7 +24,8 @@ def iqagp(*arguments):
     """Run a command; returns its exit code."""
     sys.argv = ["iqagp", *map(str, arguments)]
     try:
-        with patch("iqagp_jax.devices.use_cores"):  # JAX has begun here: its devices cannot change
+        # JAX has begun here: its devices cannot change.
+        with patch("iqagp_jax.devices.use_cores", lambda count: use_cores(count) if count else None):
             cli.main()
     except SystemExit as stop:
         return stop.code or 0

@@ -27,6 +27,8 @@ Spin = Annotated[int, typer.Option(min=0, help="Number of unpaired electrons, fo
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes of the reference; one per core by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
+OUTCOME = ("survived", "right", "median |dE|", "95%", "max")
+
 TEMPERATURES = [300.0, 1000.0]
 KINDS = ["equilibrium", "displaced", "stretched"]
 
@@ -77,16 +79,8 @@ def robustness(
         facts = judge(loaded, out, judged_by, protocol, model.name, track)
     table(
         f"{model}, held to {facts['reference']}; errors in kcal/mol of {frames} frames or more a row",
-        ["start", "K", "survived", "right", "median |dE|", "95%", "max"],
-        [
-            (
-                row["start"],
-                f"{row['temperature_K']:g}",
-                f"{row['survived']}/{row['replicas']}",
-                *("-" if row[key] is None else row[key] for key in ("right", "de_median", "de_p95", "de_max")),
-            )
-            for row in facts["rows"]
-        ],
+        ["start", "K", *OUTCOME],
+        [(row["start"], f"{row['temperature_K']:g}", *outcome(row)) for row in facts["rows"]],
     )
     for part, found in facts["verdict"].items():
         console.print(f"[bold]{part}[/bold]: {found['grade']}, {found['sentence']}")
@@ -137,33 +131,22 @@ def active(
 
     loaded, out, data = load_model(model), output_folder(out), load_dataset(dataset, energy_key, forces_key)
     protocol = Protocol(
-        tuple(temperature),
-        tuple(start),
-        replicas,
-        time,
-        timestep,
-        frame_interval,
-        displacement,
-        stretch,
-        frames,
-        seed=seed,
+        tuple(temperature), tuple(start), replicas, time, timestep, frame_interval, displacement, stretch, frames, seed=seed
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
         limits = (max_uncertainty * KCAL_MOL, energy_window * KCAL_MOL)
         _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, *limits, truth_last, track)
     table(
         f"{out / 'model.safetensors'}, held to {reference}; errors in kcal/mol, of the worst temperature and kind of start",
-        ["round", "geometries", "survived", "right", "median |dE|", "95%", "max"],
-        [
-            (
-                row["round"],
-                row["geometries"],
-                f"{row['survived']}/{row['replicas']}",
-                *("-" if row[key] is None else row[key] for key in ("right", "de_median", "de_p95", "de_max")),
-            )
-            for row in told
-        ],
+        ["round", "geometries", *OUTCOME],
+        [(row["round"], row["geometries"], *outcome(row)) for row in told],
     )
+
+
+def outcome(row):
+    """The cells under `OUTCOME`, from a row of a verdict or of a round."""
+    errors = ("-" if row[key] is None else row[key] for key in ("right", "de_median", "de_p95", "de_max"))
+    return f"{row['survived']}/{row['replicas']}", *errors
 
 
 @contextmanager
