@@ -23,7 +23,7 @@ from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
 
 DATASET = "malondialdehyde"
-N_TRAIN = 1000
+N_TRAIN = 400
 TEMPERATURE = 500.0
 REPLICAS = 50
 PICOSECONDS = 5.0
@@ -40,7 +40,7 @@ def run_demo(out):
     console.print(f"[bold]{DATASET}[/bold]: {len(data)} geometries, {data.level['level_of_theory']}")
 
     began = time.perf_counter()
-    model = fit_gp(data, prior_mean="mf5", n_train=N_TRAIN, progress=lambda s: track(s, "hyperparameters"))
+    model = fit_gp(data, n_train=N_TRAIN, progress=lambda s: track(s, "hyperparameters"))
     train_seconds = time.perf_counter() - began
     save_model(model, out / "model.safetensors")
     plots.likelihood_trace(model).savefig(out / "likelihood.png")

@@ -1,5 +1,6 @@
 """Fitting: from a dataset to a model, hyperparameters by maximising the log marginal likelihood."""
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +29,9 @@ DEFAULT_KERNEL = {"inverse-distances": "matern52", "alf": "rbf-periodic"}
 JOINT_KERNEL = "matern92"
 
 SOLVERS = ("cholesky", "cg")
+
+MOST = 15_000
+"""Observations of several targets that are learned by default, at most: a matrix of 1.8 GB, a minute on two cores."""
 
 NOISE = 1e-8
 """Noise variance as a share of the signal variance; see `fit_gp`."""
@@ -62,19 +66,22 @@ def fit_gp(
     dataset,
     features="inverse-distances",
     kernel=None,
-    prior_mean="mf5",
+    prior_mean="mf5+born-mayer",
     n_train=None,
     noise=None,
     max_steps=40,
     n_hyper=None,
     mirror=False,
     progress=lambda steps: steps,
-    targets=("atomic_energies",),
-    symmetry=False,
+    targets=None,
+    symmetry=None,
     solver="cholesky",
     **search,
 ):
     """Fit one Gaussian process per atom to what a `Dataset` knows of ``targets``; returns a `Model`.
+
+    By default it learns atomic energies and forces, with equal energies for permutations of equal atoms, around a high prior
+    mean with a repulsion of near atoms: what survived hot dynamics and was right there (docs/active.md).
 
     The hyperparameters (a length scale per feature and the signal variance of every atom) maximise the log marginal
     likelihood of the training data. The noise is fixed at ``noise`` times the signal variance: labels of a converged
@@ -87,26 +94,29 @@ def fit_gp(
     kernel: "matern52" (default for inverse distances), "matern92" (their default where more than atomic energies are learned),
         "rbf", "rbf-periodic" (default for alf).
     prior_mean: names of `means.PRIOR_MEANS` joined by "+", or a pure JAX function (N, 3) angstrom -> (N,) eV.
-    n_train: use the first n frames of the training split; all by default.
+    n_train: use the first n frames of the training split. By default all, or the first whose observations of several targets
+        number at most `MOST`, with a warning.
     noise: noise variance as a share of the signal variance, by default `NOISE`; where more than atomic energies are learned as
         a share of what each observation varies by among the geometries, or a mapping with one for each of the targets, by
         default chosen among `fit_joint.NOISES`.
     max_steps: L-BFGS steps at most; 0 keeps the likeliest of the starting length scales.
-    n_hyper: fit the hyperparameters on the first so many training frames (all by default); weights always use all.
+    n_hyper: fit the hyperparameters on the first so many training frames (all by default) of atomic energies alone; weights
+        always use all.
     mirror: add the mirror image of every training geometry, which has the same energies but other ALF features, to
         the data that the weights are fitted to; the hyperparameters see the originals only.
     symmetry: make the energy the same for all `symmetry.permutations` of equal atoms: for forces on inverse distances in
-        the covariance, else by copies of the training data, of which the hyperparameters see the originals only.
+        the covariance, which is the default there, else by copies of the training data, of which the hyperparameters see the
+        originals only.
     solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
     progress: wraps the range of optimisation steps, as a progress bar does.
     targets: what is learned, any of "atomic_energies", "energy" (the molecule's) and "forces"; with more than atomic
-        energies all is one joint Gaussian process, see `joint` and `fit_joint`.
+        energies all is one joint Gaussian process, see `joint` and `fit_joint`. By default `default_targets`.
     search: options of `hyperparameters.Search`: loss, optimiser, n_starts, seed, n_seed.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
     """
-    targets = check_targets(targets)
-    train = training_frames(dataset, n_train, targets)
+    targets = check_targets(targets or default_targets(dataset, solver))
+    train = training_frames(dataset, n_train, targets, np.inf if solver == "cg" else MOST)
     search = Search(max_steps=max_steps, **search)
     if solver not in SOLVERS:
         raise ValueError(f"expected a solver among {', '.join(SOLVERS)}, found {solver!r}")
@@ -117,12 +127,15 @@ def fit_gp(
     if features not in FEATURES:
         raise ValueError(f"expected features among {', '.join(FEATURES)}, found {features!r}")
     several = targets != ("atomic_energies",)
+    if several and n_hyper:
+        raise ValueError("expected n_hyper where atomic energies alone are learned; leave it out: joint fits take a subset")
     if noise is not None or not several:
         noise = _check_noise(NOISE if noise is None else noise, targets)
     kernel = kernel or (JOINT_KERNEL if several and features == "inverse-distances" else DEFAULT_KERNEL[features])
     chosen = FEATURES[features].choose(train.species, train.positions)
-    images = permutations(train.species, train.positions[np.nanargmin(train.energy)]) if symmetry else _identity(train)
     averaged = several and isinstance(chosen, InverseDistances)
+    symmetry = averaged if symmetry is None else symmetry
+    images = permutations(train.species, train.positions[np.nanargmin(train.energy)]) if symmetry else _identity(train)
     copies = _copies(train, mirror, _identity(train) if averaged else images)
     with jax.enable_x64(True):
         mean = prior_mean if callable(prior_mean) else named_mean(prior_mean, _copies(train, False, images))
@@ -182,7 +195,7 @@ def compare_means(dataset, names, n_train=None, progress=lambda names: names, **
         names: prior means as `fit_gp` takes them, names or functions.
         options: others of `fit_gp`.
     """
-    targets = check_targets(options.get("targets", ("atomic_energies",)))
+    targets = check_targets(options.get("targets") or default_targets(dataset))
     n = min(len(training_frames(dataset, n_train, targets)), COMPARED)
 
     def per_point(name):
@@ -295,8 +308,22 @@ def condition(train, features, kernel, mean, points, residual, noise, trace, pro
     )
 
 
-def training_frames(dataset, n_train, targets):
-    """The first n frames of the training split (of everything where there are no splits), checked."""
+def default_targets(dataset, solver="cholesky"):
+    """What is learned of a dataset by default: its forces, and its atomic energies (not by "cg"), else its energies."""
+    known = {name for name in ("atomic_energies", "forces") if _any(getattr(dataset, name))}
+    energies = "atomic_energies" if "atomic_energies" in known and solver != "cg" else "energy"
+    return (energies, "forces") if "forces" in known else (energies,)
+
+
+def _any(values):
+    return values is not None and bool(np.isfinite(values).any())
+
+
+def training_frames(dataset, n_train, targets, most=np.inf):
+    """The first n frames of the training split (of everything where there are no splits), checked.
+
+    Without ``n_train`` all, or as many as have at most ``most`` observations of several targets, with a warning.
+    """
     train = dataset.split("train") if dataset.splits else dataset
     for target in targets:
         if getattr(train, target) is None:
@@ -304,6 +331,14 @@ def training_frames(dataset, n_train, targets):
     n = len(train) if n_train is None else n_train
     if not 2 <= n <= len(train):
         raise ValueError(f"expected between 2 and {len(train)} training geometries, the size of the split, found {n}")
+    if n_train is None and targets != ("atomic_energies",):
+        n = subset(train, targets, most)[0]
+        if n < len(train):
+            warnings.warn(
+                f"learned from the first {n} of {len(train)} training geometries, whose {' and '.join(targets)} are"
+                f" {most} numbers; n_train={len(train)} (--n-train) takes all of them",
+                stacklevel=3,
+            )
     train = train[:n]
     if targets == ("atomic_energies",) and (lacking := ~np.isfinite(train.atomic_energies).all(1)).any():
         raise ValueError(

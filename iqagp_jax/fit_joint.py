@@ -1,12 +1,13 @@
 """Fitting to forces: hyperparameters on a subset, weights from all observations by one Cholesky factor, or by conjugate
 gradients where its matrix would not fit.
 
-Every atom has a variance v_A and length scales: one for inverse distances (isotropic), one for every feature of an atomic local
-frame. Inverse distances are weighted by `features.pair_weights` of the mean distances, with one decay for all. All these
-maximise the joint likelihood of the first geometries whose observations number at most `SUBSET`, times a weak prior. Then the
-length scales are multiplied by the one of `STRETCHES` and, unless it is given, the noise is the one of `NOISES` with the least
-error on geometries left out of that subset: surfaces are smoother than a Matern process, whose likelihood prefers scales that
-predict worse. The weights are those of all.
+Inverse distances have one length scale for all atoms, so that a step of dynamics costs one exponential a training point, and
+are weighted by `features.pair_weights` of the mean distances, with one decay for all; atoms differ in their variance v_A, where
+atomic energies are learned. Atomic local frames have a length scale for every feature of every atom. All these maximise the
+joint likelihood of the first geometries whose observations number at most `SUBSET`, times a weak prior. Then the length scales
+are multiplied by the one of `STRETCHES` and, unless it is given, the noise is the one of `NOISES` with the least error on
+geometries left out of that subset: surfaces are smoother than a Matern process, whose likelihood prefers scales that predict
+worse. The weights are those of all.
 
 With symmetry equivalent atoms share their hyperparameters, and the covariance is summed over the images of a geometry (inverse
 distances, see `joint`) or the training data are copied (atomic local frames, whose kernels differ from atom to atom).
@@ -83,14 +84,16 @@ def check_targets(targets):
 class Family(NamedTuple):
     """The processes that are searched: a vector of hyperparameters says which.
 
-    It holds ln v and ln l, relative to what the data spread by, for every class of equivalent atoms, then for inverse distances
-    the logarithm of their weights' decay.
+    It holds logarithms, relative to what the data spread by: of inverse distances v_A for every class of equivalent atoms, the
+    length scale and the decay of the weights; of local frames v_A and the length scales for every class.
     """
 
     features: ALF | InverseDistances
     kernel: Callable
     """length scales (N,) or (N, D) -> kernel of all atoms"""
     permutations: np.ndarray
+    classes: np.ndarray
+    """(N,) number of the class of every atom, from 0: atoms of a class share their hyperparameters"""
     spread: np.ndarray
     """of inverse distances (E,), else the length scales (N, D) up to a factor"""
     distances: np.ndarray | None
@@ -99,12 +102,12 @@ class Family(NamedTuple):
     @property
     def starts(self):
         """The beginnings of the search (S, P), and which of the P hyperparameters are ln l."""
-        n_lengths = 1 if self.distances is not None else self.spread.shape[1]
-        is_length = np.tile([False] + n_lengths * [True], orbits(self.permutations).max() + 1)
-        factors = np.log(START_FACTORS)[:, None] * is_length
+        n_classes = self.classes.max() + 1
         if self.distances is None:
-            return factors, is_length
-        return np.array([[*f, decay] for f, decay in product(factors, np.log(DECAYS))]), np.append(is_length, False)
+            is_length = np.tile([False] + self.spread.shape[1] * [True], n_classes)
+            return np.log(START_FACTORS)[:, None] * is_length, is_length
+        is_length = np.array(n_classes * [False] + [True, False])
+        return np.array([[*n_classes * [0.0], *np.log(both)] for both in product(START_FACTORS, DECAYS)]), is_length
 
     def weights(self, parameters):
         """Of the inverse distances, (E,)."""
@@ -113,15 +116,14 @@ class Family(NamedTuple):
     def process(self, parameters, seen):
         """The process, its points and its kernel; ``seen`` are those of features without weights."""
         if self.distances is None:
-            unit, each = self.spread, parameters
+            each = parameters.reshape(-1, 1 + self.spread.shape[1])[self.classes]
+            variance, kernel = jnp.exp(each[:, 0]), self.kernel(self.spread * jnp.exp(each[:, 1:]))
         else:
-            weights, each = self.weights(parameters), parameters[:-1]
+            weights = self.weights(parameters)
             seen = joint.Points(seen.z * weights, seen.jacobian * weights[:, None])
-            unit = jnp.full((self.permutations.shape[1], 1), jnp.linalg.norm(self.spread * weights))
-        each = each.reshape(-1, 1 + unit.shape[1])[orbits(self.permutations)]
-        lengths = unit * jnp.exp(each[:, 1:])
-        kernel = self.kernel(lengths if self.distances is None else lengths[:, 0])
-        process = joint.Process.of(kernel, self.features, jnp.exp(each[:, 0]), self.permutations)
+            variance, length = jnp.exp(parameters[:-2])[self.classes], jnp.linalg.norm(self.spread * weights)
+            kernel = self.kernel(length * jnp.exp(parameters[-2]) * jnp.ones(len(variance)))
+        process = joint.Process.of(kernel, self.features, variance, self.permutations)
         return process, joint.embedded(kernel, seen), kernel
 
 
@@ -132,7 +134,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     first, are what is conditioned on; ``permutations`` (P, N) are those that the covariance is summed over.
     """
     if search.loss == "hold-out" or search.n_starts or search.n_seed:
-        raise ValueError("expected one start and a likelihood for forces; leave loss, starts, transfer out")
+        raise ValueError("expected one start and a likelihood for forces; leave loss, starts, transfer out, or learn atomic energies alone")
     n_atoms = len(train.species)
     if solver == "cholesky":
         joint.check_memory(len(copies) * joint.count(targets, n_atoms))
@@ -140,7 +142,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     if {"forces"} < set(targets) and n >= ENOUGH_TO_JUDGE:  # forces alone are as likely with either sign
         _check_forces(train[:n], targets)
     residuals = _residuals(train, mean)
-    family = _family(train, features, kernel, permutations, residuals[0], noise, search)
+    family = _family(train, features, kernel, permutations, targets, residuals[0], noise, search)
     seen = jax.jit(partial(joint.seen, features))(jnp.asarray(train.positions[:n]))
     y = joint.observations(targets, *(None if part is None else part[:n] for part in residuals))
     kept = np.isfinite(y)
@@ -317,21 +319,24 @@ def _with_energies(model, train):
     return replace(model, mean=SumOfMeans(model.mean, ConstantMean(np.full(len(train.species), missing))))
 
 
-def _family(train, features, kernel, permutations, atomic, noise, search):
+def _family(train, features, kernel, permutations, targets, atomic, noise, search):
     """What to search: length scales in proportion to the features' spread, or for frames to a fit of atomic energies alone."""
     positions = jnp.asarray(train.positions)
     points = jax.jit(jax.vmap(features))(positions).swapaxes(0, 1)
+    classes = orbits(permutations)
     if isinstance(features, InverseDistances):
         a, b = features.pairs[0].T
+        if "atomic_energies" not in targets:
+            classes = np.zeros_like(classes)
         distances = pair_distances(np.asarray(joint.images(positions, permutations))).mean(0)[a, b]
-        return Family(features, kernel, permutations, np.std(points[0], axis=0), distances)
+        return Family(features, kernel, permutations, classes, np.std(points[0], axis=0), distances)
     if atomic is None or not np.isfinite(atomic).all() or np.ndim(noise):
         spread = np.asarray(initial_lengthscales(points, features.angular))
     else:
         build, share = lambda p: kernel(jnp.exp(p)), NOISES[0] if noise is None else noise
         found = search_hyperparameters(build, share, search, points, jnp.asarray(atomic.T), features.angular)
         spread = np.exp(np.asarray(found.parameters))
-    return Family(features, kernel, permutations, spread, None)
+    return Family(features, kernel, permutations, classes, spread, None)
 
 
 def _residuals(data, mean):
@@ -343,11 +348,11 @@ def _residuals(data, mean):
     return atomic, data.energy - prior.sum(1), None if data.forces is None else data.forces + slope
 
 
-def subset(train, targets):
-    """How many of the first geometries together have at most `SUBSET` observations, two at least; and how many observations."""
+def subset(train, targets, most=SUBSET):
+    """How many of the first geometries together have at most ``most`` observations, two at least; and how many observations."""
     arrays = [getattr(train, target).reshape(len(train), -1) for target in targets]
     seen = np.cumsum(sum(np.isfinite(array).sum(1) for array in arrays))
-    n = max(2, int((seen <= SUBSET).sum()))
+    n = max(2, int((seen <= most).sum()))
     return n, int(seen[n - 1])
 
 

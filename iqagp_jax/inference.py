@@ -6,9 +6,10 @@ For a kernel phi(s) of the squared distance s_i = |u - z_i|^2 between embedded p
     dE/du = sum_i 2 (P_i' + c_i Q_i') (u - z_i) + Q_i b_i
 
 where ' is d/ds and the sums run over atoms A that see the same u and z_i, up to the order of the features, and differ in
-length scale and signal variance only. With isotropic inverse distances these are all atoms of the molecule, one group; else
-every atom is a group of its own, with t = v = 1. Q is there after forces only. So a group costs two matrix products, four
-after forces, and an elementwise function; the gradient goes on through the features by their vector-Jacobian product.
+length scale and signal variance only. With isotropic inverse distances these are all atoms of the molecule, one group, in
+which atoms of equal length scale count as one; else every atom is a group of its own, with t = v = 1. Q is there after forces
+only. So a group costs two matrix products, four after forces, and an elementwise function for each A; the gradient goes on
+through the features by their vector-Jacobian product.
 
 | symbol | array           | shape                                                        |
 | ------ | --------------- | ------------------------------------------------------------ |
@@ -64,8 +65,9 @@ def prepare(model, dtype):
         sharpness = v = np.ones((len(model.weights), 1))
         weights = model.weights[:, None]
     else:
-        sharpness = (model.kernel.lengthscale[0] / model.kernel.lengthscale)[None] ** 2
-        v, weights = shares[None], model.weights[None]
+        sharpness, number = np.unique((model.kernel.lengthscale[0] / model.kernel.lengthscale) ** 2, return_inverse=True)
+        equal = (number == np.arange(len(sharpness))[:, None]).astype(float)
+        sharpness, v, weights = sharpness[None], (equal @ shares)[None], (equal @ model.weights)[None]
 
     z = jax.vmap(lambda k, x: k.embed(x))(kernels, train)
     centre = z.mean(1)
@@ -167,12 +169,12 @@ def in_chunks(function, n):
 def _shares(model):
     """v_A (N,) where all atoms see the same up to the order of the columns and their length scale, else None.
 
-    Features and directions are looked at: where they are being traced, the atoms stay apart.
+    Length scales, features and directions are looked at: where they are being traced, the atoms stay apart.
     """
     lengthscale = getattr(model.kernel, "lengthscale", None)
     if not isinstance(model.features, InverseDistances) or np.ndim(lengthscale) != 1:
         return None
-    if isinstance(model.train_features, jax.core.Tracer) or isinstance(model.directions, jax.core.Tracer):
+    if any(isinstance(x, jax.core.Tracer) for x in (lengthscale, model.train_features, model.directions)):
         return None
     n_atoms = len(lengthscale)
     column = np.argsort(np.sort(model.features.pairs, axis=2) @ [n_atoms, 1], axis=1)[:, None]

@@ -145,7 +145,7 @@ def covariance(process, left, right, targets, right_targets=None):
 def _blocks(process, left, right, permutation, rows_of, columns_of):
     """The covariance with one image of the right set."""
     targets = {*rows_of, *columns_of}
-    pieces = partial(_group, process.radial, "forces" in targets)
+    pieces = partial(_group, process.radial, targets)
     groups = jax.lax.map(lambda a: pieces(*a), (process.variance, process.inverse_square, left, right))
     energies, gradients, transposed = (None if g is None else g.reshape(-1, *g.shape[2:]) for g in groups[:3])
     rows = {}
@@ -165,13 +165,18 @@ def _blocks(process, left, right, permutation, rows_of, columns_of):
     return jnp.concatenate([jnp.concatenate([row[k] for k in columns], axis=3) for row in chosen], axis=1)
 
 
-def _group(radial, with_forces, variance, inverse_square, left, right):
-    """Blocks of one group: per atom energy-energy (a, n, m), energy-force (a, n, m, X), force-energy (a, n, X, m); forces."""
+def _group(radial, targets, variance, inverse_square, left, right):
+    """Blocks of one group: per atom energy-energy (a, n, m), energy-force (a, n, m, X), force-energy (a, n, X, m); forces.
+
+    Where no atom's own energy is asked for, a = 1, their sum.
+    """
     scaled = squared_distances(left.z, right.z) * inverse_square[:, None, None]
     v, w = variance[:, None, None], inverse_square[:, None, None]
-    if not with_forces:
-        return v * radial.profile(scaled), None, None, None
-    slope, curvature = v * w * radial.slope(scaled), v * w * w * radial.curvature(scaled)
+    profile, slope, curvature = v * radial.profile(scaled), v * w * radial.slope(scaled), v * w * w * radial.curvature(scaled)
+    if "atomic_energies" not in targets:
+        profile, slope, curvature = (x.sum(0, keepdims=True) for x in (profile, slope, curvature))
+    if "forces" not in targets:
+        return profile, None, None, None
     u = jnp.einsum("ie,iex->ix", left.z, left.jacobian)[:, :, None] - jnp.einsum("iex,je->ixj", left.jacobian, right.z)
     v_right = jnp.einsum("ie,jex->ijx", left.z, right.jacobian) - jnp.einsum("je,jex->jx", right.z, right.jacobian)
     energy_force = 2 * slope[..., None] * v_right
@@ -179,7 +184,7 @@ def _group(radial, with_forces, variance, inverse_square, left, right):
     product = jnp.einsum("iex,jey->ixjy", left.jacobian, right.jacobian)
     forces = -2 * slope.sum(0)[:, None, :, None] * product
     forces -= 4 * (curvature.sum(0)[:, None] * u)[..., None] * v_right[:, None]
-    return v * radial.profile(scaled), energy_force, force_energy, forces
+    return profile, energy_force, force_energy, forces
 
 
 def observations(targets, atomic_energies, energy, forces):

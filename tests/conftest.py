@@ -69,13 +69,13 @@ def test_set():
 @pytest.fixture(scope="session")
 def model(dataset):
     """ALF model with prior mean mf5."""
-    return fit_gp(dataset, "alf", max_steps=15)
+    return fit_gp(dataset, "alf", prior_mean="mf5", max_steps=15, targets=("atomic_energies",))
 
 
 @pytest.fixture(scope="session")
 def distance_model(dataset):
     """Inverse-distance model with a Matern kernel."""
-    return fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=10)
+    return fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=10, targets=("atomic_energies",))
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """The benchmark's arithmetic and its command, on molecules too small to mean anything; no test looks at a time."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_cli import iqagp
 
 from iqagp_jax import bench
+from iqagp_jax.kernels import Matern92
 
 
 def test_floor_of_the_products_and_exponentials():
@@ -15,8 +17,10 @@ def test_floor_of_the_products_and_exponentials():
     # 9 features of which 2 are periodic and so embedded twice: 5 atoms, 4 x 11 x 10 operations and 10 exponentials each
     assert bench.floor_ms(alf, peak) == pytest.approx(1e3 * 5 * (4 * 11 * 10 / 100e9 + 10 / 2e9))
     shared = bench.synthetic_model(bench.Case(5, 10, features="inverse-distances", forces=True))
-    # 10 pairs, one set of products for all atoms
-    assert bench.floor_ms(shared, peak) == pytest.approx(1e3 * (8 * 10 * 10 / 100e9 + 5 * 10 / 2e9))
+    # 10 pairs, one set of products and one of exponentials for all atoms
+    assert bench.floor_ms(shared, peak) == pytest.approx(1e3 * (8 * 10 * 10 / 100e9 + 10 / 2e9))
+    apart = replace(shared, kernel=Matern92(np.linspace(5.0, 6.0, 5)))
+    assert bench.floor_ms(apart, peak) == pytest.approx(1e3 * (8 * 10 * 10 / 100e9 + 5 * 10 / 2e9))
 
 
 def test_exponents():

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,6 +32,14 @@ def run(devices, model, folder, replicas=4):
     return subprocess.run(
         [sys.executable, "-c", RUN, str(devices), model, folder, str(replicas)], capture_output=True, text=True
     )
+
+
+def test_this_jaxlib_sums_rightly_on_several_cores(x64):
+    """jaxlib 0.10.2 and 0.11.0 do not (github.com/jax-ml/jax/issues/39103), and so gave wrong covariances."""
+    numbers = jnp.arange(16385.0)
+    rows = jnp.stack([numbers, 0 * numbers, 0 * numbers], axis=1)
+    squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    np.testing.assert_array_equal(squares, numbers**2)
 
 
 @pytest.fixture(scope="module")

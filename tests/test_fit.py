@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from conftest import make_dataset
 
-from iqagp_jax import fit_gp
-from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
+from iqagp_jax import fit, fit_gp
+from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS, default_targets
 from iqagp_jax.means import CONSTANTS, constant_mean
+from iqagp_jax.symmetry import permutations
 
 
 def test_likelihood_rises_for_every_atom(model):
@@ -18,7 +21,7 @@ def test_hyperparameters_are_a_maximum(dataset):
     from iqagp_jax import gp
     from iqagp_jax.kernels import Matern52
 
-    fitted = fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=200)
+    fitted = fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=200, targets=("atomic_energies",))
     with jax.enable_x64(True):
         best = jax.numpy.asarray(fitted.kernel.lengthscale[0])
 
@@ -78,6 +81,7 @@ def test_stored_training_split_is_used():
         ({"prior_mean": "mf6"}, "expected a prior mean among"),
         ({"n_train": 1000}, "expected between 2 and 80 training geometries"),
         ({"noise": 0.0}, "expected a noise between 0 and 1"),
+        ({"n_hyper": 10}, "expected n_hyper where atomic energies alone"),
     ],
 )
 def test_bad_options_get_a_sentence(dataset, options, sentence):
@@ -86,23 +90,42 @@ def test_bad_options_get_a_sentence(dataset, options, sentence):
 
 
 def test_missing_free_atoms_get_a_sentence(dataset):
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="needs the free-atom energies of C, H, O"):
         fit_gp(replace(dataset, free_atoms={}), prior_mean="mf4")
 
 
 def test_missing_atomic_energies_get_a_sentence(dataset):
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="expected a dataset with atomic_energies"):
-        fit_gp(replace(dataset, atomic_energies=None))
+        fit_gp(replace(dataset, atomic_energies=None), targets=("atomic_energies",))
 
 
 def test_duplicate_geometries_without_noise_get_a_sentence(dataset):
     doubled = dataset[np.zeros(40, dtype=int)]
     with pytest.raises(ValueError, match="not positive definite"):
-        fit_gp(doubled, "inverse-distances", prior_mean="mf2", max_steps=0, noise=1e-17)
+        fit_gp(doubled, "inverse-distances", prior_mean="mf2", max_steps=0, noise=1e-17, targets=("atomic_energies",))
+
+
+def test_defaults_learn_what_there_is(dataset):
+    """Atomic energies and forces, with symmetry, where they are; else what is left."""
+    few = dataset[:4]
+    fitted = fit_gp(few, max_steps=0)
+    assert fitted.targets == ("atomic_energies", "forces")
+    np.testing.assert_array_equal(fitted.permutations, permutations(few.species, fitted.reference))
+    assert len(fit_gp(few, max_steps=0, symmetry=False).permutations) == 1
+    assert dict(fitted.provenance)["prior_mean"] == "mf5+born-mayer"
+    nothing = np.full_like(few.atomic_energies, np.nan)
+    assert default_targets(replace(few, atomic_energies=nothing)) == ("energy", "forces")
+    assert default_targets(replace(few, forces=None)) == ("atomic_energies",)
+    assert default_targets(replace(few, forces=None, atomic_energies=None)) == ("energy",)
+    assert default_targets(few, "cg") == ("energy", "forces")
+
+
+def test_more_observations_than_fit_into_a_minute_are_left_out_and_told(dataset, monkeypatch):
+    per_geometry = 4 * len(dataset.species)
+    monkeypatch.setattr(fit, "MOST", 5 * per_geometry + 1)
+    with pytest.warns(UserWarning, match="from the first 5 of 80 training geometries"):
+        assert fit_gp(dataset, max_steps=0).n_train == 5
+    assert fit_gp(dataset, n_train=6, max_steps=0).n_train == 6
 
 
 def test_default_kernels_exist():

@@ -9,6 +9,7 @@ import pytest
 
 from iqagp_jax import atomic_energies, energy_and_forces, energy_fn, inference
 from iqagp_jax.bench import Case, starts, synthetic_model
+from iqagp_jax.kernels import Matern92
 from iqagp_jax.potential import rounding_error
 
 CASES = {
@@ -16,6 +17,7 @@ CASES = {
     "inverse distances": Case(4, 12, features="inverse-distances"),
     "forces, alf": Case(4, 12, forces=True),
     "forces, shared": Case(4, 12, features="inverse-distances", forces=True),
+    "forces, two length scales": Case(4, 12, features="inverse-distances", forces=True),
 }
 
 
@@ -23,7 +25,8 @@ def model_of(name):
     """A small model with weights of order one, so that differences of 1e-10 are seen."""
     model = synthetic_model(CASES[name])
     directions = None if model.directions is None else 1e3 * model.directions
-    return replace(model, weights=1e3 * model.weights, directions=directions)
+    kernel = Matern92(np.array([5.0, 6.0, 5.0, 6.0])) if "two" in name else model.kernel
+    return replace(model, kernel=kernel, weights=1e3 * model.weights, directions=directions)
 
 
 def plain(model):

@@ -88,7 +88,7 @@ def test_reordering_the_atoms_of_model_and_input_changes_nothing(dataset, any_mo
         dataset.atomic_energies[:, order],
         free_atoms=dataset.free_atoms,
     )
-    fits = [fit_gp(d, kind, prior_mean="mf1", max_steps=0) for d in (dataset, shuffled)]
+    fits = [fit_gp(d, kind, prior_mean="mf1", max_steps=0, targets=("atomic_energies",)) for d in (dataset, shuffled)]
     energies = [energy_and_forces(fits[0])(START[None])[0], energy_and_forces(fits[1])(START[order][None])[0]]
     np.testing.assert_allclose(energies[1], energies[0], atol=1e-7)
 
@@ -100,8 +100,8 @@ def test_alf_models_see_reflections_and_mirror_copies_mend_it(dataset):
     atomic = np.array([pair_energies(r) for r in positions])
     one_side = replace(dataset[:40], positions=positions, energy=atomic.sum(1), atomic_energies=atomic, forces=None)
     pair = np.stack([bent, bent * [1, 1, -1]])
-    one_sided = energy_and_forces(fit_gp(one_side, "alf", max_steps=5))(pair)[0]
-    mended = energy_and_forces(fit_gp(one_side, "alf", max_steps=5, mirror=True))(pair)[0]
+    one_sided = energy_and_forces(fit_gp(one_side, "alf", prior_mean="mf5", max_steps=5))(pair)[0]
+    mended = energy_and_forces(fit_gp(one_side, "alf", prior_mean="mf5", max_steps=5, mirror=True))(pair)[0]
     assert abs(one_sided[1] - one_sided[0]) > 1e-3
     assert abs(mended[1] - mended[0]) < 1e-6
 
@@ -166,7 +166,7 @@ def test_user_defined_prior_mean(dataset):
         stretch = jnp.linalg.norm(positions - positions.mean(0), axis=1)
         return 0.1 * (stretch - 1.0) ** 2 - 10.0
 
-    fitted = fit_gp(dataset, "alf", prior_mean=harmonic, max_steps=3)
+    fitted = fit_gp(dataset, "alf", prior_mean=harmonic, max_steps=3, targets=("atomic_energies",))
     far = REFERENCE * 4
     with jax.enable_x64(True):
         np.testing.assert_allclose(atomic_energies(fitted, far), harmonic(jnp.asarray(far)), atol=1e-6)

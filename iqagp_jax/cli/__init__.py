@@ -2,12 +2,14 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from iqagp_jax.cli import labelling, models, runs, verdicts
+from iqagp_jax.cli.console import console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +44,7 @@ def main():
 
     The environment variable IQAGP_TRACEBACK shows the traceback instead.
     """
+    warnings.showwarning = lambda message, *_: console.print(f"[bold]warning[/bold]: {message}")
     try:
         app()
     except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:

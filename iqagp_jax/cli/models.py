@@ -30,11 +30,13 @@ def train(
     prior_mean: Annotated[
         str,
         typer.Option(help="Energy far from the data: min, mf1 to mf5, zero, born-mayer, zbl; + joins them. See `means.py`."),
-    ] = "mf5",
+    ] = "mf5+born-mayer",
     compare_means: Annotated[
         bool, typer.Option("--compare-means", help="First print the log likelihood of prior means, the chosen one among them.")
     ] = False,
-    n_train: Annotated[int | None, typer.Option(help="Use the first so many training geometries.")] = None,
+    n_train: Annotated[
+        int | None, typer.Option(help="Use the first so many training geometries. Default: all, with forces up to 15,000 numbers.")
+    ] = None,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -50,13 +52,21 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random starts.")] = 0,
     transfer: Annotated[int | None, typer.Option(help="Fit on so many geometries first, then relax on all.")] = None,
     targets: Annotated[
-        str,
-        typer.Option(help="What is learned, with commas between: atomic_energies, energy, forces."),
-    ] = "atomic_energies",
+        str | None,
+        typer.Option(
+            help="What is learned, with commas between: atomic_energies, energy, forces. Default: atomic energies (where there"
+            " are none, energies) and forces, if the dataset has them."
+        ),
+    ] = None,
     partition: Annotated[PartitionName | None, typer.Option(help="Another partition's atomic energies of the dataset.")] = None,
     symmetry: Annotated[
-        bool, typer.Option("--symmetry", help="Equal energies for permutations of equal atoms: methyl hydrogens, tautomers.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--symmetry/--no-symmetry",
+            help="Equal energies for permutations of equal atoms: methyl hydrogens, tautomers. Default: where forces or"
+            " energies of the molecule are learned from inverse distances.",
+        ),
+    ] = None,
     solver: Annotated[SolverName, typer.Option(help="cg: more energies and forces than fit into memory.")] = "cholesky",
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
@@ -82,7 +92,7 @@ def train(
         "optimiser": optimiser,
         "n_starts": starts,
         "seed": seed,
-        "targets": tuple(targets.split(",")),
+        "targets": targets and tuple(targets.split(",")),
         "symmetry": symmetry,
         "solver": solver,
     }
@@ -99,7 +109,7 @@ def train(
     save_model(model, output)
     likelihood_trace(model).savefig(output.with_suffix(".trace.png"))
     table(
-        f"{output}: {model.n_train} training points an atom, prior mean {prior_mean}",
+        f"{output}: {' and '.join(model.targets)} of {model.n_train} geometries, prior mean {prior_mean}",
         ["atom", "ln L per point", "signal, eV"],
         [
             (name, float(model.trace[:, k].max() / model.n_train), float(model.signal_variance[k] ** 0.5))
