@@ -6,8 +6,8 @@ the same run, and nothing else:
     N (4 E n / matrix-product rate + n / exponential rate),   after forces 8 E n
 
 for N atoms, n training points and E embedded features, or for one set of products where all atoms share their features, and
-n exponentials where they share their length scale too. So a share of the floor is a ratio, to be compared between machines. Every time is the median of several runs,
-given with the shortest and the longest.
+n exponentials where they share their length scale too. So a share of the floor is a ratio, to be compared between machines.
+Every time is the median of several runs, given with the shortest and the longest.
 """
 
 import importlib

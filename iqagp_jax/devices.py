@@ -1,7 +1,9 @@
 """Replicas spread over JAX's devices: each device advances its own share, and nothing passes between them.
 
-On a CPU one device per core is faster than all cores within one operation, see docs/speed.md. Several GPUs need nothing.
-`use_cores` and `keep_compiled` are settings of a whole program, made before JAX computes anything.
+On a CPU one device per core is faster than all cores within one operation, see docs/speed.md. Several GPUs need nothing. Several
+processes, on one machine or many, share the replicas after `jax.distributed.initialize`: each calls the same functions with the
+same arguments and gets the same results. `use_cores` and `keep_compiled` are settings of a whole program, made before JAX
+computes anything.
 """
 
 import os
@@ -9,29 +11,63 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 
 def over_devices(function, replicas):
     """``function`` of pytrees whose leaves have the replicas as leading axis, each device doing its share of them.
 
-    As many devices work as divide the number of ``replicas``; with one, it is the function itself. Arguments and results
-    are ordinary arrays to the caller. The share of a device is a computation like that of fewer replicas: energies agree
-    to rounding whatever the number of devices, and bit for bit at the same number.
+    Where their number does not divide that of the ``replicas``, the last replica is done more than once. With one device it
+    is the function itself. Arguments and results are ordinary arrays to the caller. The share of a device is a computation
+    like that of fewer replicas: energies agree to rounding whatever the number of devices, and bit for bit at the same number.
     """
-    count = max(n for n in range(1, len(jax.devices()) + 1) if replicas % n == 0)
+    count = min(len(jax.devices()), replicas)
+    if jax.process_count() > 1 and count < len(jax.devices()):
+        raise ValueError(
+            f"expected a replica for each of {len(jax.devices())} devices, found {replicas}; start fewer processes"
+        )
     if count == 1:
         return function
     mesh = Mesh(np.array(jax.devices()[:count]), ("replicas",))
     spec = PartitionSpec("replicas")
-    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    shared = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    if replicas % count == 0:
+        return shared
+    repeated = np.minimum(np.arange(-(-replicas // count) * count), replicas - 1)
+
+    def padded(*arguments):
+        results = shared(*jax.tree.map(lambda x: x[repeated], arguments))
+        return jax.tree.map(lambda x: x[:replicas], results)
+
+    return padded
 
 
 def compiled(function, *arguments):
     """``function`` of pytrees of replicas `over_devices`, compiled once for arguments like these, wherever they will lie."""
     replicas = len(jax.tree.leaves(arguments)[0])
+    if jax.process_count() > 1:
+        arguments = jax.device_get(arguments)
     program = jax.jit(over_devices(function, replicas)).lower(*arguments).compile()
-    return lambda *arguments: program(*jax.device_put(arguments, program.input_shardings[0]))
+
+    def apply(*arguments):
+        if jax.process_count() == 1:
+            return program(*jax.device_put(arguments, program.input_shardings[0]))
+        results = program(*jax.device_put(jax.device_get(arguments), program.input_shardings[0]))
+        return multihost_utils.process_allgather(results, tiled=True)
+
+    return apply
+
+
+def agreed(value):
+    """What the first of the processes says, a pytree: for what follows from the clock, a key, or rounding."""
+    return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
+
+
+def meet(name):
+    """Wait for the other processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def use_cores(count=None):

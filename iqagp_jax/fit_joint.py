@@ -134,7 +134,9 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     first, are what is conditioned on; ``permutations`` (P, N) are those that the covariance is summed over.
     """
     if search.loss == "hold-out" or search.n_starts or search.n_seed:
-        raise ValueError("expected one start and a likelihood for forces; leave loss, starts, transfer out, or learn atomic energies alone")
+        raise ValueError(
+            "expected one start and a likelihood for forces; leave loss, starts, transfer out, or learn atomic energies alone"
+        )
     n_atoms = len(train.species)
     if solver == "cholesky":
         joint.check_memory(len(copies) * joint.count(targets, n_atoms))

@@ -57,13 +57,18 @@ def s_curve(dataset, predictions):
 
 
 def likelihood_trace(model):
-    """Log likelihood of every atom's training data while its hyperparameters were fitted."""
+    """Log likelihood while the hyperparameters were fitted: of every atom's training data, or of those of a joint process."""
     figure, ax = panels()
     trace = np.asarray(model.trace)
-    for k, label in enumerate(atom_labels(model.species)):
-        ax.plot(trace[:, k] / model.n_train, lw=1, label=label)
-    ax.set(xlabel="L-BFGS step", ylabel="log likelihood per training point")
-    ax.legend(fontsize=7, frameon=False, ncols=2)
+    if model.targets == ("atomic_energies",):
+        for k, label in enumerate(atom_labels(model.species)):
+            ax.plot(trace[:, k] / model.n_train, lw=1, label=label)
+        ax.legend(fontsize=7, frameon=False, ncols=2)
+        ax.set(ylabel="log likelihood per training point")
+    else:
+        ax.plot(trace.sum(1), lw=1)
+        ax.set(ylabel="log likelihood of the subset fitted to")
+    ax.set(xlabel="L-BFGS step")
     return figure
 
 

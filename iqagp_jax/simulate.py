@@ -7,7 +7,7 @@ import signal
 import threading
 import time as clock
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.checkpoint import check_same_run, describe, load_checkpoint, log, save_checkpoint, save_failures
-from iqagp_jax.devices import compiled
+from iqagp_jax.devices import agreed, compiled, meet
 from iqagp_jax.dynamics import (
     Dynamics,
     Langevin,
@@ -180,7 +180,8 @@ def simulate(
     the same call goes on from there. One with a longer ``time`` makes the run longer, one with any other difference is
     refused. ``run.log`` in the folder tells what happened. `checkpoint` describes the files.
 
-    The replicas are spread over all of JAX's devices; `devices.use_cores` makes one of every core.
+    The replicas are spread over all of JAX's devices; `devices.use_cores` makes one of every core. Of several processes, each of
+    which makes the same call, only the first writes.
 
     Parameters
     ----------
@@ -246,30 +247,37 @@ def simulate(
             "potential": np.asarray(observe(start(probes, targets)).energies).tolist(),
         }
         check_same_run(directory, description)
+        first = jax.process_index() == 0
         with (
-            owned(directory, "simulation"),
-            progress_bar(n_frames, progress) as (show, say),
+            owned(directory, "simulation") if first else nullcontext(),
+            progress_bar(n_frames, progress and first) as (show, say),
             _deferred_interrupt() as interrupted,
         ):
-            describe(directory, description)
             found = load_checkpoint(directory, begin)
-            if found is None:
+            meet("all have read what there is")
+            if first:
+                describe(directory, description)
+            if first and found is None:
                 save_checkpoint(directory, begin)
             state = loaded = found or begin
             per_run = {"species": np.array(rule.species), "masses": masses_of(rule.species), "target_temperatures": targets}
-            recorder = Recorder(directory, frames_per_piece, per_run, state.step // frame_steps + 1 if state.step else 0)
+            if first:
+                recorder = Recorder(directory, frames_per_piece, per_run, state.step // frame_steps + 1 if state.step else 0)
 
             def tell(line):
-                log(directory, line)
+                if first:
+                    log(directory, line)
                 say(line)
 
             def record(state):
                 frame = jax.device_get(observe(state.replicas))
-                recorder.record(times=np.float64(state.step // frame_steps * frame_interval), **frame._asdict())
+                if first:
+                    recorder.record(times=np.float64(state.step // frame_steps * frame_interval), **frame._asdict())
 
             def save(state):
-                recorder.flush()
-                save_checkpoint(directory, state)
+                if first:
+                    recorder.flush()
+                    save_checkpoint(directory, state)
 
             alive, saved_at = _alive(state.replicas), clock.monotonic()
             if schedule.over(state):
@@ -282,7 +290,8 @@ def simulate(
                 before, alive = alive, _alive(state.replicas)
                 if (before != alive).any():
                     failures = _failures(dynamics, state.replicas, targets, uncertainty_limit)
-                    save_failures(directory, rule.species, failures)
+                    if first:
+                        save_failures(directory, rule.species, failures)
                     for failure in failures:
                         if before[failure["replica"]]:
                             tell(f"replica {failure['replica']} failed: {failure['reason']}")
@@ -292,15 +301,17 @@ def simulate(
                     completed=state.step // frame_steps,
                     description=f"simulating, {alive.sum()} of {len(alive)} replicas alive",
                 )
+                stop = agreed(interrupted())
                 if over := schedule.over(state):
                     tell(f"finished at step {state.step}: {alive.sum()} of {len(alive)} replicas alive")
-                elif interrupted():
+                elif stop:
                     tell(f"stopped by Ctrl-C at step {state.step}; the same command goes on from there")
-                if over or interrupted() or clock.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                if over or stop or clock.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     save(state)
                     saved_at = clock.monotonic()
-                if interrupted():
+                if stop:
                     raise KeyboardInterrupt(f"stopped at {state.step * timestep / 1000:g} ps; the frames are in {directory}")
+            meet("all is written")
 
         replicas = jax.device_get(state.replicas)
         reasons = {f["replica"]: f["reason"] for f in _failures(dynamics, replicas, targets, uncertainty_limit)}
@@ -344,11 +355,11 @@ def _chunks(dynamics, targets, limit, schedule, state):
         replicas = jax.block_until_ready(advance(replicas, targets, np.full(len(targets), steps)))
         step = step + steps
         if limit and step % schedule.look == 0:
-            replicas = limit.stop(replicas)
+            replicas = agreed(limit.stop(replicas))
         now = clock.perf_counter()
         spent, began = now - began, now
         # Doubled at most: the first chunks are short, and one may have been held up by something else.
-        most = max(1, min(2 * most, int(steps * CHUNK_SECONDS / spent)))
+        most = int(agreed(max(1, min(2 * most, int(steps * CHUNK_SECONDS / spent)))))
         state = RunState(replicas, step, seconds + spent)
         yield state
 

@@ -25,7 +25,7 @@ def iqagp(*arguments):
     sys.argv = ["iqagp", *map(str, arguments)]
     try:
         # JAX has begun here: its devices cannot change.
-        with patch("iqagp_jax.devices.use_cores", lambda count: use_cores(count) if count else None):
+        with patch("iqagp_jax.devices.use_cores", lambda count=None: use_cores(count) if count else None):
             cli.main()
     except SystemExit as stop:
         return stop.code or 0

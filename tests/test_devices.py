@@ -1,5 +1,6 @@
 """Replicas on several devices: the same energies, and the same bits at the same number of devices."""
 
+import socket
 import subprocess
 import sys
 
@@ -72,6 +73,8 @@ def test_another_number_does_not_go_on(runs):
 def test_replicas_that_no_two_devices_share_alike(runs):
     found = run(2, runs / "model.safetensors", runs / "three", replicas=3)
     assert found.returncode == 0, found.stderr
+    three, four = (load_trajectory(runs / name) for name in ("three", "one"))
+    np.testing.assert_allclose(three.positions, four.positions[:, :3], atol=1e-7)
 
 
 def test_more_threads_than_cores():
@@ -89,3 +92,24 @@ def test_what_is_compiled_is_kept_in_private(tmp_path, monkeypatch):
     folder.chmod(0o777)
     with pytest.raises(ValueError, match="only you can write to"):
         keep_compiled()
+
+
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[5], 2, int(sys.argv[6]))
+"""
+
+
+def test_processes_share_the_replicas_as_devices_do(runs, tmp_path):
+    """Two processes with a device each give the bits of one process with two."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", PROCESS + RUN.replace("== int(sys.argv[1])", "== 2"), "1"]
+    arguments = [runs / "model.safetensors", tmp_path / "run", "4", address]
+    processes = [subprocess.Popen([*command, *arguments, str(k)], stderr=subprocess.PIPE, text=True) for k in range(2)]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    two, apart = (load_trajectory(folder) for folder in (runs / "two", tmp_path / "run"))
+    np.testing.assert_array_equal(apart.positions, two.positions)

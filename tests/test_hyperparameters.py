@@ -91,9 +91,7 @@ def test_transfer_learning_ends_where_all_points_lead():
 
 
 def test_options_reach_the_molecule_fit(dataset):
-    fitted = fit_gp(
-        dataset, targets=("atomic_energies",), max_steps=3, loss="hold-out", n_starts=2, seed=4, n_seed=20
-    )
+    fitted = fit_gp(dataset, targets=("atomic_energies",), max_steps=3, loss="hold-out", n_starts=2, seed=4, n_seed=20)
     assert dict(fitted.provenance)["loss"] == "hold-out"
     assert np.isfinite(fitted.weights).all()
 

@@ -35,7 +35,8 @@ def train(
         bool, typer.Option("--compare-means", help="First print the log likelihood of prior means, the chosen one among them.")
     ] = False,
     n_train: Annotated[
-        int | None, typer.Option(help="Use the first so many training geometries. Default: all, with forces up to 15,000 numbers.")
+        int | None,
+        typer.Option(help="Use the first so many training geometries. Default: all, with forces up to 15,000 numbers."),
     ] = None,
     noise: Annotated[
         str | None,
@@ -110,10 +111,10 @@ def train(
     likelihood_trace(model).savefig(output.with_suffix(".trace.png"))
     table(
         f"{output}: {' and '.join(model.targets)} of {model.n_train} geometries, prior mean {prior_mean}",
-        ["atom", "ln L per point", "signal, eV"],
+        ["atom", "signal, eV"],
         [
-            (name, float(model.trace[:, k].max() / model.n_train), float(model.signal_variance[k] ** 0.5))
-            for k, name in enumerate(atom_labels(model.species))
+            (name, float(variance**0.5))
+            for name, variance in zip(atom_labels(model.species), model.signal_variance, strict=True)
         ],
     )
 

@@ -42,6 +42,10 @@ def simulate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Use so many cores only, each for its share of the replicas.")
     ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option("--distributed", help="One of several processes, started by srun or mpirun, that share the replicas."),
+    ] = False,
     keep_compiled: Annotated[
         bool, typer.Option("--keep-compiled", help="Keep compiled programs in your cache folder: the next run starts sooner.")
     ] = False,
@@ -50,6 +54,7 @@ def simulate(
 
     Stopped or killed, the same command goes on where it was, with the very numbers of a run that was not.
     """
+    import jax
     import numpy as np
 
     from iqagp_jax import devices
@@ -64,6 +69,8 @@ def simulate(
     from iqagp_jax.units import KCAL_MOL
 
     devices.use_cores(threads)
+    if distributed:
+        jax.distributed.initialize()
     if keep_compiled:
         devices.keep_compiled()
     kinds = [start[k % len(start)] for k in range(replicas)]
@@ -196,7 +203,8 @@ def print_bench(report):
         console.print(f"float32, {found['case']['atoms']} atoms: errors up to {energy:.2g} meV, {force:.2g} meV/Å")
     if report["peers"]:
         rows = [
-            (p["name"], p["replicas"], 1000 * p["ms"], f"{(p['ms_greatest'] - p['ms_least']) / p['ms']:.0%}") for p in report["peers"]
+            (p["name"], p["replicas"], 1000 * p["ms"], f"{(p['ms_greatest'] - p['ms_least']) / p['ms']:.0%}")
+            for p in report["peers"]
         ]
         table("energy and forces of malondialdehyde, microseconds a geometry", ["program", "at a time", "µs", "spread"], rows)
 

@@ -57,9 +57,11 @@ def robustness(
 
     Writes report.html, robustness.json and pictures. With dft the labels are a campaign, which may be stopped.
     """
+    from iqagp_jax import devices
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.verdict import Protocol, judge
 
+    devices.use_cores()
     loaded, out = load_model(model), output_folder(out)
     protocol = Protocol(
         tuple(temperature),
@@ -123,12 +125,14 @@ def active(
 
     Writes a verdict for every round, the grown dataset, the last model and a picture of the rounds.
     """
+    from iqagp_jax import devices
     from iqagp_jax.active import learn
     from iqagp_jax.dataset import load_dataset
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.units import KCAL_MOL
     from iqagp_jax.verdict import Protocol
 
+    devices.use_cores()
     loaded, out, data = load_model(model), output_folder(out), load_dataset(dataset, energy_key, forces_key)
     protocol = Protocol(
         tuple(temperature), tuple(start), replicas, time, timestep, frame_interval, displacement, stretch, frames, seed=seed

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import jax
 import numpy as np
@@ -62,14 +63,15 @@ class XTB:
 
         It leaves JAX for the program at every step, with all replicas at once. Where the SCF fails it is NaN.
         """
-        n_atoms = len(self.system[0])
+        n_atoms, one_at_a_time = len(self.system[0]), Lock()  # devices call from threads, which tblite does not bear
 
         def outside(bits):
             positions = np.asarray(bits).view(np.float64)[..., 0]
             flat = positions.reshape(-1, n_atoms, 3)
             size = len(flat) if self._alone else CHUNK
             chunks = [flat[k : k + size] for k in range(0, len(flat), size)]
-            parts = list(self._map(partial(_labels, self.system), chunks))
+            with one_at_a_time:
+                parts = list(self._map(partial(_labels, self.system), chunks))
             energies, forces = (np.concatenate([part[k] for part in parts]) for k in range(2))
             energies = energies.reshape(positions.shape[:-2])
             return tuple(a[..., None].view(np.uint32) for a in (energies, -forces.reshape(positions.shape)))

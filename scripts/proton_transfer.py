@@ -1,0 +1,90 @@
+"""Malondialdehyde's proton transfer at 1000 K: a model trained on GFN2-xTB beside the dynamics of GFN2-xTB itself.
+
+    python scripts/proton_transfer.py transfer/
+
+Labels the default model's training geometries with GFN2-xTB, trains on them, and asks for a verdict from the equilibrium,
+whose report holds all distributions and rates. Prints those of the transfer, d(O-H) - d(H...O), and the model's errors on
+frames of the reference's own dynamics, tautomer by tautomer. The same command goes on in its folder.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_model
+from iqagp_jax.cli.console import output_folder, table, track
+from iqagp_jax.devices import use_cores
+from iqagp_jax.labels.executors import Processes
+from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.verdict import Protocol, judge
+from iqagp_jax.verdict.references import XTB, relabelled
+from iqagp_jax.verdict.replicas import load_run
+from iqagp_jax.verdict.structure import states
+
+TEMPERATURE = 1000.0
+
+N_TRAIN = 416
+
+FRAMES = 200
+"""Frames of the reference's dynamics that the model's errors are taken over."""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--replicas", type=int, default=20, help="of the model and of GFN2-xTB, each")
+    parser.add_argument("--picoseconds", type=float, default=20.0, help="of each replica")
+    options = parser.parse_args()
+    use_cores()
+    out = output_folder(options.out)
+    path, data = out / "model.safetensors", load_dataset("malondialdehyde")
+    if not path.exists():
+        save_model(fit_gp(relabelled(data, XTB(data.species)), n_train=N_TRAIN), path)
+    model = load_model(path)
+    many = {"replicas": options.replicas, "reference_replicas": options.replicas}
+    long = {"time": options.picoseconds, "reference_time": options.picoseconds}
+    protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=FRAMES, **many, **long)
+    with Processes(os.cpu_count() or 1) as pool:
+        facts = judge(model, out, XTB(model.species, pool=pool), protocol, "trained on GFN2-xTB", track)
+        errors = by_tautomer(model, load_run(out / "reference"), XTB(model.species, pool=pool))
+    (ensemble,) = facts["ensemble"]
+    shown = [d for d in ensemble["distributions"] if d["name"].startswith(("transfer", "contact"))]
+    table(
+        "Jensen-Shannon distance of the distributions",
+        ["coordinate", "distance", "error", "95% by chance"],
+        [(d["name"], d["distance"], d["error"], d["chance"]) for d in shown],
+    )
+    table(
+        f"{options.replicas} replicas of {options.picoseconds:g} ps each, {TEMPERATURE:g} K",
+        ["", "model", "error", "GFN2-xTB", "error", "difference in errors"],
+        [
+            (
+                c["name"] + ", " + c["unit"],
+                *(c[k] for k in ("model", "model_error", "reference", "reference_error")),
+                c["difference_in_errors"],
+            )
+            for c in ensemble["counted"]
+        ],
+    )
+    table("errors on frames of GFN2-xTB's dynamics", ["who owns the proton", "frames", "kcal/mol", "kcal/mol/Å"], errors)
+
+
+def by_tautomer(model, run, reference):
+    """(owner of the proton, frames, mean |dE|, mean |dF|) on frames of the reference's dynamics, drawn evenly."""
+    positions = run.trajectory.positions
+    ((_, names, series),) = [s for s in states(model.species, model.reference, positions) if s[0].startswith("owner of H9")]
+    frames = np.linspace(1, len(positions) - 1, max(2, FRAMES // positions.shape[1])).astype(int)
+    chosen, owners = positions[frames].reshape(-1, *positions.shape[2:]), series[frames].ravel()
+    energies, forces = reference.labels(chosen)
+    mine = energy_and_forces(model)(chosen)
+    wrong = np.abs(mine[0] - energies) / KCAL_MOL, np.abs(mine[1] - forces).mean((1, 2)) / KCAL_MOL
+    return [
+        (names[o], int((owners == o).sum()), *(float(np.nanmean(w[owners == o])) for w in wrong))
+        for o in np.unique(owners[owners >= 0])
+    ]
+
+
+if __name__ == "__main__":
+    main()
