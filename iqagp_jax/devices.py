@@ -1,9 +1,9 @@
 """Replicas spread over JAX's devices: each device advances its own share, and nothing passes between them.
 
-On a CPU one device per core is faster than all cores within one operation, see docs/speed.md. Several GPUs need nothing. Several
-processes, on one machine or many, share the replicas after `jax.distributed.initialize`: each calls the same functions with the
-same arguments and gets the same results. `use_cores` and `keep_compiled` are settings of a whole program, made before JAX
-computes anything.
+On a CPU one device per core is faster than all cores within one operation, see docs/speed.md. Several GPUs need nothing.
+Several processes, on one machine or many, share the replicas after `jax.distributed.initialize`: each calls the same functions
+with the same arguments and gets the same results. `use_cores` and `keep_compiled` are settings of a whole program, made before
+JAX computes anything.
 """
 
 import os

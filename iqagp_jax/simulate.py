@@ -180,8 +180,8 @@ def simulate(
     the same call goes on from there. One with a longer ``time`` makes the run longer, one with any other difference is
     refused. ``run.log`` in the folder tells what happened. `checkpoint` describes the files.
 
-    The replicas are spread over all of JAX's devices; `devices.use_cores` makes one of every core. Of several processes, each of
-    which makes the same call, only the first writes.
+    The replicas are spread over all of JAX's devices; `devices.use_cores` makes one of every core. Of several processes,
+    each of which makes the same call, only the first writes.
 
     Parameters
     ----------
