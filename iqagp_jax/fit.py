@@ -335,8 +335,8 @@ def training_frames(dataset, n_train, targets, most=np.inf):
         n = subset(train, targets, most)[0]
         if n < len(train):
             warnings.warn(
-                f"learned from the first {n} of {len(train)} training geometries, whose {' and '.join(targets)} are"
-                f" {most} numbers; n_train={len(train)} (--n-train) takes all of them",
+                f"learned from the first {n} of {len(train)} training geometries, which hold at most {most:,} numbers of"
+                f" {' and '.join(targets)}; n_train={len(train)} (--n-train) takes all of them",
                 stacklevel=3,
             )
     train = train[:n]

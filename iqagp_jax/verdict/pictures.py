@@ -130,15 +130,16 @@ def uncertainty(run, frames, before, threshold):
     for final, colour, name in ((False, BLUE, "along the runs"), (True, RED, "before failures")):
         mine = kept & (frames.final == final)
         error, sigma = (np.maximum(np.abs(x[mine]), SMALLEST) for x in (frames.energy_error, frames.sigma / KCAL_MOL))
-        left.plot(sigma, error, ".", color=colour, ms=4, alpha=0.6, label=name)
+        if mine.any():
+            left.plot(sigma, error, ".", color=colour, ms=4, alpha=0.6, label=name)
+            left.legend(fontsize=7, frameon=False)
     left.set(xlabel="the model's sigma, kcal/mol", ylabel="|dE|, kcal/mol")
-    left.legend(fontsize=7, frameon=False)
     _logarithmic(left, kept.any(), "nothing relabelled", x=True)
     times = run.trajectory.times
     for replica, numbers, sigma in zip(before.replica, before.frames, before.sigma, strict=True):
         to_failure = times[numbers] - run.failure_times[replica]
         right.plot(to_failure, np.maximum(sigma / KCAL_MOL, SMALLEST), color=RED, lw=0.6, alpha=0.6)
-    if threshold is not None:
+    if threshold is not None and len(before.replica):
         right.axhline(threshold / KCAL_MOL, color="black", lw=1, ls="--", label="alarm")
         right.legend(fontsize=7, frameon=False)
     right.set(xlabel="time to failure, fs", ylabel="sigma, kcal/mol")
@@ -152,6 +153,7 @@ def _logarithmic(ax, has_data, without, x=False):
         ax.set(yscale="log", **({"xscale": "log"} if x else {}))
     else:
         ax.text(0.5, 0.5, without, transform=ax.transAxes, ha="center", color=GREY)
+        ax.set_axis_off()
 
 
 def ramachandran(residues, temperature, runs):
