@@ -14,7 +14,7 @@ Everything is in one folder, and the same call goes on where it was stopped:
 | ``round-K/``          | the verdict on the model of round K                         |
 | ``round-K.extxyz``    | what was labelled after it                                  |
 | ``model.safetensors`` | the last model                                              |
-| ``dataset.extxyz``    | the dataset and all that was labelled, without extra columns|
+| ``dataset.extxyz``    | the dataset and all that was labelled, their common columns |
 | ``rounds.json``       | a row for every round; ``rounds.png`` is its picture        |
 """
 
@@ -24,9 +24,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from ase.io import write
 
-from iqagp_jax.dataset import DECIMALS, Dataset, frames_from_dataset, load_dataset, save_dataset
+from iqagp_jax.dataset import DECIMALS, Dataset, concatenate, load_dataset, save_dataset
 from iqagp_jax.files import write_atomically
 from iqagp_jax.fit import training_frames
 from iqagp_jax.fit_joint import Fitted
@@ -93,7 +92,7 @@ def learn(
         write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
         pictures.rounds(told).savefig(out / "rounds.png")
         save_model(model, out / "model.safetensors")
-        _save_all(dataset, taught, out / "dataset.extxyz")
+        save_dataset(concatenate([dataset, *taught]), out / "dataset.extxyz")
         if k == rounds or told[-1]["survival"] == told[-1]["truth"] == "good":
             break
         path = out / f"round-{k}.extxyz"
@@ -166,12 +165,6 @@ def _labelled(run, replica, frame, reference, highest, dataset, progress):
             " eV above it; widen it, or begin with more geometries"
         )
     return Dataset(dataset.species, positions, energy, forces, origin=origin, level=dataset.level)[kept]
-
-
-def _save_all(dataset, taught, path):
-    """One extxyz file of the dataset and what was labelled since, with those of the dataset's columns that both have."""
-    parts = [replace(part, extra={}, origin={key: part.origin[key] for key in dataset.origin}) for part in (dataset, *taught)]
-    write(path, [atoms for part in parts for atoms in frames_from_dataset(part)], format="extxyz")
 
 
 def _summary(facts):

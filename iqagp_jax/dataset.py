@@ -131,14 +131,21 @@ class Dataset:
 
 
 def concatenate(datasets):
-    """One dataset of several of the same molecule and level, the frames of the first first."""
+    """One dataset of several of the same molecule and level, the frames of the first first.
+
+    Labels that some lack are NaN there; other columns are left out where some lack them.
+    """
     first = datasets[0]
 
     def joined(name):
         parts = [getattr(d, name) for d in datasets]
         if isinstance(parts[0], dict):
-            return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return None if parts[0] is None else np.concatenate(parts)
+            return {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if all(key in p for p in parts)}
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        missing = (np.full((len(d), *known[0].shape[1:]), np.nan) for d in datasets)
+        return np.concatenate([nan if part is None else part for part, nan in zip(parts, missing, strict=True)])
 
     names = ("positions", "energy", "forces", "atomic_energies", "origin", "extra")
     return replace(first, **{name: joined(name) for name in names})

@@ -7,7 +7,7 @@ from ase.io import read, write
 from conftest import make_dataset
 
 from iqagp_jax import load_dataset, save_dataset
-from iqagp_jax.dataset import balanced, embedded_datasets
+from iqagp_jax.dataset import balanced, concatenate, embedded_datasets
 
 
 @pytest.fixture
@@ -100,6 +100,15 @@ def test_bad_files_get_a_sentence(small, tmp_path, name, sentence):
     broken_files(small, tmp_path)
     with pytest.raises(ValueError, match=sentence):
         load_dataset(tmp_path / f"{name}.extxyz")
+
+
+def test_joined_datasets_lack_what_one_of_them_lacks():
+    data = make_dataset(3, seed=4, split="train")
+    other = replace(data, atomic_energies=None, origin={"split": data.origin["split"]})
+    both = concatenate([data, other])
+    np.testing.assert_array_equal(both.atomic_energies, np.concatenate([data.atomic_energies, np.full((3, 4), np.nan)]))
+    assert set(both.origin) == {"split"} and len(both.forces) == 6
+    assert concatenate([other, other]).atomic_energies is None
 
 
 def test_unknown_name_gets_a_sentence():
