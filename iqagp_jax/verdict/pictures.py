@@ -25,8 +25,8 @@ def survival_and_truth(rows):
         alive[at] = 100 * row["survived"] / row["replicas"]
         if row["de_median"] is not None:
             wrong[at], worse[at] = max(row["de_median"], SMALLEST), row["de_p95"]
-    left.imshow(alive, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
-    right.imshow(wrong, cmap="RdYlGn_r", norm=LogNorm(0.05, 20), aspect="auto")
+    left.imshow(alive, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto", alpha=0.7)
+    right.imshow(wrong, cmap="RdYlGn_r", norm=LogNorm(0.05, 20), aspect="auto", alpha=0.7)
     for (i, j), share in np.ndenumerate(alive):
         error = f"{wrong[i, j]:.2g}, 95% {worse[i, j]:.2g}" if np.isfinite(wrong[i, j]) else "not known"
         left.text(j, i, f"{share:.0f}%", ha="center", va="center", fontsize=9)
