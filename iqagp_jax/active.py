@@ -71,8 +71,8 @@ def learn(
         truth_last: relabel frames only of a model whose replicas all survive, where labels are dear.
         progress: as for `judge`.
 
-    Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic energies
-    alone, which the reference has not; for another dataset than the model's; and where the folder holds another run.
+    Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic
+    energies, which the reference has not; for another dataset than the model's; and where the folder holds another run.
     """
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
     train = _training_data(model, dataset)
@@ -122,10 +122,10 @@ def most_uncertain(covariance, n):
 
 def _training_data(model, dataset):
     """What the model was trained on, from the dataset; ValueError, in a sentence, where the two cannot go on together."""
-    if not isinstance(model, Model) or model.targets == ("atomic_energies",):
+    if not isinstance(model, Model) or "atomic_energies" in model.targets:
         raise ValueError(
-            "expected a model of energies or forces, found one of atomic energies alone, which the reference does not give;"
-            " train one with --targets energy,forces"
+            "expected a model of energies and forces, found one of atomic energies, which the reference does not give; train"
+            " one with --targets energy,forces"
         )
     n = len(model.train_positions)
     train = training_frames(dataset, n, model.targets) if dataset.species == model.species and n <= len(dataset) else None

@@ -235,6 +235,8 @@ class Fitted:
         model, targets = self.model, self.model.targets
         if dataset.species != model.species:
             raise ValueError(f"expected the atoms {' '.join(model.species)}, found {' '.join(dataset.species)}")
+        if lacking := [target for target in targets if getattr(dataset, target) is None]:
+            raise ValueError(f"expected geometries with {', '.join(targets)}, found none of {', '.join(lacking)}; label them")
         with jax.enable_x64(True):
             y = joint.observations(targets, *_residuals(dataset, model.mean))
             kept = np.isfinite(y)

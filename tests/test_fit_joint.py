@@ -265,6 +265,8 @@ def test_added_geometries_are_as_if_there_from_the_start(dataset, test_set):
     np.testing.assert_allclose(grown.signal_variance, whole.signal_variance, rtol=1e-8)
     with pytest.raises(ValueError, match="expected the atoms O C H H, found N C H H"):
         prior.add(replace(dataset[:2], species=("N", "C", "H", "H")))
+    with pytest.raises(ValueError, match="expected geometries with energy, forces, found none of forces"):
+        prior.add(replace(dataset[:2], forces=None))
 
 
 def test_error_of_geometries_left_out_is_that_of_fits_without_them():
