@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from iqagp_jax.cli import labelling, models, runs, verdicts
-from iqagp_jax.cli.console import console
+from iqagp_jax.cli import console, labelling, models, runs, verdicts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,7 +43,7 @@ def main():
 
     The environment variable IQAGP_TRACEBACK shows the traceback instead.
     """
-    warnings.showwarning = lambda message, *_: console.print(f"[bold]warning[/bold]: {message}")
+    warnings.showwarning = lambda message, *_: console.console.print(f"[bold]warning[/bold]: {message}")
     try:
         app()
     except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
