@@ -37,7 +37,7 @@ def test_free_energy_of_a_double_well():
     x = np.linspace(-1.4, 1.4, 57)
     exact = 6 * (x * x - 1) ** 2 + x / 2
     estimates = []
-    for seed in range(4):
+    for seed in range(10):
         _, hills = metadynamics.run(double_well, bias, [[1.0, 0, 0]], [10.0], 1500, 500, 8.0, 2.0, seed)
         with jax.enable_x64(True):
             estimates.append(np.asarray(bias.free_energy(x[:, None], hills)) / KT)
