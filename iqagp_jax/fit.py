@@ -115,7 +115,7 @@ def fit_gp(
 
     Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
     """
-    targets = check_targets(targets or default_targets(dataset, solver))
+    targets = check_targets(default_targets(dataset, solver) if targets is None else targets)
     train = training_frames(dataset, n_train, targets, np.inf if solver == "cg" else MOST)
     search = Search(max_steps=max_steps, **search)
     if solver not in SOLVERS:
@@ -195,7 +195,8 @@ def compare_means(dataset, names, n_train=None, progress=lambda names: names, **
         names: prior means as `fit_gp` takes them, names or functions.
         options: others of `fit_gp`.
     """
-    targets = check_targets(options.get("targets") or default_targets(dataset))
+    targets = options.get("targets")
+    targets = check_targets(default_targets(dataset, options.get("solver")) if targets is None else targets)
     n = min(len(training_frames(dataset, n_train, targets)), COMPARED)
 
     def per_point(name):

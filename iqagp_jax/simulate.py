@@ -257,8 +257,8 @@ def simulate(
             meet("all have read what there is")
             if first:
                 describe(directory, description)
-            if first and found is None:
-                save_checkpoint(directory, begin)
+                if found is None:
+                    save_checkpoint(directory, begin)
             state = loaded = found or begin
             per_run = {"species": np.array(rule.species), "masses": masses_of(rule.species), "target_temperatures": targets}
             if first:

@@ -81,6 +81,7 @@ def test_stored_training_split_is_used():
         ({"prior_mean": "mf6"}, "expected a prior mean among"),
         ({"n_train": 1000}, "expected between 2 and 80 training geometries"),
         ({"noise": 0.0}, "expected a noise between 0 and 1"),
+        ({"targets": ()}, "expected targets among"),
         ({"n_hyper": 10}, "expected n_hyper where atomic energies alone"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from iqagp_jax.cli import console, labelling, models, runs, verdicts
 
@@ -43,7 +44,7 @@ def main():
 
     The environment variable IQAGP_TRACEBACK shows the traceback instead.
     """
-    warnings.showwarning = lambda message, *_: console.console.print(f"[bold]warning[/bold]: {message}")
+    warnings.showwarning = lambda message, *_: console.console.print(f"[bold]warning[/bold]: {escape(str(message))}")
     try:
         app()
     except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:

@@ -93,7 +93,7 @@ def train(
         "optimiser": optimiser,
         "n_starts": starts,
         "seed": seed,
-        "targets": targets and tuple(targets.split(",")),
+        "targets": None if targets is None else tuple(targets.split(",")),
         "symmetry": symmetry,
         "solver": solver,
     }
