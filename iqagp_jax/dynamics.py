@@ -68,6 +68,12 @@ class NoseHoover:
 
         return init_isolated, apply
 
+    def bath_energy(self, state, kT):
+        """Energy of the chain in eV, sum_k p_k^2 / 2 Q_k + kT (f xi_1 + xi_2 + xi_3): with the molecule's it is conserved."""
+        chain = state.chain
+        count = jnp.ones_like(chain.position).at[0].set(self.degrees_of_freedom(len(state.position)))
+        return (chain.momentum**2 / (2 * chain.mass) + kT * count * chain.position).sum()
+
 
 @dataclass(frozen=True)
 class Langevin:
@@ -97,6 +103,10 @@ class Langevin:
         gamma = self.friction * TIME_UNIT / 1000
         return simulate.nvt_langevin(energy_or_forces, space.free()[1], timestep, kT, gamma)
 
+    def bath_energy(self, state, kT):
+        """NaN: nobody follows what noise and friction give and take."""
+        return jnp.nan
+
 
 class Replica(NamedTuple):
     """All that the future of a replica depends on, as a pytree; with a leading axis (R,) in each leaf for R replicas."""
@@ -118,6 +128,7 @@ class Frame(NamedTuple):
     energies: jax.Array
     temperatures: jax.Array
     kinetic_energies: jax.Array
+    conserved_energies: jax.Array
     alive: jax.Array
 
 
@@ -164,13 +175,14 @@ class Dynamics:
         step = jax.vmap(self.step)
         return jax.lax.fori_loop(0, steps, lambda _, r: step(r, targets), replicas)
 
-    def observe(self, replica):
-        """What is recorded of a replica."""
+    def observe(self, replica, target):
+        """What is recorded of a replica whose thermostat is at ``target`` K."""
         state = replica.dynamics
         energy = self.energy_fn(state.position)
         parts = kinetic_energy_parts(state.position, state.momentum, state.mass[:, 0])
+        conserved = energy + parts.sum() + self.thermostat.bath_energy(state, BOLTZMANN * target)
         alive = replica.status == Status.ALIVE.value
-        values = (state.position, energy, self.temperature(state), parts)
+        values = (state.position, energy, self.temperature(state), parts, conserved)
         return Frame(*(jnp.where(alive, value, jnp.nan) for value in values), alive)
 
     def temperature(self, state):

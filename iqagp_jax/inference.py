@@ -107,12 +107,14 @@ def evaluate(features, points, positions):
     # Otherwise XLA keeps a transposed copy of points that are constants to it: twice the memory to read for one geometry.
     points = jax.lax.optimization_barrier(points)
     u, pull_back = jax.vjp(jax.vmap(partial(_embed, features, points)), positions)
-    # One group after the other keeps its covariances in cache, but copies the group's training points first, which would
-    # take longer than all else for one geometry.
-    each = jax.vmap if len(positions) == 1 else lambda f: lambda *a: jax.lax.map(lambda x: f(*x), a)
-    energies, slopes = each(_group)(points, u.swapaxes(0, 1))
-    (gradient,) = pull_back(slopes.swapaxes(0, 1))
-    return energies.astype(positions.dtype).sum(0), gradient
+    if len(positions) == 1:
+        energies, slopes = (x[None] for x in jax.vmap(_group)(points, u[0]))
+    else:
+        # One group after the other keeps its covariances in cache, but copies the group's training points first, which would
+        # take longer than all else for one geometry.
+        energies, slopes = (x.swapaxes(0, 1) for x in jax.lax.map(lambda x: _group(*x), (points, u.swapaxes(0, 1))))
+    (gradient,) = pull_back(slopes)
+    return energies.astype(positions.dtype).sum(1), gradient
 
 
 def _embed(features, points, positions):
@@ -123,9 +125,9 @@ def _embed(features, points, positions):
 
 
 def _group(points, u):
-    """Energies (B,) of one group of atoms and their slopes dE/du (B, E)."""
+    """Energies (...) of one group of atoms and their slopes dE/du (..., E)."""
     radial = type(points.kernel)
-    s = jnp.maximum(points.squares + (u * u).sum(1)[:, None] - 2 * u @ points.z, 0.0)
+    s = jnp.maximum(points.squares + (u * u).sum(-1, keepdims=True) - 2 * u @ points.z, 0.0)
 
     def over_atoms(function, coefficients):
         return sum(c * function(s * t) for c, t in zip(coefficients, points.sharpness, strict=True))
@@ -143,12 +145,12 @@ def _group(points, u):
 
 def _pull(u, z, along_s):
     """sum_i dE/ds_i ds_i/du, ds_i/du = 2 (u - z_i)."""
-    return 2 * (u * _total(along_s)[:, None] - along_s @ z.T)
+    return 2 * (u * _total(along_s)[..., None] - along_s @ z.T)
 
 
 def _total(x):
     """Sums of rows by a matrix product: XLA would evaluate all that leads to x a second time within a sum."""
-    return x @ jnp.ones(x.shape[1], x.dtype)
+    return x @ jnp.ones(x.shape[-1], x.dtype)
 
 
 def in_chunks(function, n):

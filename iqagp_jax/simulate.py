@@ -120,10 +120,21 @@ class SimulationResult:
         """(frames, R) potential energy, eV, NaN where not alive."""
         return self._series[2]
 
+    @property
+    def energy_drifts(self):
+        """(R,) slopes of `Trajectory.conserved_energies` in eV/ps while alive, by least squares; NaN where there is none."""
+        times, energies = self.times[:, None] / 1000, self._series[3]
+        known = np.isfinite(energies)
+        count = np.maximum(known.sum(0), 1)
+        t = np.where(known, times - np.where(known, times, 0).sum(0) / count, 0)
+        with np.errstate(invalid="ignore"):
+            return (t * np.nan_to_num(energies)).sum(0) / (t * t).sum(0)
+
     @cached_property
     def _series(self):
         """Read from the folder when they are asked for: the run itself keeps nothing that grows with time."""
-        columns = [(piece.times, piece.temperatures, piece.energies) for piece in read_pieces(self.directory)]
+        names = ("times", "temperatures", "energies", "conserved_energies")
+        columns = [[getattr(piece, name) for name in names] for piece in read_pieces(self.directory)]
         return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
     @property
@@ -225,7 +236,7 @@ def simulate(
         directory = output_folder(directory)
         start = partial(jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))), seed, np.arange(len(starts)))
         begin = RunState(start(starts, targets), np.int64(0), np.float64(0.0))
-        observe = compiled(jax.vmap(dynamics.observe), begin.replicas)
+        observe = compiled(jax.vmap(dynamics.observe), begin.replicas, targets)
         probes = starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
         description = {
             "time_ps": time,
@@ -244,7 +255,7 @@ def simulate(
             "bonds": rule.bonds.tolist(),
             "bond_lengths": rule.lengths.tolist(),
             "starts": starts.tolist(),
-            "potential": np.asarray(observe(start(probes, targets)).energies).tolist(),
+            "potential": np.asarray(observe(start(probes, targets), targets).energies).tolist(),
         }
         check_same_run(directory, description)
         first = jax.process_index() == 0
@@ -270,7 +281,7 @@ def simulate(
                 say(line)
 
             def record(state):
-                frame = jax.device_get(observe(state.replicas))
+                frame = jax.device_get(observe(state.replicas, targets))
                 if first:
                     recorder.record(times=np.float64(state.step // frame_steps * frame_interval), **frame._asdict())
 

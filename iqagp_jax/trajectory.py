@@ -15,7 +15,7 @@ import numpy as np
 
 from iqagp_jax.files import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PER_RUN = ("species", "masses", "target_temperatures")
 """The fields of a `Trajectory` without a frame axis, equal in all pieces of a run."""
@@ -45,6 +45,8 @@ class Trajectory:
     """(frames, R) kinetic temperature over the degrees of freedom that move, K"""
     kinetic_energies: np.ndarray
     """(frames, R, 3) translational, rotational and vibrational part, eV"""
+    conserved_energies: np.ndarray
+    """(frames, R) potential, kinetic and Nose-Hoover chain's energy, eV: constant but for errors; NaN for other thermostats"""
     alive: np.ndarray
     """(frames, R) bool"""
 
@@ -56,6 +58,7 @@ class Trajectory:
             "energies": (frames, replicas),
             "temperatures": (frames, replicas),
             "kinetic_energies": (frames, replicas, 3),
+            "conserved_energies": (frames, replicas),
             "alive": (frames, replicas),
         }
         for name, shape in expected.items():

@@ -2,9 +2,10 @@
 
     python scripts/proton_transfer.py transfer/
 
-Labels the default model's training geometries with GFN2-xTB, trains on them, and asks for a verdict from the equilibrium,
-whose report holds all distributions and rates. Prints those of the transfer, d(O-H) - d(H...O), and the model's errors on
-frames of the reference's own dynamics, tautomer by tautomer. The same command goes on in its folder.
+Labels the embedded geometries with GFN2-xTB, trains on them, teaches the model what it knows least of its own hot runs until
+all survive and are right, and asks for a verdict from the equilibrium, whose report holds all distributions and rates. Prints
+those of the transfer, d(O-H) - d(H...O), and the model's errors on frames of the reference's own dynamics, tautomer by
+tautomer. The same command goes on in its folder.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_model
+from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_dataset, save_model
+from iqagp_jax.active import learn
 from iqagp_jax.cli.console import output_folder, table, track
 from iqagp_jax.devices import use_cores
 from iqagp_jax.labels.executors import Processes
@@ -25,7 +27,8 @@ from iqagp_jax.verdict.structure import states
 
 TEMPERATURE = 1000.0
 
-N_TRAIN = 416
+LESSONS = Protocol((TEMPERATURE, 1500.0), ("equilibrium",), replicas=16, time=50.0, frame_interval=5.0)
+"""Of the model's education: longer and hotter than it is then judged."""
 
 FRAMES = 200
 """Frames of the reference's dynamics that the model's errors are taken over."""
@@ -39,16 +42,19 @@ def main():
     options = parser.parse_args()
     use_cores()
     out = output_folder(options.out)
-    path, data = out / "model.safetensors", load_dataset("malondialdehyde")
+    path, labels = out / "model.safetensors", out / "labels.extxyz"
     if not path.exists():
-        save_model(fit_gp(relabelled(data, XTB(data.species)), n_train=N_TRAIN), path)
-    model = load_model(path)
+        data = load_dataset("malondialdehyde")
+        save_dataset(relabelled(data, XTB(data.species)), labels)
+        save_model(fit_gp(load_dataset(labels)), path)
     many = {"replicas": options.replicas, "reference_replicas": options.replicas}
     long = {"time": options.picoseconds, "reference_time": options.picoseconds}
     protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=FRAMES, **many, **long)
     with Processes(os.cpu_count() or 1) as pool:
-        facts = judge(model, out, XTB(model.species, pool=pool), protocol, "trained on GFN2-xTB", track)
-        errors = by_tautomer(model, load_run(out / "reference"), XTB(model.species, pool=pool))
+        reference = XTB(load_model(path).species, pool=pool)
+        model, _ = learn(load_model(path), load_dataset(labels), out / "lessons", reference, LESSONS, progress=track)
+        facts = judge(model, out / "verdict", reference, protocol, "trained on GFN2-xTB", track)
+        errors = by_tautomer(model, load_run(out / "verdict" / "reference"), reference)
     (ensemble,) = facts["ensemble"]
     shown = [d for d in ensemble["distributions"] if d["name"].startswith(("transfer", "contact"))]
     table(

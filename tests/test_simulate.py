@@ -151,6 +151,26 @@ def test_temperatures_and_energies_are_those_of_the_frames(reference_run, trajec
         assert trajectory.energies[-1, 2] == pytest.approx(float(energy(trajectory.positions[-1, 2])), rel=1e-12)
 
 
+def test_conserved_energies_are_conserved_to_the_square_of_the_timestep(tmp_path):
+    def scatter(timestep):
+        result = run(tmp_path / str(timestep), timestep=timestep, thermostat=NoseHoover(20.0), time=0.2)
+        frames = load_trajectory(result.directory)
+        return frames.conserved_energies.std(0).max(), (frames.energies + frames.kinetic_energies.sum(-1)).std(0).max()
+
+    (long, exchanged), (short, _) = scatter(0.5), scatter(0.25)
+    assert long < 0.05 * exchanged
+    assert short == pytest.approx(long / 4, rel=0.15)
+
+
+def test_energy_drifts_are_slopes(reference_run, trajectory):
+    slopes = np.polyfit(trajectory.times / 1000, trajectory.conserved_energies, 1)[0]
+    np.testing.assert_allclose(reference_run.energy_drifts, slopes, rtol=1e-6)
+
+
+def test_langevin_dynamics_conserves_nothing_that_is_followed(failing_run):
+    assert np.isnan(failing_run.energy_drifts).all()
+
+
 def test_momentum_and_angular_momentum_stay_zero(reference_run):
     momenta, positions = reference_run.momenta, reference_run.positions
     scale = np.abs(momenta).max()
@@ -332,7 +352,7 @@ def test_leftovers_of_a_crash_are_ignored(pieces, trajectory):
         (lambda d: (d / "trajectory-0001.npz").write_bytes(b""), "trajectory-0001.npz damaged"),
         (lambda d: os.truncate(d / "trajectory-0002.npz", 900), "trajectory-0002.npz damaged"),
         (lambda d: np.savez(d / "trajectory-0002.npz", positions=np.zeros(3)), "trajectory-0002.npz damaged"),
-        (lambda d: np.savez(d / "trajectory-0002.npz", format_version=2), "expected trajectory format 1, found 2"),
+        (lambda d: np.savez(d / "trajectory-0002.npz", format_version=1), "expected trajectory format 2, found 1"),
         (lambda d: (d / "trajectory-0002.npz").rename(d / "trajectory-0003.npz"), "trajectory-0002.npz is missing"),
         (lambda d: (d / "trajectory-0002.npz").write_bytes((d / "trajectory-0000.npz").read_bytes()), "of one run"),
     ],

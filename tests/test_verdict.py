@@ -40,6 +40,7 @@ def make_run(lives, signal=0.0, kind="equilibrium"):
         energies=nothing,
         temperatures=nothing,
         kinetic_energies=np.repeat(nothing[..., None], 3, axis=-1),
+        conserved_energies=nothing,
         alive=alive,
     )
     ends = np.where(np.array(lives) < FRAMES, 5.0 * np.array(lives), np.nan)

@@ -137,6 +137,10 @@ def print_replicas(result, kinds, temperatures, each=True):
     failures = [(k, reason) for k, reason in enumerate(result.failure_reasons) if reason]
     if failures:
         table("failed replicas", ["replica", "reason"], failures)
+    drifts = 1000 * result.energy_drifts
+    if np.isfinite(drifts).any():
+        worst = drifts[np.nanargmax(np.abs(drifts))]
+        console.print(f"drift of the conserved energy: {np.nanmedian(drifts):.2g} meV/ps in the median, {worst:.2g} at worst")
     console.print(f"{result.ms_per_step_per_replica:.3f} ms per step and replica; trajectory in {result.directory}")
 
 

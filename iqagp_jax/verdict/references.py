@@ -4,6 +4,7 @@ Energies are absolute, in eV, from the program that made the model's training la
 """
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,9 @@ class XTB:
 
         It leaves JAX for the program at every step, with all replicas at once. Where the SCF fails it is NaN.
         """
-        n_atoms, one_at_a_time = len(self.system[0]), Lock()  # devices call from threads, which tblite does not bear
+        n_atoms = len(self.system[0])
+        # Devices call from threads, which tblite does not bear; processes do.
+        one_at_a_time = Lock() if self._alone else nullcontext()
 
         def outside(bits):
             positions = np.asarray(bits).view(np.float64)[..., 0]

@@ -68,7 +68,7 @@ def sample(thermostat):
 
     def frame(replicas, _):
         replicas, _ = jax.lax.scan(lambda r, _: (step(r, targets), None), replicas, length=round(INTERVAL / TIMESTEP))
-        return replicas, observe(replicas)
+        return replicas, observe(replicas, targets)
 
     with jax.enable_x64(True):
         start = jax.vmap(dynamics.start, in_axes=(None, 0, None, 0))
