@@ -59,7 +59,7 @@ def learn(
     """Judge and teach a model in turn until its verdict is good on survival and truth, or ``rounds`` were taught.
 
     Args:
-        model: a `Model` of forces or total energies.
+        model: a `Model` that learned forces or total energies.
         dataset: the `Dataset` it was trained on.
         out: folder of all rounds.
         reference: `references.XTB` or `references.DFT`, or another with ``name``, ``labels`` and ``relax``.
@@ -72,7 +72,7 @@ def learn(
         progress: as for `judge`.
 
     Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic
-    energies, which the reference has not; for another dataset than the model's; and where the folder holds another run.
+    energies alone; for another dataset than the model's; and where the folder holds another run.
     """
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
     train = _training_data(model, dataset)
@@ -122,10 +122,10 @@ def most_uncertain(covariance, n):
 
 def _training_data(model, dataset):
     """What the model was trained on, from the dataset; ValueError, in a sentence, where the two cannot go on together."""
-    if not isinstance(model, Model) or "atomic_energies" in model.targets:
+    if not isinstance(model, Model) or ("atomic_energies" in model.targets and "energy" not in model.targets):
         raise ValueError(
-            "expected a model of energies and forces, found one of atomic energies, which the reference does not give; train"
-            " one with --targets energy,forces"
+            "expected a model that learns the molecule's energy or forces, found one of atomic energies, which the reference"
+            " does not give; train one without --targets"
         )
     n = len(model.train_positions)
     train = training_frames(dataset, n, model.targets) if dataset.species == model.species and n <= len(dataset) else None

@@ -146,7 +146,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     residuals = _residuals(train, mean)
     family = _family(train, features, kernel, permutations, targets, residuals[0], noise, search)
     seen = jax.jit(partial(joint.seen, features))(jnp.asarray(train.positions[:n]))
-    y = joint.observations(targets, *(None if part is None else part[:n] for part in residuals))
+    y = joint.observations(targets, *(part[:n] for part in residuals))
     kept = np.isfinite(y)
     noises = (noise,) if noise is not None else NOISES if solver == "cholesky" else NOISES[:1]
     shares = [joint.of_each(share, targets, n_atoms) for share in noises]
@@ -235,7 +235,10 @@ class Fitted:
         model, targets = self.model, self.model.targets
         if dataset.species != model.species:
             raise ValueError(f"expected the atoms {' '.join(model.species)}, found {' '.join(dataset.species)}")
-        if lacking := [target for target in targets if getattr(dataset, target) is None]:
+        lacking = {target for target in targets if getattr(dataset, target) is None}
+        if "energy" in targets:  # which stands in for them
+            lacking -= {"atomic_energies"}
+        if lacking:
             raise ValueError(f"expected geometries with {', '.join(targets)}, found none of {', '.join(lacking)}; label them")
         with jax.enable_x64(True):
             y = joint.observations(targets, *_residuals(dataset, model.mean))
@@ -334,7 +337,7 @@ def _family(train, features, kernel, permutations, targets, atomic, noise, searc
             classes = np.zeros_like(classes)
         distances = pair_distances(np.asarray(joint.images(positions, permutations))).mean(0)[a, b]
         return Family(features, kernel, permutations, classes, np.std(points[0], axis=0), distances)
-    if atomic is None or not np.isfinite(atomic).all() or np.ndim(noise):
+    if not np.isfinite(atomic).all() or np.ndim(noise):
         spread = np.asarray(initial_lengthscales(points, features.angular))
     else:
         build, share = lambda p: kernel(jnp.exp(p)), NOISES[0] if noise is None else noise
@@ -344,18 +347,18 @@ def _family(train, features, kernel, permutations, targets, atomic, noise, searc
 
 
 def _residuals(data, mean):
-    """Atomic energies, energy and forces minus those of the prior mean; None where the data have none."""
+    """Atomic energies, energy and forces minus those of the prior mean; NaN where the data have none."""
     positions = jnp.asarray(data.positions)
     prior = np.asarray(jax.jit(jax.vmap(mean))(positions))
     slope = np.asarray(jax.jit(jax.vmap(jax.grad(lambda r: mean(r).sum())))(positions))
-    atomic = None if data.atomic_energies is None else data.atomic_energies - prior
-    return atomic, data.energy - prior.sum(1), None if data.forces is None else data.forces + slope
+    atomic, forces = (np.nan if part is None else part for part in (data.atomic_energies, data.forces))
+    return atomic - prior, data.energy - prior.sum(1), forces + slope
 
 
 def subset(train, targets, most=SUBSET):
     """How many of the first geometries together have at most ``most`` observations, two at least; and how many observations."""
-    arrays = [getattr(train, target).reshape(len(train), -1) for target in targets]
-    seen = np.cumsum(sum(np.isfinite(array).sum(1) for array in arrays))
+    observed = np.isfinite(joint.observations(targets, train.atomic_energies, train.energy, train.forces))
+    seen = np.cumsum(observed.reshape(len(train), -1).sum(1))
     n = max(2, int((seen <= most).sum()))
     return n, int(seen[n - 1])
 

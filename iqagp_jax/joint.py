@@ -188,7 +188,12 @@ def _group(radial, targets, variance, inverse_square, left, right):
 
 
 def observations(targets, atomic_energies, energy, forces):
-    """The vector (n M,) of the observations asked for, from residuals (n, N), (n,) and (n, N, 3) where they are."""
+    """The vector (n M,) of the observations asked for, from residuals (n, N), (n,) and (n, N, 3), NaN where there is none.
+
+    Where all atomic energies are known and asked for the energy, their sum, says nothing more: it is NaN.
+    """
+    if "atomic_energies" in targets:
+        energy = np.where(np.isfinite(atomic_energies).all(1), np.nan, energy)
     parts = {"atomic_energies": atomic_energies, "energy": energy, "forces": forces}
     chosen = [parts[target].reshape(len(parts[target]), -1) for target in TARGETS if target in targets]
     return np.concatenate(chosen, axis=1).ravel()

@@ -18,6 +18,7 @@ from tblite.ase import TBLite
 
 from iqagp_jax import Dataset, fit_gp
 from iqagp_jax.cli.console import table, track
+from iqagp_jax.validation import atom_labels
 
 GEOMETRIES = Path(__file__).parent.parent / "campaigns/glycine/geometries.extxyz"
 
@@ -52,10 +53,12 @@ def main():
     found, seconds = fitted(data)
     print(f"{len(data.species)} atoms, {len(data)} points: {seconds:.0f} s with the default search, compilation included")
     if options.starts:
-        long = np.array([fitted(data, n_starts=1, seed=k, **LONG)[0] for k in track(range(options.starts), "long", options.starts)])
-        rows = [(f"{s}{k + 1}", a, b, b - a, c) for k, (s, a, b, c) in enumerate(zip(data.species, found, long.max(0), long.min(0)))]
+        seeds = track(range(options.starts), "long searches", options.starts)
+        long = np.array([fitted(data, n_starts=1, seed=k, **LONG)[0] for k in seeds])
+        best, worst = long.max(0), long.min(0)
+        rows = list(zip(atom_labels(data.species), found, best, best - found, worst, strict=True))
         table("log likelihood", ["atom", "default", "best of the long searches", "short of it by", "worst of them"], rows)
-        print(f"short by {(long.max(0) - found).max():.2f} at most")
+        print(f"short by {(best - found).max():.2f} at most")
 
 
 if __name__ == "__main__":

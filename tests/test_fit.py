@@ -110,10 +110,12 @@ def test_defaults_learn_what_there_is(dataset):
     """Atomic energies and forces, with symmetry, where they are; else what is left."""
     few = dataset[:4]
     fitted = fit_gp(few, max_steps=0)
-    assert fitted.targets == ("atomic_energies", "forces")
+    assert fitted.targets == ("atomic_energies", "energy", "forces")
     np.testing.assert_array_equal(fitted.permutations, permutations(few.species, fitted.reference))
     assert len(fit_gp(few, max_steps=0, symmetry=False).permutations) == 1
     assert dict(fitted.provenance)["prior_mean"] == "mf5+born-mayer"
+    local = fit_gp(few, "alf", max_steps=0, targets=("atomic_energies",))
+    assert dict(local.provenance)["prior_mean"] == "mf5"
     nothing = np.full_like(few.atomic_energies, np.nan)
     assert default_targets(replace(few, atomic_energies=nothing)) == ("energy", "forces")
     assert default_targets(replace(few, forces=None)) == ("atomic_energies",)

@@ -81,9 +81,12 @@ def test_posterior_is_the_textbooks(features, targets, few, test_set):
         mean = model.mean.first if targets == ("forces",) else model.mean
         prior = np.array([mean(x) for x in r])
         y = joint.observations(targets, few.atomic_energies - prior, few.energy - prior.sum(1), few.forces)
+        # Beside all atomic energies their sum is no observation.
+        known = np.isfinite(y)
+        k, cross, y = k[np.ix_(known, known)], cross[known], y[known]
         expected = cross @ np.linalg.solve(k, y)
         variance = block(at, at, ("energy",), ("energy",))[0, 0] - cross @ np.linalg.solve(k, cross)
-        cross = np.concatenate([block(at, b, ("forces",), targets) for b in r], axis=1)
+        cross = np.concatenate([block(at, b, ("forces",), targets) for b in r], axis=1)[:, known]
         of_forces = np.diag(block(at, at, ("forces",), ("forces",)) - cross @ np.linalg.solve(k, cross.T))
     found = energy_and_forces(model)(at[None])[0][0] - np.sum(model.mean(at))
     scale = model.signal_variance.sum()
@@ -269,6 +272,22 @@ def test_added_geometries_are_as_if_there_from_the_start(dataset, test_set):
         prior.add(replace(dataset[:2], species=("N", "C", "H", "H")))
     with pytest.raises(ValueError, match="expected geometries with energy, forces, found none of forces"):
         prior.add(replace(dataset[:2], forces=None))
+
+
+def test_an_energy_counts_where_atomic_energies_are_missing(few, test_set):
+    """As an observation of its own where it is added to a model of atomic energies, and not at all where they are known."""
+    every = ("atomic_energies", "energy", "forces")
+    with_energy, without = (fit_gp(few, targets=t, max_steps=0, prior_mean="mf5", noise=1e-10) for t in (every, BOTH))
+    np.testing.assert_allclose(*(energy_and_forces(m)(test_set.positions)[1] for m in (with_energy, without)), atol=1e-5)
+    assert with_energy.observed.sum() == without.observed.sum() == 6 * 16
+    nothing = np.full_like(test_set.forces[:2], np.nan)
+    known, more = fit_joint.Fitted.of(with_energy).add(few), replace(test_set[:2], atomic_energies=None, forces=nothing)
+    taught = known.add(more).model
+    assert taught.observed.sum() == 6 * 16 + 2
+    before, after = (np.abs(energy_and_forces(m)(more.positions)[0] - more.energy).max() for m in (known.model, taught))
+    assert after < 2 * np.sqrt(taught.noise_variance[4]) < 0.2 * before
+    with pytest.raises(ValueError, match="found none of atomic_energies"):
+        fit_joint.Fitted.of(without).add(more)
 
 
 def test_error_of_geometries_left_out_is_that_of_fits_without_them():

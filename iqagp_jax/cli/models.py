@@ -28,9 +28,12 @@ def train(
         KernelName | None, typer.Option(help="Default: matern52, with forces matern92, for alf rbf-periodic.")
     ] = None,
     prior_mean: Annotated[
-        str,
-        typer.Option(help="Energy far from the data: min, mf1 to mf5, zero, born-mayer, zbl; + joins them. See `means.py`."),
-    ] = "mf5+born-mayer",
+        str | None,
+        typer.Option(
+            help="Energy far from the data: min, mf1 to mf5, zero, born-mayer, zbl; + joins them, see `means.py`. Default:"
+            " mf5+born-mayer, for alf mf5."
+        ),
+    ] = None,
     compare_means: Annotated[
         bool, typer.Option("--compare-means", help="First print the log likelihood of prior means, the chosen one among them.")
     ] = False,
@@ -74,12 +77,12 @@ def train(
 ):
     """Fit one Gaussian process per atom, hyperparameters by maximum likelihood."""
     from iqagp_jax.dataset import load_dataset
-    from iqagp_jax.fit import fit_gp
+    from iqagp_jax.fit import DEFAULT_MEAN, fit_gp
     from iqagp_jax.modelfile import save_model
     from iqagp_jax.plots import likelihood_trace
     from iqagp_jax.validation import atom_labels
 
-    output = output_file(output)
+    output, prior_mean = output_file(output), prior_mean or DEFAULT_MEAN[features]
     data = load_dataset(dataset, energy_key, forces_key)
     data = data.with_partition(partition) if partition else data
     options = {

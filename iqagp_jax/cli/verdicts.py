@@ -90,7 +90,7 @@ def robustness(
 
 
 def active(
-    model: Annotated[Path, typer.Argument(help="Model file, trained with --targets energy,forces.")],
+    model: Annotated[Path, typer.Argument(help="Model file, trained on forces.")],
     dataset: Annotated[str, typer.Argument(help="The dataset it was trained on: embedded, or an extxyz file.")],
     out: Annotated[Path, typer.Option(help="Folder of all rounds; the same command goes on with it.")],
     reference: Annotated[Literal["xtb", "dft"], typer.Option(help="The method it was trained on, which labels and judges.")],
