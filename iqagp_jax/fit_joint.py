@@ -214,7 +214,6 @@ class Fitted:
     @classmethod
     def of(cls, model):
         """The prior of a model of forces or energies: its hyperparameters, conditioned on nothing."""
-        process = joint.Process.of(model.kernel, model.features, model.signal_variance, model.permutations)
         n_atoms, _, n_features = model.train_features.shape
         prior = replace(
             model,
@@ -224,7 +223,7 @@ class Fitted:
             train_positions=np.zeros((0, n_atoms, 3)),
             observed=np.zeros(0, bool),
         )
-        return cls(prior, process, model.noise_variance, np.zeros(0), np.zeros((0, 0)))
+        return cls(prior, model.process, model.noise_variance, np.zeros(0), np.zeros((0, 0)))
 
     def add(self, dataset):
         """Conditioned on the geometries of a `Dataset` too, by a block update of the factor.
@@ -282,8 +281,7 @@ class Fitted:
 
     def _see(self, positions):
         """The `joint.Points` of positions (n, N, 3)."""
-        model = self.model
-        return jax.jit(lambda r: joint.embedded(model.kernel, joint.seen(model.features, r)))(jnp.asarray(positions))
+        return jax.jit(self.model.see)(jnp.asarray(positions))
 
     def _weighted(self):
         w = cho_solve((self.factor, True), self.y, check_finite=False)

@@ -10,7 +10,7 @@ positions and giving atomic energies, such as `atomwise.Atomwise`.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,27 @@ class Model:
     def n_train(self):
         """Number of training geometries."""
         return self.weights.shape[1] // (1 if self.permutations is None else len(self.permutations))
+
+    @property
+    def process(self):
+        """The `joint.Process` of a model of several targets."""
+        return joint.Process.of(self.kernel, self.features, self.signal_variance, self.permutations)
+
+    def see(self, positions):
+        """`joint.Points` of positions (n, N, 3) in such a model."""
+        return joint.embedded(self.kernel, joint.seen(self.features, positions))
+
+    @cached_property
+    def factor(self):
+        """`joint.Points` of its training geometries and the Cholesky factor of all observations, which its variances need.
+
+        Made when it is first asked for, and kept: it is the most expensive thing about a model.
+        """
+        joint.check_memory(np.count_nonzero(self.observed))
+        with jax.enable_x64(True):
+            seen = jax.jit(self.see)(self.train_positions)
+            matrix = joint.covariance_matrix(self.process, seen, self.targets, self.noise_variance, self.observed)
+            return seen, jnp.asarray(joint.factorise(matrix))
 
 
 def atomic_energies(model, positions):
@@ -262,31 +283,23 @@ def _total(variances, target):
 
 def _joint_variances(model, target):
     """Of a joint process: var(t) - |L^-1 cov(observations, t)|^2 with the factor L of all observations."""
-    process = joint.Process.of(model.kernel, model.features, model.signal_variance, model.permutations)
-
-    def see(positions):
-        return joint.embedded(model.kernel, joint.seen(model.features, positions))
-
-    joint.check_memory(np.count_nonzero(model.observed))
-    seen = jax.jit(see)(model.train_positions)
-    matrix = joint.covariance_matrix(process, seen, model.targets, model.noise_variance, model.observed)
-    factor = jnp.asarray(joint.factorise(matrix))
+    process = model.process
 
     def prior(positions):
-        here = see(positions[None])
+        here = model.see(positions[None])
         own = joint.covariance(process, here, here, (target,))[0, :, 0]
         return jnp.diag(own)
 
     def batched(known, positions):
         train, factor = known
-        new = see(positions)
+        new = model.see(positions)
         cross = joint.covariance(process, new, train, (target,), model.targets)
         n, size = cross.shape[:2]
         half = solve_triangular(factor, cross.reshape(n * size, -1)[:, model.observed].T, lower=True)
         explained = (half**2).sum(0).reshape(n, size)
         return jnp.maximum(jax.vmap(prior)(positions) - explained, 0.0)
 
-    return batched, (seen, factor)
+    return batched, model.factor
 
 
 def leave_one_out(model):
