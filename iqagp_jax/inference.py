@@ -97,7 +97,7 @@ def deviation(features):
         if any(jax.tree.leaves(is_batched[0])):  # as many models: nothing to gain
             axes = jax.tree.map(lambda along: 0 if along else None, tuple(is_batched))
             return jax.vmap(one, axes)(points, positions), (True, True)
-        return in_chunks(partial(evaluate, features, points), points.z.shape[2])(positions), (True, True)
+        return in_chunks(partial(evaluate, features, points), at_a_time(points))(positions), (True, True)
 
     return one, many
 
@@ -153,12 +153,17 @@ def _total(x):
     return x @ jnp.ones(x.shape[-1], x.dtype)
 
 
-def in_chunks(function, n):
-    """``function`` of positions (B, N, 3) applied to as many at a time as `CHUNK` says for n training points."""
+def at_a_time(points):
+    """Geometries to be taken together, at most."""
+    return max(FEWEST, CHUNK // points.z.shape[2])
+
+
+def in_chunks(function, most):
+    """``function`` of positions (B, N, 3) applied to at most so many at a time."""
 
     def apply(positions):
         count = len(positions)
-        chunks = -(-count // max(FEWEST, CHUNK // n))
+        chunks = -(-count // most)
         if chunks == 1:
             return function(positions)
         size = -(-count // chunks)

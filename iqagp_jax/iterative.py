@@ -56,7 +56,7 @@ def predictor(process, features, kernel, positions, targets):
         b = (slopes / own.lengthscale[:, None, None]).swapaxes(1, 2)
         weights, offsets = (variance[:, None] * a)[None], (b * z).sum(1)
         points = inference.Points(own, z, (z * z).sum(1), centre, weights, process.inverse_square, b, offsets, process.variance)
-        evaluate = inference.in_chunks(partial(inference.evaluate, features, points), z.shape[2])
+        evaluate = inference.in_chunks(partial(inference.evaluate, features, points), inference.at_a_time(points))
         energies, gradients = evaluate(positions)
         parts = {"energy": energies[:, None], "forces": -gradients.reshape(len(positions), -1)}
         return jnp.concatenate([parts[target] for target in joint.TARGETS if target in targets], axis=1).ravel()

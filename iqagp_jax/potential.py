@@ -21,6 +21,9 @@ from iqagp_jax import gp, inference, joint
 from iqagp_jax.features import ALF, InverseDistances
 from iqagp_jax.kernels import Kernel, Radial
 
+COVARIANCES = 2**22
+"""Covariances of geometries with the training data, for their variances, that are in memory at a time: 32 MB, several times."""
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -283,14 +286,15 @@ def _total(variances, target):
 
 def _joint_variances(model, target):
     """Of a joint process: var(t) - |L^-1 cov(observations, t)|^2 with the factor L of all observations."""
-    process = model.process
+    process, n_atoms = model.process, len(model.species)
+    most = max(1, COVARIANCES // (model.observed.size * joint.count((target,), n_atoms)))
 
     def prior(positions):
         here = model.see(positions[None])
         own = joint.covariance(process, here, here, (target,))[0, :, 0]
         return jnp.diag(own)
 
-    def batched(known, positions):
+    def of_few(known, positions):
         train, factor = known
         new = model.see(positions)
         cross = joint.covariance(process, new, train, (target,), model.targets)
@@ -299,7 +303,7 @@ def _joint_variances(model, target):
         explained = (half**2).sum(0).reshape(n, size)
         return jnp.maximum(jax.vmap(prior)(positions) - explained, 0.0)
 
-    return batched, model.factor
+    return lambda known, positions: inference.in_chunks(partial(of_few, known), most)(positions), model.factor
 
 
 def leave_one_out(model):

@@ -86,7 +86,8 @@ def predict(model, positions):
     fast, variance = energy_and_forces(model), energy_variance(model)
     of_forces = force_variance(model) if isinstance(model, Model) else lambda batch: np.full(batch.shape, np.nan)
     with jax.enable_x64(True):
-        plain = jax.jit(jax.vmap(lambda r: plain_atomic_energies(model, r)))
+        # One after the other: the plain formula takes differences from all training points, images and features at once.
+        plain = jax.jit(lambda batch: jax.lax.map(lambda r: plain_atomic_energies(model, r), batch))
         parts = []
         for start in range(0, len(positions), BATCH):
             # The last batch is filled up, so that one compiled shape serves all.
