@@ -9,12 +9,12 @@ where ' is d/ds and the sums run over atoms A that see the same u and z_i, up to
 length scale and signal variance only. With isotropic inverse distances these are all atoms of the molecule, one group, in
 which atoms of equal length scale count as one; else every atom is a group of its own, with t = v = 1. Q is there after forces
 only. So a group costs two matrix products, four after forces, and an elementwise function for each A; the gradient goes on
-through the features by their vector-Jacobian product.
+through the features by their vector-Jacobian product. Training points are taken in blocks, so that covariances stay in cache.
 
 | symbol | array           | shape                                                        |
 | ------ | --------------- | ------------------------------------------------------------ |
 | u      |                 | (B, E) embedded features of B geometries, less ``centre``    |
-| z_i    | ``z``           | (G, E, n) for G groups, less ``centre``                      |
+| z_i    | ``z``           | (G, E, n) for G blocks of groups, less ``centre``            |
 | a_Ai   | ``weights``     | (G, A, n) eV                                                 |
 | t_A    | ``sharpness``   | (G, A) inverse square of the length scale, relative to u's   |
 | b_i    | ``directions``  | (G, E, n) eV                                                 |
@@ -34,6 +34,9 @@ from iqagp_jax.kernels import Radial
 CHUNK = 2**17
 """Covariances between training points and the geometries taken together: 1 MiB in float64, about a core's cache."""
 
+BLOCK = 1024
+"""Training points of a block at most: more would leave a core's cache, and fewer make small products."""
+
 FEWEST = 64
 """Geometries taken together at least, where there are as many: with fewer the matrix products slow down."""
 
@@ -43,11 +46,11 @@ class Points(NamedTuple):
 
     kernel: Radial
     """of the groups, arrays with the groups first"""
+    centre: jax.Array
+    """of the groups, (groups, E): squared distances are differences of large numbers, so they are taken about the centre"""
     z: jax.Array
     squares: jax.Array
     """|z_i|^2, (G, n)"""
-    centre: jax.Array
-    """(G, E): squared distances are differences of large numbers, so they are taken about the centre"""
     weights: jax.Array
     sharpness: jax.Array
     directions: jax.Array | None
@@ -76,8 +79,24 @@ def prepare(model, dtype):
     if model.directions is not None:
         b = jax.vmap(lambda k, x, d: jax.jvp(k.embed, (x,), (d,))[1])(kernels, train, model.directions[seen]).swapaxes(1, 2)
         offsets = (b * z).sum(1)
-    points = Points(kernels, z, (z * z).sum(1), centre, weights, sharpness, b, offsets, v)
+    points = in_blocks(Points(kernels, centre, z, (z * z).sum(1), weights, sharpness, b, offsets, v))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
+
+
+def in_blocks(points):
+    """The training points of every group in blocks of equal size, filled up with points of no weight."""
+    n = points.z.shape[2]
+    count = -(-n // BLOCK)
+    size = -(-n // count)
+
+    def split(x):
+        filled = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count * size - n)])
+        return jnp.moveaxis(filled.reshape(*x.shape[:-1], count, size), -2, 1).reshape(-1, *x.shape[1:-1], size)
+
+    of_points = (points.z, points.squares, points.weights, points.directions, points.offsets)
+    z, squares, weights, directions, offsets = (None if x is None else split(x) for x in of_points)
+    sharpness, shares = (jnp.repeat(x, count, axis=0) for x in (points.sharpness, points.shares))
+    return Points(points.kernel, points.centre, z, squares, weights, sharpness, directions, offsets, shares)
 
 
 def deviation(features):
@@ -107,26 +126,27 @@ def evaluate(features, points, positions):
     # Otherwise XLA keeps a transposed copy of points that are constants to it: twice the memory to read for one geometry.
     points = jax.lax.optimization_barrier(points)
     u, pull_back = jax.vjp(jax.vmap(partial(_embed, features, points)), positions)
+    blocks, of_block = points._replace(kernel=None, centre=None), partial(_block, type(points.kernel))
+    seen = jnp.repeat(u, len(points.z) // len(points.centre), axis=1)
     if len(positions) == 1:
-        energies, slopes = (x[None] for x in jax.vmap(_group)(points, u[0]))
+        energies, slopes = (x[None] for x in jax.vmap(of_block)(blocks, seen[0]))
     else:
-        # One group after the other keeps its covariances in cache, but copies the group's training points first, which would
+        # One block after the other keeps its covariances in cache, but copies the block's training points first, which would
         # take longer than all else for one geometry.
-        energies, slopes = (x.swapaxes(0, 1) for x in jax.lax.map(lambda x: _group(*x), (points, u.swapaxes(0, 1))))
-    (gradient,) = pull_back(slopes)
+        energies, slopes = (x.swapaxes(0, 1) for x in jax.lax.map(lambda x: of_block(*x), (blocks, seen.swapaxes(0, 1))))
+    (gradient,) = pull_back(slopes.reshape(*u.shape[:2], -1, u.shape[2]).sum(2))
     return energies.astype(positions.dtype).sum(1), gradient
 
 
 def _embed(features, points, positions):
-    """u (G, E) of positions (N, 3)."""
+    """u (groups, E) of positions (N, 3)."""
     near = (positions - jax.lax.stop_gradient(positions.mean(0))).astype(points.z.dtype)
-    x = features(near) if len(points.z) == len(near) else features.of_pairs(near, features.pairs[:1])
+    x = features(near) if len(points.centre) == len(near) else features.of_pairs(near, features.pairs[:1])
     return jax.vmap(lambda k, x, c: k.embed(x) - c)(points.kernel, x, points.centre)
 
 
-def _group(points, u):
-    """Energies (...) of one group of atoms and their slopes dE/du (..., E)."""
-    radial = type(points.kernel)
+def _block(radial, points, u):
+    """Energies (...) of one block and their slopes dE/du (..., E)."""
     s = jnp.maximum(points.squares + (u * u).sum(-1, keepdims=True) - 2 * u @ points.z, 0.0)
 
     def over_atoms(function, coefficients):

@@ -55,7 +55,8 @@ def predictor(process, features, kernel, positions, targets):
         z = (embedded(joint.images(train, process.permutations)) - centre).transpose(1, 2, 0)
         b = (slopes / own.lengthscale[:, None, None]).swapaxes(1, 2)
         weights, offsets = (variance[:, None] * a)[None], (b * z).sum(1)
-        points = inference.Points(own, z, (z * z).sum(1), centre, weights, process.inverse_square, b, offsets, process.variance)
+        known = weights, process.inverse_square, b, offsets, process.variance
+        points = inference.in_blocks(inference.Points(own, centre, z, (z * z).sum(1), *known))
         evaluate = inference.in_chunks(partial(inference.evaluate, features, points), inference.at_a_time(points))
         energies, gradients = evaluate(positions)
         parts = {"energy": energies[:, None], "forces": -gradients.reshape(len(positions), -1)}

@@ -103,6 +103,23 @@ def test_chunks_change_nothing(monkeypatch):
         np.testing.assert_allclose(found, expected, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_blocks_change_nothing(name, count, monkeypatch):
+    """Three blocks of 11 training points, the last filled up, for one geometry and for several."""
+    model = model_of(name)
+    parts = ("train_features", "weights", "directions")
+    fewer = {part: x[:, :11] for part in parts if (x := getattr(model, part)) is not None}
+    model, positions = replace(model, **fewer), starts(model, count)
+    expected = energy_and_forces(model)(positions)
+    monkeypatch.setattr(inference, "BLOCK", 5)
+    with jax.enable_x64(True):
+        blocks = inference.prepare(model, np.float64)
+    assert len(blocks.z) == 3 * len(blocks.centre) and blocks.z.shape[2] == 4
+    for found, value in zip(energy_and_forces(model)(positions), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-11)
+
+
 def test_float32_is_near_and_said_to_be(x64):
     model = model_of("inverse distances")
     positions = starts(model, 5)
