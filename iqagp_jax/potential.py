@@ -184,7 +184,8 @@ def _plain(model, positions):
 
         return jax.vmap(one_point)(train, w, directions).sum()
 
-    trained = (model.train_features, model.weights, model.directions)
+    # XLA would work on constants of their size while it compiles.
+    trained = jax.lax.optimization_barrier((model.train_features, model.weights, model.directions))
     return model.mean(positions) + jax.vmap(one_atom)(model.kernel, model.features(positions), *trained)
 
 
