@@ -100,10 +100,11 @@ class Model:
         return joint.embedded(self.kernel, joint.seen(self.features, positions))
 
     @cached_property
-    def factor(self):
-        """`joint.Points` of its training geometries and the Cholesky factor of all observations, which its variances need.
+    def known(self):
+        """What variances of a model of several targets need: `joint.Points` of what it was trained on, and the Cholesky factor
+        of all observations.
 
-        Made when it is first asked for, and kept: it is the most expensive thing about a model.
+        Made when they are first asked for, and kept: they are the most expensive thing about a model.
         """
         joint.check_memory(np.count_nonzero(self.observed))
         with jax.enable_x64(True):
@@ -304,7 +305,7 @@ def _joint_variances(model, target):
         explained = (half**2).sum(0).reshape(n, size)
         return jnp.maximum(jax.vmap(prior)(positions) - explained, 0.0)
 
-    return lambda known, positions: inference.in_chunks(partial(of_few, known), most)(positions), model.factor
+    return lambda known, positions: inference.in_chunks(partial(of_few, known), most)(positions), model.known
 
 
 def leave_one_out(model):

@@ -22,6 +22,7 @@ from iqagp_jax import (
     leave_one_out,
     load_dataset,
     load_model,
+    potential,
     predictive_variance,
     save_dataset,
     save_model,
@@ -30,6 +31,7 @@ from iqagp_jax import (
 from iqagp_jax.dataset import concatenate
 from iqagp_jax.features import InverseDistances
 from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.validation import predict
 
 BOTH = ("atomic_energies", "forces")
 
@@ -124,6 +126,16 @@ def test_variances_know_what_is_known(few):
     here, far = energy_variance(model)(np.stack([few.positions[0], 3 * few.positions[0]]))
     assert here < 1e-3 * far < model.signal_variance.sum()
     assert predictive_variance(model)(few.positions).shape == (6, len(few.species))
+
+
+def test_variances_share_a_factor_and_are_the_same_in_chunks(few, test_set, monkeypatch):
+    model, factorise, made = fit_gp(few, targets=BOTH, max_steps=0), joint.factorise, []
+    monkeypatch.setattr(joint, "factorise", lambda matrix: made.append(matrix) or factorise(matrix))
+    whole = predict(model, test_set.positions[:5])
+    monkeypatch.setattr(potential, "COVARIANCES", 1)
+    for name in ("variance", "force_variance"):
+        np.testing.assert_allclose(*(getattr(p, name) for p in (whole, predict(model, test_set.positions[:5]))), rtol=1e-6)
+    assert len(made) == 1
 
 
 def test_the_file_holds_it_bit_for_bit(few, test_set, tmp_path):
