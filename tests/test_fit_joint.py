@@ -132,7 +132,7 @@ def test_variances_share_a_factor_and_are_the_same_in_chunks(few, test_set, monk
     model, factorise, made = fit_gp(few, targets=BOTH, max_steps=0), joint.factorise, []
     monkeypatch.setattr(joint, "factorise", lambda matrix: made.append(matrix) or factorise(matrix))
     whole = predict(model, test_set.positions[:5])
-    # What is left of the prior variance, of which rounding is 1e-5 of it.
+    # The rounding of the prior variance is 1e-5 of what the data leave of it.
     monkeypatch.setattr(potential, "COVARIANCES", 1)
     for name in ("variance", "force_variance"):
         np.testing.assert_allclose(*(getattr(p, name) for p in (whole, predict(model, test_set.positions[:5]))), rtol=1e-3)
