@@ -134,6 +134,7 @@ def write_bad(folder, name):
         (("robustness", "{model}", "--out", "r5", "--reference", "xtb"), "expected a model trained on GFN2-xTB"),
         (("robustness", "{model}", "--out", "r6", "--reference", "none", "--start", "frozen"), "expected starts among"),
         (("train", "{data}", "-o", "m.st", "--prior-mean", "mf1+mf5"), "expected a prior mean among"),
+        (("train", "{data}", "-o", "m.st", "--prior-mean", ""), "expected a prior mean among"),
         (("export", "{folder}", "-o", "x.extxyz"), "expected trajectory-0000.npz"),
         (("sample", "C1CC", "-o", "g.extxyz"), "which RDKit cannot parse"),
         (("sample", "O", "-o", "g.extxyz", "--thermal", "hot"), "TEMPERATURE:NUMBER"),

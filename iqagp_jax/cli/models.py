@@ -82,7 +82,7 @@ def train(
     from iqagp_jax.plots import likelihood_trace
     from iqagp_jax.validation import atom_labels
 
-    output, prior_mean = output_file(output), prior_mean or DEFAULT_MEAN[features]
+    output, prior_mean = output_file(output), DEFAULT_MEAN[features] if prior_mean is None else prior_mean
     data = load_dataset(dataset, energy_key, forces_key)
     data = data.with_partition(partition) if partition else data
     options = {
