@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from iqagp_jax.dataset import DECIMALS, Dataset, concatenate, load_dataset, save_dataset
 from iqagp_jax.files import write_atomically
@@ -127,11 +128,16 @@ def _training_data(model, dataset):
             "expected a model that learns the molecule's energy or forces, found one of atomic energies, which the reference"
             " does not give; train one without --targets"
         )
-    n = len(model.train_positions)
-    train = training_frames(dataset, n, model.targets) if dataset.species == model.species and n <= len(dataset) else None
-    if train is None or not np.allclose(train.positions, model.train_positions, rtol=0, atol=10.0**-DECIMALS):
-        raise ValueError(f"expected the dataset whose first {n} training geometries the model was trained on, found another")
-    return train
+    train, n = dataset.split("train") if dataset.splits else dataset, len(model.train_positions)
+    if dataset.species != model.species:
+        raise ValueError(f"expected a dataset of {' '.join(model.species)}, found one of {' '.join(dataset.species)}")
+    distances = cdist(model.train_positions.reshape(n, -1), train.positions.reshape(len(train), -1), "chebyshev")
+    if lacking := np.sum(distances.min(1) > 10.0**-DECIMALS):
+        raise ValueError(
+            f"expected a dataset with the {n} training geometries of the model, found one without {lacking} of them; give the"
+            " dataset that it was trained on"
+        )
+    return training_frames(train[distances.argmin(1)], n, model.targets)
 
 
 def _chosen(fitted, run, n, max_uncertainty):

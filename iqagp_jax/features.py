@@ -82,11 +82,21 @@ def alf_features(positions, frame, others):
     x-axis and the xy-plane atom (angstrom), the angle chi in [0, pi] between them, then for each other atom its
     spherical coordinates in the frame: r (angstrom), theta = acos(e_z.d / r) in [0, pi], phi = atan2(e_y.d, e_x.d).
     """
-    centre, x_axis, xy_plane = frame
-    atom, ends = np.arange(len(positions))[:, None], jnp.array([x_axis, xy_plane, *others])
-    # A matrix product takes differences, and their derivatives back to atoms, faster than indexing does.
-    incidence = (atom == ends).astype(positions.dtype) - (atom == centre).astype(positions.dtype)
-    differences = positions.T @ incidence
+    return _in_frame(positions.T @ jnp.asarray(_incidence(frame, others), positions.dtype))
+
+
+def _incidence(frame, others):
+    """The matrix (N, N - 1) that takes positions (3, N) to their differences from the frame's centre.
+
+    A matrix product takes differences, and their derivatives back to atoms, faster than indexing does.
+    """
+    centre, *ends = *frame, *others
+    atom = np.arange(len(ends) + 1)[:, None]
+    return (atom == ends).astype(float) - (atom == centre)
+
+
+def _in_frame(differences):
+    """`alf_features` from the differences (3, N - 1) of the x-axis, the xy-plane and the other atoms from the centre."""
     to_x, to_xy = differences[:, 0], differences[:, 1]
     chi = angle(norm(jnp.cross(to_x, to_xy)), to_x @ to_xy)
     x, y, z = axes(to_x, to_xy) @ differences[:, 2:]
@@ -123,8 +133,10 @@ class ALF:
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N, 3N - 6), angstrom and radian."""
-        frames = jnp.array(self.frames)
-        return jax.vmap(alf_features, (None, 0, 0))(positions, frames, jnp.array(self.others))
+        # A constant of the program: made within it, the matrix would be made anew at every step of a single replica.
+        incidence = np.stack([_incidence(*atom) for atom in zip(self.frames, self.others, strict=True)], axis=1)
+        differences = jnp.tensordot(positions.T, jnp.asarray(incidence, positions.dtype), 1)
+        return jax.vmap(_in_frame, 1)(differences)
 
     @property
     def others(self):

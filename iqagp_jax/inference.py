@@ -40,6 +40,9 @@ BLOCK = 1024
 FEWEST = 64
 """Geometries taken together at least, where there are as many: with fewer the matrix products slow down."""
 
+ALONE = 3
+"""Up to so many geometries are taken one by one: products of matrices with so few rows are slower than those of vectors."""
+
 
 class Points(NamedTuple):
     """All that is known of the training points before any geometry comes; symbols as above."""
@@ -116,7 +119,8 @@ def deviation(features):
         if any(jax.tree.leaves(is_batched[0])):  # as many models: nothing to gain
             axes = jax.tree.map(lambda along: 0 if along else None, tuple(is_batched))
             return jax.vmap(one, axes)(points, positions), (True, True)
-        return in_chunks(partial(evaluate, features, points), at_a_time(points))(positions), (True, True)
+        most = 1 if size <= ALONE else at_a_time(points)
+        return in_chunks(partial(evaluate, features, points), most)(positions), (True, True)
 
     return one, many
 

@@ -83,6 +83,14 @@ def test_it_goes_on_where_it_was_stopped(taught, monkeypatch):
         learn(*arguments, rounds=1, per_round=9)
 
 
+def test_what_was_taught_can_be_taught_again(taught, tmp_path):
+    """From what the folder holds, where the geometries of the model are not the first ones of the dataset."""
+    (_, _, out, reference, protocol), _, told = taught
+    model, dataset = load_model(out / "model.safetensors"), load_dataset(out / "dataset.extxyz")
+    _, rows = learn(model, dataset, tmp_path, reference, replace(protocol, seed=protocol.seed + 1), rounds=0)
+    assert rows == [pytest.approx({**told[1], "round": 0}, rel=1e-4)]
+
+
 def test_truth_can_wait_until_all_survive(taught, tmp_path):
     """What is found by then is the same."""
     (model, dataset, _, reference, protocol), _, told = taught
@@ -97,8 +105,10 @@ def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset
     protocol = Protocol((300.0,), ("equilibrium",), 1, 0.1, frames=2)
     with pytest.raises(ValueError, match="within the energy window, found none of 2"):
         learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, energy_window=-10.0)
-    with pytest.raises(ValueError, match="first 4 training geometries the model was trained on, found another"):
+    with pytest.raises(ValueError, match="with the 4 training geometries of the model, found one without 4 of them"):
         learn(small, test_set, tmp_path, Exact())
+    with pytest.raises(ValueError, match="expected a dataset of"):
+        learn(small, replace(dataset, species=dataset.species[::-1]), tmp_path, Exact())
 
 
 @pytest.mark.labels
