@@ -87,8 +87,9 @@ def test_what_was_taught_can_be_taught_again(taught, tmp_path):
     """From what the folder holds, where the geometries of the model are not the first ones of the dataset."""
     (_, _, out, reference, protocol), _, told = taught
     model, dataset = load_model(out / "model.safetensors"), load_dataset(out / "dataset.extxyz")
-    _, rows = learn(model, dataset, tmp_path, reference, replace(protocol, seed=protocol.seed + 1), rounds=0)
-    assert rows == [pytest.approx({**told[1], "round": 0}, rel=1e-4)]
+    _, (row,) = learn(model, dataset, tmp_path, reference, replace(protocol, seed=protocol.seed + 1), rounds=0)
+    assert row["geometries"] == 12
+    assert row["de_median"] == pytest.approx(told[1]["de_median"], rel=1e-4)
 
 
 def test_truth_can_wait_until_all_survive(taught, tmp_path):
