@@ -5,7 +5,9 @@ along their lives and densely before their failures: the one whose energy is the
 that one, and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. Not those that
 are uncertain beyond a limit: a replica that fails crosses it within some 10 fs, and comes to geometries that no right model
 goes to. What is labelled is added to the model by a block update of its factor (`fit_joint.Fitted`); prior mean and
-hyperparameters stay as they are.
+hyperparameters stay as they are. They should not in the end: hyperparameters of calm geometries are too smooth for what was
+learned (docs/active.md), and `iqagp train dataset.extxyz --n-train N` fits them again, as the first geometries of the dataset
+are then all kinds of those learned.
 
 Everything is in one folder, and the same call goes on where it was stopped:
 
@@ -14,7 +16,7 @@ Everything is in one folder, and the same call goes on where it was stopped:
 | ``round-K/``          | the verdict on the model of round K                         |
 | ``round-K.extxyz``    | what was labelled after it                                  |
 | ``model.safetensors`` | the last model                                              |
-| ``dataset.extxyz``    | the dataset and all that was labelled, their common columns |
+| ``dataset.extxyz``    | what the model learned, in random order, then the rest       |
 | ``rounds.json``       | a row for every round; ``rounds.png`` is its picture        |
 """
 
@@ -76,7 +78,7 @@ def learn(
     energies alone; for another dataset than the model's; and where the folder holds another run.
     """
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
-    train = _training_data(model, dataset)
+    train, rest = _training_data(model, dataset)
     limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window}
     claim(out, {"model": digest(model), "reference": reference.name, **limits, **asdict(protocol)})
     fitted, taught, told = Fitted.of(model).add(train), [], []
@@ -93,7 +95,9 @@ def learn(
         write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
         pictures.rounds(told).savefig(out / "rounds.png")
         save_model(model, out / "model.safetensors")
-        save_dataset(concatenate([dataset, *taught]), out / "dataset.extxyz")
+        learned = concatenate([train, *taught])
+        order = np.random.default_rng(protocol.seed).permutation(len(learned))
+        save_dataset(concatenate([learned[order], rest]) if len(rest) else learned[order], out / "dataset.extxyz")
         if k == rounds or told[-1]["survival"] == told[-1]["truth"] == "good":
             break
         path = out / f"round-{k}.extxyz"
@@ -122,22 +126,25 @@ def most_uncertain(covariance, n):
 
 
 def _training_data(model, dataset):
-    """What the model was trained on, from the dataset; ValueError, in a sentence, where the two cannot go on together."""
+    """What the model learned, and the rest of the dataset; ValueError, in a sentence, where the two cannot go on together."""
     if not isinstance(model, Model) or ("atomic_energies" in model.targets and "energy" not in model.targets):
         raise ValueError(
             "expected a model that learns the molecule's energy or forces, found one of atomic energies, which the reference"
             " does not give; train one without --targets"
         )
-    train, n = dataset.split("train") if dataset.splits else dataset, len(model.train_positions)
     if dataset.species != model.species:
         raise ValueError(f"expected a dataset of {' '.join(model.species)}, found one of {' '.join(dataset.species)}")
-    distances = cdist(model.train_positions.reshape(n, -1), train.positions.reshape(len(train), -1), "chebyshev")
+    of_training = np.flatnonzero(dataset.origin["split"] == "train") if dataset.splits else np.arange(len(dataset))
+    learned, offered = (r.reshape(len(r), -1) for r in (model.train_positions, dataset.positions[of_training]))
+    distances = cdist(learned, offered, "chebyshev")
     if lacking := np.sum(distances.min(1) > 10.0**-DECIMALS):
         raise ValueError(
-            f"expected a dataset with the {n} training geometries of the model, found one without {lacking} of them; give the"
-            " dataset that it was trained on"
+            f"expected a dataset with the {len(learned)} training geometries of the model, found one without {lacking} of them;"
+            " give the dataset that it was trained on"
         )
-    return training_frames(train[distances.argmin(1)], n, model.targets)
+    chosen = of_training[distances.argmin(1)]
+    rest = dataset[np.setdiff1d(np.arange(len(dataset)), chosen)]
+    return training_frames(dataset[chosen], len(chosen), model.targets), rest
 
 
 def _chosen(fitted, run, n, max_uncertainty):

@@ -11,6 +11,7 @@ from test_verdict import Exact
 
 from iqagp_jax import energy_variance, fit_gp, load_dataset, load_model, save_dataset, save_model, validate
 from iqagp_jax.active import learn, most_uncertain
+from iqagp_jax.dataset import DECIMALS
 from iqagp_jax.fit_joint import Fitted
 from iqagp_jax.verdict import Protocol
 from iqagp_jax.verdict.references import XTB, relabelled
@@ -68,7 +69,10 @@ def test_a_taught_model_knows_better(taught, small):
     new = load_dataset(out / "round-0.extxyz")
     assert len(new) == 8 and set(new.origin["source"]) == {"active"}
     np.testing.assert_allclose(new.energy, Exact().labels(new.positions, None)[0], atol=1e-8)
-    assert len(load_dataset(out / "dataset.extxyz")) == 80 + 8
+    whole, learned = load_dataset(out / "dataset.extxyz"), model.train_positions
+    assert len(whole) == 80 + 8
+    assert {r.tobytes() for r in whole.positions[:12]} == {r.tobytes() for r in np.round(learned, DECIMALS)}
+    assert not np.array_equal(whole.positions[:12], np.round(learned, DECIMALS))  # in random order
     np.testing.assert_array_equal(load_model(out / "model.safetensors").weights, model.weights)
     assert json.loads((out / "rounds.json").read_text()) == told and (out / "rounds.png").exists()
 

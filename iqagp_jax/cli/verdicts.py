@@ -145,6 +145,9 @@ def active(
         ["round", "geometries", *OUTCOME],
         [(row["round"], row["geometries"], *outcome(row)) for row in told],
     )
+    n = told[-1]["geometries"]
+    if n > told[0]["geometries"]:
+        console.print(f"to fit the hyperparameters, too, to what was learned: iqagp train {out / 'dataset.extxyz'} --n-train {n}")
 
 
 def outcome(row):

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 
 from iqagp_jax.files import write_atomically
-from iqagp_jax.potential import energy_fn, energy_variance
+from iqagp_jax.potential import energy_and_forces, energy_fn, energy_variance
 from iqagp_jax.robustness import failure_rule
-from iqagp_jax.validation import predict
 from iqagp_jax.verdict import alarm, ensemble, pictures, report, truth
 from iqagp_jax.verdict.references import XTB
 from iqagp_jax.verdict.replicas import Protocol, choose_starts, minimum_of, run_replicas
@@ -48,12 +47,13 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
 
     chosen = truth.choose_frames(run, protocol.frames)
     positions = run.trajectory.positions[chosen[1], chosen[0]]
-    predicted = predict(model, positions)
+    variance = energy_variance(model)
+    predicted = *energy_and_forces(model)(positions), variance(positions)
     if reference is None or not relabel:
         labels = np.full(len(positions), np.nan), np.full(positions.shape, np.nan)
     else:
         labels = reference.labels(positions, progress=lambda items, total: progress(items, "relabelling", total))
-    frames = truth.compare(chosen, (predicted.energy, predicted.forces, predicted.variance), labels)
+    frames = truth.compare(chosen, predicted, labels)
 
     runs, compared = {"model": run}, []
     if dynamic and protocol.reference_replicas and "equilibrium" in protocol.kinds:
@@ -64,7 +64,7 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
         )
         compared = [(t, *ensemble.compare(model.species, minimum, *runs.values(), t)) for t in protocol.temperatures]
 
-    before, calm = alarm.windows(run, energy_variance(model), protocol.seed)
+    before, calm = alarm.windows(run, variance, protocol.seed)
     warned = alarm.warning(run, frames, before, calm)
     facts = {
         "model": name,
