@@ -147,7 +147,7 @@ def active(
     )
     n = told[-1]["geometries"]
     if n > told[0]["geometries"]:
-        console.print(f"to fit the hyperparameters, too, to what was learned: iqagp train {out / 'dataset.extxyz'} --n-train {n}")
+        console.print(f"to fit the hyperparameters to that too: iqagp train {out / 'dataset.extxyz'} --n-train {n}")
 
 
 def outcome(row):
