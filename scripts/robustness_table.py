@@ -1,6 +1,6 @@
 """The paper's table in our hands, with the truth beside it: prior means x temperatures x kinds of start.
 
-    python scripts/robustness_table.py malondialdehyde --out table --reference dft
+    python scripts/robustness_table.py malondialdehyde --out table --reference dft --starts equilibrium displaced --frames 20
 
 Models of atomic energies alone on atomic local frames, one for each prior mean, each judged by the verdict from equilibrium
 and from displaced and stretched starts. Everything is kept in the folder: the same command goes on where it was stopped.
@@ -18,6 +18,7 @@ from iqagp_jax.cli.console import output_folder, table, track
 from iqagp_jax.labels.executors import Processes
 from iqagp_jax.verdict import Protocol, judge
 from iqagp_jax.verdict.references import XTB, reference_of, relabelled
+from iqagp_jax.verdict.replicas import KINDS
 
 MEANS = ("min", "mf1", "mf2", "mf3", "mf4", "mf5")
 
@@ -30,6 +31,7 @@ def main():
     parser.add_argument("--xtb", action="store_true", help="label the geometries with GFN2-xTB first")
     parser.add_argument("--means", nargs="+", default=MEANS)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[300.0, 500.0, 700.0, 1000.0], help="K")
+    parser.add_argument("--starts", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument("--replicas", type=int, default=20)
     parser.add_argument("--picoseconds", type=float, default=20.0)
     parser.add_argument("--frames", type=int, default=50, help="relabelled, a temperature and kind of start")
@@ -42,6 +44,7 @@ def main():
         data, targets = relabelled(data, XTB(data.species)), ("energy",)
     protocol = Protocol(
         tuple(options.temperatures),
+        tuple(options.starts),
         replicas=options.replicas,
         time=options.picoseconds,
         frames=options.frames,
