@@ -4,10 +4,9 @@ A round is a verdict (`verdict.judge`). Where survival and truth are not both go
 along their lives and densely before their failures: the one whose energy is the least certain, then the least certain given
 that one, and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. Not those that
 are uncertain beyond a limit: a replica that fails crosses it within some 10 fs, and comes to geometries that no right model
-goes to. What is labelled is added to the model by a block update of its factor (`fit_joint.Fitted`); prior mean and
-hyperparameters stay as they are. They should not in the end: hyperparameters of calm geometries are too smooth for what was
-learned (docs/active.md), and `iqagp train dataset.extxyz --n-train N` fits them again, as the first geometries of the dataset
-are then all kinds of those learned.
+goes to. What is labelled is added to the model by a block update of its factor (`fit_joint.Fitted`), which leaves prior mean
+and hyperparameters as they are; or all is fitted again (``refit``), since those of calm geometries can be far too smooth for
+what was learned (docs/active.md).
 
 Everything is in one folder, and the same call goes on where it was stopped:
 
@@ -16,7 +15,7 @@ Everything is in one folder, and the same call goes on where it was stopped:
 | ``round-K/``          | the verdict on the model of round K                         |
 | ``round-K.extxyz``    | what was labelled after it                                  |
 | ``model.safetensors`` | the last model                                              |
-| ``dataset.extxyz``    | what the model learned, in random order, then the rest       |
+| ``dataset.extxyz``    | what the model learned, in random order, then the rest      |
 | ``rounds.json``       | a row for every round; ``rounds.png`` is its picture        |
 """
 
@@ -30,7 +29,7 @@ from scipy.spatial.distance import cdist
 
 from iqagp_jax.dataset import DECIMALS, Dataset, concatenate, load_dataset, save_dataset
 from iqagp_jax.files import write_atomically
-from iqagp_jax.fit import training_frames
+from iqagp_jax.fit import fit_again, training_frames
 from iqagp_jax.fit_joint import Fitted
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.potential import Model
@@ -57,6 +56,7 @@ def learn(
     max_uncertainty=MAX_UNCERTAINTY,
     energy_window=MAX_DISTORTION_ENERGY * KCAL_MOL,
     truth_last=False,
+    refit=False,
     progress=lambda items, what, total: items,
 ):
     """Judge and teach a model in turn until its verdict is good on survival and truth, or ``rounds`` were taught.
@@ -72,6 +72,7 @@ def learn(
         max_uncertainty: frames whose energies have a larger standard deviation (eV) are not labelled.
         energy_window: labels so many eV above the lowest training energy are dropped, and those that the reference cannot make.
         truth_last: relabel frames only of a model whose replicas all survive, where labels are dear.
+        refit: fit prior mean and hyperparameters again, to all that was learned, after every round.
         progress: as for `judge`.
 
     Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic
@@ -79,9 +80,9 @@ def learn(
     """
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
     train, rest = _training_data(model, dataset)
-    limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window}
+    limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window, "refit": refit}
     claim(out, {"model": digest(model), "reference": reference.name, **limits, **asdict(protocol)})
-    fitted, taught, told = Fitted.of(model).add(train), [], []
+    fitted, learned, told = Fitted.of(model).add(train), train, []
     for k in range(rounds + 1):
         path = out / f"round-{k}.safetensors"
         if not path.exists():
@@ -95,9 +96,7 @@ def learn(
         write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
         pictures.rounds(told).savefig(out / "rounds.png")
         save_model(model, out / "model.safetensors")
-        learned = concatenate([train, *taught])
-        order = np.random.default_rng(protocol.seed).permutation(len(learned))
-        save_dataset(concatenate([learned[order], rest]) if len(rest) else learned[order], out / "dataset.extxyz")
+        save_dataset(concatenate([learned, rest]) if len(rest) else learned, out / "dataset.extxyz")
         if k == rounds or told[-1]["survival"] == told[-1]["truth"] == "good":
             break
         path = out / f"round-{k}.extxyz"
@@ -106,8 +105,14 @@ def learn(
             chosen = _chosen(fitted, run, per_round, max_uncertainty)
             highest = np.nanmin(train.energy) + energy_window
             save_dataset(_labelled(run, *chosen, reference, highest, dataset, progress), path)
-        taught.append(load_dataset(path))
-        fitted = fitted.add(taught[-1])
+        lessons, path = load_dataset(path), out / f"round-{k + 1}.safetensors"
+        learned = concatenate([learned, lessons])
+        learned = learned[np.random.default_rng(protocol.seed).permutation(len(learned))]
+        if refit:
+            model = load_model(path) if path.exists() else fit_again(model, learned)
+            fitted = Fitted.of(model).add(learned)
+        else:
+            fitted = fitted.add(lessons)
     return model, told
 
 

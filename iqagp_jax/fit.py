@@ -170,6 +170,22 @@ def fit_gp(
         return condition(train, chosen, build(found.parameters), mean, points, residual, noise, found.trace, made_by)
 
 
+def fit_again(model, dataset, progress=lambda steps: steps):
+    """A `Model` with another's features, kernel, prior mean, symmetry and targets, but all of it fitted to a `Dataset`."""
+    told = dict(model.provenance)
+    return fit_gp(
+        dataset,
+        model.features.name,
+        told["kernel"],
+        told["prior_mean"],
+        n_train=len(dataset),
+        progress=progress,
+        targets=model.targets,
+        symmetry=len(model.permutations) > 1,
+        loss=told["loss"],
+    )
+
+
 def _identity(train):
     """The permutation (1, N) that changes nothing."""
     return np.arange(len(train.species))[None]

@@ -96,6 +96,23 @@ def test_what_was_taught_can_be_taught_again(taught, tmp_path):
     assert row["de_median"] == pytest.approx(told[1]["de_median"], rel=1e-4)
 
 
+def test_hyperparameters_can_be_fitted_again(taught, tmp_path):
+    """To what was labelled too; the run goes on from the model that was made."""
+    (*arguments, reference, protocol), plain, _ = taught
+    arguments[2] = tmp_path
+    options = {"rounds": 1, "per_round": 8, "refit": True}
+    model, told = learn(*arguments, reference, protocol, **options)
+    assert [row["geometries"] for row in told] == [4, 12]
+    assert abs(np.log(model.kernel.lengthscale / plain.kernel.lengthscale)).min() > 0.01
+    assert dict(model.provenance)["prior_mean"] == "mf5+born-mayer"
+    assert model.targets == plain.targets and len(model.permutations) == len(plain.permutations)
+    first = load_dataset(tmp_path / "dataset.extxyz")[:12]
+    np.testing.assert_array_equal(np.round(model.train_positions, DECIMALS), first.positions)
+    again, rows = learn(*arguments, reference, protocol, **options)
+    np.testing.assert_array_equal(again.weights, model.weights)
+    assert rows == told
+
+
 def test_truth_can_wait_until_all_survive(taught, tmp_path):
     """What is found by then is the same."""
     (model, dataset, _, reference, protocol), _, told = taught

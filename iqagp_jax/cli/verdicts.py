@@ -105,6 +105,9 @@ def active(
     truth_last: Annotated[
         bool, typer.Option("--truth-last", help="Relabel frames only once all replicas survive: for an expensive reference.")
     ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit prior mean and hyperparameters again after every round, to all learned.")
+    ] = False,
     temperature: Temperatures = TEMPERATURES,
     start: Starts = KINDS,
     replicas: Replicas = 10,
@@ -139,15 +142,12 @@ def active(
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
         limits = (max_uncertainty * KCAL_MOL, energy_window * KCAL_MOL)
-        _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, *limits, truth_last, track)
+        _, told = learn(loaded, data, out, teacher, protocol, rounds, per_round, *limits, truth_last, refit, track)
     table(
         f"{out / 'model.safetensors'}, held to {reference}; errors in kcal/mol, of the worst temperature and kind of start",
         ["round", "geometries", *OUTCOME],
         [(row["round"], row["geometries"], *outcome(row)) for row in told],
     )
-    n = told[-1]["geometries"]
-    if n > told[0]["geometries"]:
-        console.print(f"to fit the hyperparameters to that too: iqagp train {out / 'dataset.extxyz'} --n-train {n}")
 
 
 def outcome(row):
