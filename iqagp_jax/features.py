@@ -82,17 +82,16 @@ def alf_features(positions, frame, others):
     x-axis and the xy-plane atom (angstrom), the angle chi in [0, pi] between them, then for each other atom its
     spherical coordinates in the frame: r (angstrom), theta = acos(e_z.d / r) in [0, pi], phi = atan2(e_y.d, e_x.d).
     """
-    return _in_frame(positions.T @ jnp.asarray(_incidence(frame, others), positions.dtype))
+    return _in_frame(positions.T @ _incidence(jnp.array(frame), others, positions.dtype))
 
 
-def _incidence(frame, others):
+def _incidence(frame, others, dtype):
     """The matrix (N, N - 1) that takes positions (3, N) to their differences from the frame's centre.
 
     A matrix product takes differences, and their derivatives back to atoms, faster than indexing does.
     """
-    centre, *ends = *frame, *others
-    atom = np.arange(len(ends) + 1)[:, None]
-    return (atom == ends).astype(float) - (atom == centre)
+    atom, ends = np.arange(len(others) + 3)[:, None], jnp.concatenate([frame[1:], others])
+    return (atom == ends).astype(dtype) - (atom == frame[0]).astype(dtype)
 
 
 def _in_frame(differences):
@@ -133,9 +132,11 @@ class ALF:
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N, 3N - 6), angstrom and radian."""
-        # A constant of the program: made within it, the matrix would be made anew at every step of a single replica.
-        incidence = np.stack([_incidence(*atom) for atom in zip(self.frames, self.others, strict=True)], axis=1)
-        differences = jnp.tensordot(positions.T, jnp.asarray(incidence, positions.dtype), 1)
+        # A constant of the program: a single replica would else spend a tenth of its steps on making it anew.
+        with jax.ensure_compile_time_eval():
+            make = jax.vmap(partial(_incidence, dtype=positions.dtype), out_axes=1)
+            incidence = make(jnp.array(self.frames), jnp.array(self.others))
+        differences = jnp.tensordot(positions.T, incidence, 1)
         return jax.vmap(_in_frame, 1)(differences)
 
     @property
