@@ -140,9 +140,10 @@ def _training_data(model, dataset):
     if dataset.species != model.species:
         raise ValueError(f"expected a dataset of {' '.join(model.species)}, found one of {' '.join(dataset.species)}")
     of_training = np.flatnonzero(dataset.origin["split"] == "train") if dataset.splits else np.arange(len(dataset))
-    learned, offered = (r.reshape(len(r), -1) for r in (model.train_positions, dataset.positions[of_training]))
+    size = 3 * len(model.species)
+    learned, offered = (r.reshape(-1, size) for r in (model.train_positions, dataset.positions[of_training]))
     distances = cdist(learned, offered, "chebyshev")
-    if lacking := np.sum(distances.min(1) > 10.0**-DECIMALS):
+    if lacking := np.sum(distances.min(1, initial=np.inf) > 10.0**-DECIMALS):
         raise ValueError(
             f"expected a dataset with the {len(learned)} training geometries of the model, found one without {lacking} of them;"
             " give the dataset that it was trained on"

@@ -171,7 +171,10 @@ def fit_gp(
 
 
 def fit_again(model, dataset, progress=lambda steps: steps):
-    """A `Model` with another's features, kernel, prior mean, symmetry and targets, but all of it fitted to a `Dataset`."""
+    """A `Model` with another's features, kernel, prior mean, symmetry and targets, but all of it fitted to a `Dataset`.
+
+    Raises ValueError for a prior mean that has no name, a function of the user's.
+    """
     told = dict(model.provenance)
     return fit_gp(
         dataset,

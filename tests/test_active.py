@@ -88,7 +88,7 @@ def test_it_goes_on_where_it_was_stopped(taught, monkeypatch):
 
 
 def test_what_was_taught_can_be_taught_again(taught, tmp_path):
-    """From what the folder holds, where the geometries of the model are not the first ones of the dataset."""
+    """From what the folder holds, where the geometries of the model come in another order."""
     (_, _, out, reference, protocol), _, told = taught
     model, dataset = load_model(out / "model.safetensors"), load_dataset(out / "dataset.extxyz")
     _, (row,) = learn(model, dataset, tmp_path, reference, replace(protocol, seed=protocol.seed + 1), rounds=0)
@@ -129,6 +129,9 @@ def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset
         learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, energy_window=-10.0)
     with pytest.raises(ValueError, match="with the 4 training geometries of the model, found one without 4 of them"):
         learn(small, test_set, tmp_path, Exact())
+    lost = replace(dataset, origin={"split": np.full(len(dataset), "test")})
+    with pytest.raises(ValueError, match="found one without 4 of them"):
+        learn(small, lost, tmp_path, Exact())
     with pytest.raises(ValueError, match="expected a dataset of"):
         learn(small, replace(dataset, species=dataset.species[::-1]), tmp_path, Exact())
 
