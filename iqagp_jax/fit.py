@@ -170,7 +170,7 @@ def fit_gp(
         return condition(train, chosen, build(found.parameters), mean, points, residual, noise, found.trace, made_by)
 
 
-def fit_again(model, dataset, progress=lambda steps: steps):
+def fit_again(model, dataset):
     """A `Model` with another's features, kernel, prior mean, symmetry and targets, but all of it fitted to a `Dataset`.
 
     Raises ValueError for a prior mean that has no name, a function of the user's.
@@ -182,7 +182,6 @@ def fit_again(model, dataset, progress=lambda steps: steps):
         told["kernel"],
         told["prior_mean"],
         n_train=len(dataset),
-        progress=progress,
         targets=model.targets,
         symmetry=len(model.permutations) > 1,
         loss=told["loss"],
