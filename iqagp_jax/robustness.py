@@ -98,6 +98,7 @@ def near(species, positions, factor=NEAR):
     return _squares(positions) < (factor * sum_of_radii(species)) ** 2
 
 
+@jax.jit  # reasons of failures ask outside of compiled code, where the loop would be compiled anew each time
 def pieces(near):
     """Number of pieces that a molecule is in, from `near` (N, N); a pure JAX function."""
 

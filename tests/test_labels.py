@@ -1,5 +1,11 @@
 """Quantum-chemical labels of water in a small basis: identities that hold exactly, and levels that are refused."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -34,6 +40,40 @@ def test_atomic_energies_sum_to_the_total(xc, spin, charge):
 def test_a_lone_electron_is_labelled_by_hartree_fock():
     label = campaign.label_geometry(["H"], [[0.0, 0.0, 0.0]], campaign.Level("hf", "6-31g", spin=1))
     assert label["energy"] == pytest.approx(-0.498233 * HARTREE, abs=1e-5)  # of this basis, in any textbook
+
+
+def test_energy_and_forces_need_no_atoms():
+    full, lean = (campaign.label_geometry("OHH", WATER, replace(LEVEL, partitions=p)) for p in (("becke",), ()))
+    assert lean["energy"] == pytest.approx(full["energy"], abs=1e-7)
+    np.testing.assert_allclose(lean["forces"], full["forces"], atol=1e-4)
+    dataset, rejected = campaign.collect([Atoms("OHH", WATER)], [lean], replace(LEVEL, partitions=()), {})
+    assert dataset.atomic_energies is None and not rejected
+    np.testing.assert_array_equal(dataset.forces[0], lean["forces"])
+
+
+@pytest.mark.parametrize(("xc", "spin"), [("b3lyp", 0), ("b3lyp", 1)])
+def test_cycles_on_a_coarse_grid_lead_to_the_fine_ones_energy(xc, spin):
+    found = converged(xc, spin, spin)
+    plain = scf.mean_field(found.mol, xc)
+    plain.grids, plain.conv_tol, plain.conv_tol_grad = iqa.atom_grids(found.mol), 1e-11, 1e-6
+    plain.kernel()
+    assert found.e_tot == pytest.approx(plain.e_tot, abs=1e-9)
+    assert found.cycles <= 2  # not that the fine grid's own cycles did it all
+
+
+def test_pyscf_multiplies_matrices_with_kernels_of_this_processor():
+    if "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("a processor without AVX2")
+    script = """
+import ctypes, iqagp_jax.labels.scf
+library = next(line.split()[-1] for line in open("/proc/self/maps") if "pyscf/lib/libopenblas" in line)
+name = ctypes.CDLL(library).openblas_get_corename
+name.restype = ctypes.c_char_p
+print(name().decode())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() in ("Haswell", "Zen", "SkylakeX")
 
 
 def test_components_sum_to_pyscfs_own_integrals(water):

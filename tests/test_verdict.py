@@ -240,7 +240,7 @@ def of_level(level):
 
 @pytest.mark.labels
 def test_the_reference_is_the_method_of_the_labels(tmp_path):
-    level = Level("pbe", "6-31g*", partitions=("becke",))
+    level = Level("pbe", "6-31g*", partitions=())
     found = reference_of("dft", of_level(level.describe()["level_of_theory"]), tmp_path / "labels")
     assert isinstance(found, DFT) and found.level == level
     assert isinstance(reference_of("xtb", of_level("GFN2-xTB"), tmp_path), XTB)

@@ -36,8 +36,9 @@ MAX_MISSING_ELECTRONS = 0.002
 PLAN = "plan.toml"
 
 PLAN_COMMENT = """\
-# `iqagp campaign start` goes on with this plan. The dataset gets the atomic energies of the first partition; a geometry
-# is set aside after so many attempts that failed. With another level of theory all labels are made anew.
+# `iqagp campaign start` goes on with this plan. The dataset gets the atomic energies of the first partition, or none where
+# there is no partition, in less time; a geometry is set aside after so many attempts that failed. With another level of
+# theory all labels are made anew.
 """
 
 RECENT = 100
@@ -46,7 +47,7 @@ RECENT = 100
 
 @dataclass(frozen=True)
 class Level:
-    """Level of theory and partitions of a label; the first partition gives the dataset's atomic energies.
+    """Level of theory and partitions of a label; the first partition gives the dataset's atomic energies, none gives none.
 
     With ``multipoles`` the label holds the atomic moments too: e bohr^l, along the axes of the geometry. Without
     ``forces`` it lacks those, which a set of another partition at the same level has already.
@@ -83,7 +84,8 @@ def label_geometry(species, positions, level):
 
     try:
         mol = scf.build_molecule(species, positions, level.basis, level.charge, level.spin)
-        mf = scf.converge(scf.mean_field(mol, level.xc))
+        tolerance = scf.FOR_ATOMS if level.partitions else scf.FOR_FORCES
+        mf = scf.converge(scf.mean_field(mol, level.xc), tolerance)
         atoms = iqa.integrate_atoms(mf, {name: PARTITIONS[name] for name in level.partitions})
     except scf.LabelError as reason:
         return {"rejected": str(reason)}
@@ -125,8 +127,10 @@ def check(geometries, level):
             )
         if not np.isfinite(atoms.get_positions()).all():
             raise ValueError(f"expected finite positions, found a NaN or infinity in geometry {k}; remove it")
-    if not level.partitions or not set(level.partitions) <= set(PARTITIONS):
-        raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(level.partitions) or 'none'}")
+    if not set(level.partitions) <= set(PARTITIONS):
+        raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(level.partitions)}")
+    if not level.partitions and not level.forces:
+        raise ValueError("expected partitions or forces to label, found neither; name a partition or set forces = true")
     electrons = int(geometries[0].numbers.sum()) - level.charge
     if (electrons - level.spin) % 2 or not 0 <= level.spin <= electrons:
         raise ValueError(
@@ -497,4 +501,4 @@ def collect(geometries, labels, level, free_atoms):
         level={**level.describe(), **{key: infos[0][key] for key in LEVEL if key in infos[0]}},
         free_atoms=free_atoms,
     )
-    return dataset.with_partition(level.partitions[0]), rejected
+    return (dataset.with_partition(level.partitions[0]) if level.partitions else dataset), rejected

@@ -176,7 +176,7 @@ def reference_of(name, model, folder, charge=0, spin=0, pool=None, workers=1):
     from iqagp_jax.labels.campaign import Level
 
     xc, _, basis = told.split(" ")[0].partition("/")
-    level = Level(xc, basis, charge, spin, ("becke",))
+    level = Level(xc, basis, charge, spin, partitions=())
     if not basis or level.describe()["level_of_theory"] != told:
         raise ValueError(f"expected a model trained on labels of `iqagp label`, found one of {told}; take another --reference")
     return DFT(level, model.species, folder, pool, workers)
