@@ -148,7 +148,8 @@ def floor_ms(model, peak):
     with jax.enable_x64(True):
         points = inference.prepare(model, np.float64)
     products = 4 if model.directions is None else 8
-    return 1e-6 * (products * points.z.size / peak.gflops + points.sharpness.size * points.z.shape[2] / peak.gexp)
+    multiplied, exponentials = sum(z.size for z in points.z), points.sharpness.size * points.squares.shape[1]
+    return 1e-6 * (products * multiplied / peak.gflops + exponentials / peak.gexp)
 
 
 def synthetic_model(case, seed=0):

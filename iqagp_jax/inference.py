@@ -9,15 +9,16 @@ where ' is d/ds and the sums run over atoms A that see the same u and z_i, up to
 length scale and signal variance only. With isotropic inverse distances these are all atoms of the molecule, one group, in
 which atoms of equal length scale count as one; else every atom is a group of its own, with t = v = 1. Q is there after forces
 only. So a group costs two matrix products, four after forces, and an elementwise function for each A; the gradient goes on
-through the features by their vector-Jacobian product. Training points are taken in blocks, so that covariances stay in cache.
+through the features by their vector-Jacobian product. Training points are taken in blocks, so that covariances stay in cache;
+where they are images of each other by many permutations of equal atoms, `images` makes the products cheaper.
 
 | symbol | array           | shape                                                        |
 | ------ | --------------- | ------------------------------------------------------------ |
 | u      |                 | (B, E) embedded features of B geometries, less ``centre``    |
-| z_i    | ``z``           | (G, E, n) for G blocks of groups, less ``centre``            |
+| z_i    | ``z``           | (G, E, n) for G blocks of groups, less ``centre``, `Images.spread` |
 | a_Ai   | ``weights``     | (G, A, n) eV                                                 |
 | t_A    | ``sharpness``   | (G, A) inverse square of the length scale, relative to u's   |
-| b_i    | ``directions``  | (G, E, n) eV                                                 |
+| b_i    | ``directions``  | (G, E, n) eV, `Images.spread`                                |
 | v_A    | ``shares``      | (G, A) of the directions, relative to those of the first     |
 """
 
@@ -29,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.features import InverseDistances
+from iqagp_jax.images import Images
 from iqagp_jax.kernels import Radial
 
 CHUNK = 2**17
@@ -47,16 +49,17 @@ ALONE = 3
 class Points(NamedTuple):
     """All that is known of the training points before any geometry comes; symbols as above."""
 
+    images: Images
     kernel: Radial
     """of the groups, arrays with the groups first"""
     centre: jax.Array
     """of the groups, (groups, E): squared distances are differences of large numbers, so they are taken about the centre"""
-    z: jax.Array
+    z: tuple[jax.Array, ...]
     squares: jax.Array
     """|z_i|^2, (G, n)"""
     weights: jax.Array
     sharpness: jax.Array
-    directions: jax.Array | None
+    directions: tuple[jax.Array, ...] | None
     offsets: jax.Array | None
     """b_i.z_i, (G, n)"""
     shares: jax.Array | None
@@ -75,31 +78,53 @@ def prepare(model, dtype):
         equal = (number == np.arange(len(sharpness))[:, None]).astype(float)
         sharpness, v, weights = sharpness[None], (equal @ shares)[None], (equal @ model.weights)[None]
 
-    z = jax.vmap(lambda k, x: k.embed(x))(kernels, train)
-    centre = z.mean(1)
-    z = (z - centre[:, None]).swapaxes(1, 2)
-    b = offsets = None
+    z, b = jax.vmap(lambda k, x: k.embed(x))(kernels, train), None
     if model.directions is not None:
-        b = jax.vmap(lambda k, x, d: jax.jvp(k.embed, (x,), (d,))[1])(kernels, train, model.directions[seen]).swapaxes(1, 2)
-        offsets = (b * z).sum(1)
-    points = in_blocks(Points(kernels, centre, z, (z * z).sum(1), weights, sharpness, b, offsets, v))
+        b = jax.vmap(lambda k, x, d: jax.jvp(k.embed, (x,), (d,))[1])(kernels, train, model.directions[seen])
+    permutations = None if shares is None else model.permutations
+    images = Images.none(z.shape[2]) if permutations is None else Images.of(permutations, model.features.pairs[0])
+    points = points_of(images, kernels, z, weights, sharpness, b, v)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
 
 
-def in_blocks(points):
-    """The training points of every group in blocks of equal size, filled up with points of no weight."""
-    n = points.z.shape[2]
-    count = -(-n // BLOCK)
+def points_of(images, kernel, z, weights, sharpness, directions, shares):
+    """`Points` in blocks of equal size, filled up with points of no weight.
+
+    z and ``directions`` are (groups, P n, E) here, ``weights`` (groups, A, P n), all images by one permutation before the next.
+    """
+    groups, total, _ = z.shape
+    n = total // images.count
+    count = -(-total // BLOCK)
     size = -(-n // count)
 
     def split(x):
-        filled = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count * size - n)])
-        return jnp.moveaxis(filled.reshape(*x.shape[:-1], count, size), -2, 1).reshape(-1, *x.shape[1:-1], size)
+        """(groups, P n, K) -> (groups count, P, size, K)"""
+        apart = x.reshape(groups, images.count, n, -1)[:, images.number]
+        filled = jnp.pad(apart, ((0, 0), (0, 0), (0, count * size - n), (0, 0)))
+        return filled.reshape(groups, images.count, count, size, -1).swapaxes(1, 2).reshape(-1, images.count, size, x.shape[2])
 
-    of_points = (points.z, points.squares, points.weights, points.directions, points.offsets)
-    z, squares, weights, directions, offsets = (None if x is None else split(x) for x in of_points)
-    sharpness, shares = (jnp.repeat(x, count, axis=0) for x in (points.sharpness, points.shares))
-    return Points(points.kernel, points.centre, z, squares, weights, sharpness, directions, offsets, shares)
+    def flat(x):
+        """(G, P, size) -> (G, P size)"""
+        return x.reshape(len(x), -1)
+
+    order, centre = np.array(images.order), z.mean(1)
+    z = split(z - centre[:, None])[..., order]
+    b = offsets = None
+    if directions is not None:
+        b = split(directions)[..., order]
+        b, offsets = images.spread(b), flat((b * z).sum(-1))
+    return Points(
+        images=images,
+        kernel=kernel,
+        centre=centre[:, order],
+        z=images.spread(z),
+        squares=flat((z * z).sum(-1)),
+        weights=jnp.moveaxis(split(jnp.swapaxes(weights, 1, 2)), -1, 1).reshape(groups * count, -1, images.count * size),
+        sharpness=jnp.repeat(sharpness, count, axis=0),
+        directions=b,
+        offsets=offsets,
+        shares=jnp.repeat(shares, count, axis=0),
+    )
 
 
 def deviation(features):
@@ -131,7 +156,7 @@ def evaluate(features, points, positions):
     points = jax.lax.optimization_barrier(points)
     u, pull_back = jax.vjp(jax.vmap(partial(_embed, features, points)), positions)
     blocks, of_block = points._replace(kernel=None, centre=None), partial(_block, type(points.kernel))
-    seen = jnp.repeat(u, len(points.z) // len(points.centre), axis=1)
+    seen = jnp.repeat(u, len(points.squares) // len(points.centre), axis=1)
     if len(positions) == 1:
         energies, slopes = (x[None] for x in jax.vmap(of_block)(blocks, seen[0]))
     else:
@@ -144,14 +169,15 @@ def evaluate(features, points, positions):
 
 def _embed(features, points, positions):
     """u (groups, E) of positions (N, 3)."""
-    near = (positions - jax.lax.stop_gradient(positions.mean(0))).astype(points.z.dtype)
-    x = features(near) if len(points.centre) == len(near) else features.of_pairs(near, features.pairs[:1])
+    near = (positions - jax.lax.stop_gradient(positions.mean(0))).astype(points.squares.dtype)
+    x = features(near) if len(points.centre) == len(near) else features.of_pairs(near, features.pairs[:1, points.images.order])
     return jax.vmap(lambda k, x, c: k.embed(x) - c)(points.kernel, x, points.centre)
 
 
 def _block(radial, points, u):
     """Energies (...) of one block and their slopes dE/du (..., E)."""
-    s = jnp.maximum(points.squares + (u * u).sum(-1, keepdims=True) - 2 * u @ points.z, 0.0)
+    images = points.images
+    s = jnp.maximum(points.squares + (u * u).sum(-1, keepdims=True) - 2 * images.dot(u, points.z), 0.0)
 
     def over_atoms(function, coefficients):
         return sum(c * function(s * t) for c, t in zip(coefficients, points.sharpness, strict=True))
@@ -159,17 +185,17 @@ def _block(radial, points, u):
     energies = over_atoms(radial.profile, points.weights)
     along_s = over_atoms(radial.slope, points.weights * points.sharpness[:, None])
     if points.directions is None:
-        return _total(energies), _pull(u, points.z, along_s)
-    c = u @ points.directions - points.offsets
+        return _total(energies), _pull(u, points, along_s)
+    c = images.dot(u, points.directions) - points.offsets
     along_c = over_atoms(radial.slope, -2 * points.shares * points.sharpness)
     energies += c * along_c
     along_s += c * over_atoms(radial.curvature, -2 * points.shares * points.sharpness**2)
-    return _total(energies), _pull(u, points.z, along_s) + along_c @ points.directions.T
+    return _total(energies), _pull(u, points, along_s) + images.pull(along_c, points.directions)
 
 
-def _pull(u, z, along_s):
+def _pull(u, points, along_s):
     """sum_i dE/ds_i ds_i/du, ds_i/du = 2 (u - z_i)."""
-    return 2 * (u * _total(along_s)[..., None] - along_s @ z.T)
+    return 2 * (u * _total(along_s)[..., None] - points.images.pull(along_s, points.z))
 
 
 def _total(x):
@@ -179,7 +205,7 @@ def _total(x):
 
 def at_a_time(points):
     """Geometries to be taken together, at most."""
-    return max(FEWEST, CHUNK // points.z.shape[2])
+    return max(FEWEST, CHUNK // points.squares.shape[1])
 
 
 def in_chunks(function, most):

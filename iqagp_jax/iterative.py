@@ -20,6 +20,7 @@ from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, cg
 
 from iqagp_jax import inference, joint
+from iqagp_jax.images import Images
 
 TOLERANCE = 0.1
 """Root mean square of what is left of the observations, in standard deviations of their noise."""
@@ -47,16 +48,14 @@ def predictor(process, features, kernel, positions, targets):
     def embedded(positions):
         return jax.vmap(lambda r: own.embed(first_atom(r)))(positions)
 
-    centre = embedded(positions).mean(0)
+    images = Images.of(process.permutations, features.pairs[0])
 
     @jax.jit
     def predict(train, v):
         a, slopes = joint.expansion(v, train, first_atom, targets, process.permutations)
-        z = (embedded(joint.images(train, process.permutations)) - centre).transpose(1, 2, 0)
-        b = (slopes / own.lengthscale[:, None, None]).swapaxes(1, 2)
-        weights, offsets = (variance[:, None] * a)[None], (b * z).sum(1)
-        known = weights, process.inverse_square, b, offsets, process.variance
-        points = inference.in_blocks(inference.Points(own, centre, z, (z * z).sum(1), *known))
+        z = embedded(joint.images(train, process.permutations)).swapaxes(0, 1)
+        weights, b = (variance[:, None] * a)[None], slopes / own.lengthscale[:, None, None]
+        points = inference.points_of(images, own, z, weights, process.inverse_square, b, process.variance)
         evaluate = inference.in_chunks(partial(inference.evaluate, features, points), inference.at_a_time(points))
         energies, gradients = evaluate(positions)
         parts = {"energy": energies[:, None], "forces": -gradients.reshape(len(positions), -1)}

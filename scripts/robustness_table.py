@@ -52,7 +52,7 @@ def main():
     if options.xtb:
         data, targets = relabelled(data, XTB(data.species)), ("energy",)
     protocol = Protocol(
-        tuple(options.temperatures), tuple(options.starts), options.replicas, options.picoseconds, reference_replicas=0
+        tuple(options.temperatures), tuple(options.starts), options.replicas, options.picoseconds, frame_interval=100.0
     )
     runs = {}
     with Processes(options.workers) as pool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqagp_jax import atomic_energies, energy_and_forces, energy_fn, inference
+from iqagp_jax import atomic_energies, energy_and_forces, energy_fn, images, inference, joint
 from iqagp_jax.bench import Case, starts, synthetic_model
 from iqagp_jax.kernels import Matern92
 from iqagp_jax.potential import rounding_error
@@ -27,6 +27,41 @@ def model_of(name):
     directions = None if model.directions is None else 1e3 * model.directions
     kernel = Matern92(np.array([5.0, 6.0, 5.0, 6.0])) if "two" in name else model.kernel
     return replace(model, kernel=kernel, weights=1e3 * model.weights, directions=directions)
+
+
+def model_with_images(worth, monkeypatch):
+    """Two groups of three atoms that rotate, turned over where two more change places: 18 images of 7 geometries."""
+    monkeypatch.setattr(images, "WORTH", worth)
+    model = synthetic_model(Case(10, 7, features="inverse-distances", forces=True))
+    turns = [np.roll([0, 1, 2], k) for k in range(3)]
+    kept, over = ([0, 1, 2], [6, 7]), ([0, 2, 1], [7, 6])
+    group = [[*a[way], *(b[way] + 3), *pair, 8, 9] for a in turns for b in turns for way, pair in (kept, over)]
+    permutations, targets = np.array(group), ("energy", "forces")
+    train = starts(model, 7, seed=1)
+    v = np.random.default_rng(2).normal(size=7 * 31)
+    with jax.enable_x64(True):
+        weights, directions = joint.expansion(v, train, model.features, targets, permutations)
+        points = jax.vmap(model.features)(joint.images(train, permutations)).swapaxes(0, 1)
+    parts = {"train_features": points, "weights": weights, "directions": directions, "permutations": permutations}
+    return replace(model, **{name: np.asarray(part) for name, part in parts.items()})
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("block", [1024, 40])
+def test_products_shared_by_images_change_nothing(count, block, x64, monkeypatch):
+    monkeypatch.setattr(inference, "BLOCK", block)  # 40: of two geometries each, the last filled up
+    model = model_with_images(1, monkeypatch)
+    positions = jnp.asarray(starts(model, count))
+    points = inference.prepare(model, np.float64)
+    assert points.images.shape == (2, 3, 3) and len(points.images.order) == 45
+    assert points.squares.shape == ((1, 126) if block == 1024 else (4, 36))
+    expected, gradients = jax.jit(jax.vmap(jax.value_and_grad(plain(model))))(positions)
+    energies, forces = energy_and_forces(model)(positions)
+    np.testing.assert_allclose(energies, expected, rtol=1e-12)
+    np.testing.assert_allclose(forces, -gradients, atol=1e-11 * np.abs(gradients).max())
+    apart = model_with_images(1e9, monkeypatch)
+    assert inference.prepare(apart, np.float64).images.count == 1
+    np.testing.assert_allclose(energy_and_forces(apart)(positions)[1], forces, atol=1e-11 * np.abs(gradients).max())
 
 
 def plain(model):
@@ -71,7 +106,7 @@ def test_atoms_that_differ_in_scale_only_are_one_group(x64):
     apart = replace(scaled, directions=scaled.directions * np.where(np.arange(12) == 3, [[1], [2], [1], [1]], 1)[..., None])
     positions = jnp.asarray(starts(model, 2))
     for case, groups in ((scaled, 1), (apart, 4)):
-        assert len(inference.prepare(case, np.float64).z) == groups
+        assert len(inference.prepare(case, np.float64).squares) == groups
         expected, gradients = jax.vmap(jax.value_and_grad(plain(case)))(positions)
         energies, forces = energy_and_forces(case)(positions)
         np.testing.assert_allclose(energies, expected, atol=1e-11)
@@ -115,7 +150,7 @@ def test_blocks_change_nothing(name, count, monkeypatch):
     monkeypatch.setattr(inference, "BLOCK", 5)
     with jax.enable_x64(True):
         blocks = inference.prepare(model, np.float64)
-    assert len(blocks.z) == 3 * len(blocks.centre) and blocks.z.shape[2] == 4
+    assert blocks.squares.shape == (3 * len(blocks.centre), 4)
     for found, value in zip(energy_and_forces(model)(positions), expected, strict=True):
         np.testing.assert_allclose(found, value, atol=1e-11)
 
