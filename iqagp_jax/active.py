@@ -4,9 +4,9 @@ A round is a verdict (`verdict.judge`). Where survival and truth are not both go
 along their lives and densely before their failures: the one whose energy is the least certain, then the least certain given
 that one, and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. Not those that
 are uncertain beyond a limit: a replica that fails crosses it within some 10 fs, and comes to geometries that no right model
-goes to. What is labelled is added to the model by a block update of its factor (`fit_joint.Fitted`), which leaves prior mean
-and hyperparameters as they are; or all is fitted again (``refit``), since those of calm geometries can be far too smooth for
-what was learned (docs/active.md).
+goes to. Then all is fitted again, prior mean and hyperparameters too, since those of calm geometries can be far too smooth for
+what was learned (docs/active.md); or, without ``refit``, what is labelled is added to the model by a block update of its factor
+(`fit_joint.Fitted`), which leaves them as they are.
 
 Everything is in one folder, and the same call goes on where it was stopped:
 
@@ -31,6 +31,7 @@ from iqagp_jax.dataset import DECIMALS, Dataset, concatenate, load_dataset, save
 from iqagp_jax.files import write_atomically
 from iqagp_jax.fit import fit_again, training_frames
 from iqagp_jax.fit_joint import Fitted
+from iqagp_jax.means import named_mean
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.potential import Model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
@@ -56,7 +57,7 @@ def learn(
     max_uncertainty=MAX_UNCERTAINTY,
     energy_window=MAX_DISTORTION_ENERGY * KCAL_MOL,
     truth_last=False,
-    refit=False,
+    refit=True,
     progress=lambda items, what, total: items,
 ):
     """Judge and teach a model in turn until its verdict is good on survival and truth, or ``rounds`` were taught.
@@ -72,14 +73,17 @@ def learn(
         max_uncertainty: frames whose energies have a larger standard deviation (eV) are not labelled.
         energy_window: labels so many eV above the lowest training energy are dropped, and those that the reference cannot make.
         truth_last: relabel frames only of a model whose replicas all survive, where labels are dear.
-        refit: fit prior mean and hyperparameters again, to all that was learned, after every round.
+        refit: fit prior mean and hyperparameters again, to all that was learned, after every round; else they stay.
         progress: as for `judge`.
 
     Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic
-    energies alone; for another dataset than the model's; and where the folder holds another run.
+    energies alone; for another dataset than the model's; with ``refit`` for a prior mean that has no name; and where the folder
+    holds another run.
     """
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
     train, rest = _training_data(model, dataset)
+    if refit:
+        named_mean(dict(model.provenance)["prior_mean"], train)  # a sentence now, not after the first labels
     limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window, "refit": refit}
     claim(out, {"model": digest(model), "reference": reference.name, **limits, **asdict(protocol)})
     fitted, learned, told = Fitted.of(model).add(train), train, []

@@ -37,7 +37,8 @@ CHUNK = 2**17
 """Covariances between training points and the geometries taken together: 1 MiB in float64, about a core's cache."""
 
 BLOCK = 1024
-"""Training points of a block at most: more would leave a core's cache, and fewer make small products."""
+"""Training points of a block at most: more would leave a core's cache, and fewer make small products. Twice as many where
+images share their products, which are smaller."""
 
 FEWEST = 64
 """Geometries taken together at least, where there are as many: with fewer the matrix products slow down."""
@@ -94,7 +95,7 @@ def points_of(images, kernel, z, weights, sharpness, directions, shares):
     """
     groups, total, _ = z.shape
     n = total // images.count
-    count = -(-total // BLOCK)
+    count = -(-total // (BLOCK if images.count == 1 else 2 * BLOCK))
     size = -(-n // count)
 
     def split(x):

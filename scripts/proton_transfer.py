@@ -52,7 +52,9 @@ def main():
     protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=FRAMES, **many, **long)
     with Processes(os.cpu_count() or 1) as pool:
         reference = XTB(load_model(path).species, pool=pool)
-        model, _ = learn(load_model(path), load_dataset(labels), out / "lessons", reference, LESSONS, progress=track)
+        model, _ = learn(
+            load_model(path), load_dataset(labels), out / "lessons", reference, LESSONS, refit=False, progress=track
+        )
         facts = judge(model, out / "verdict", reference, protocol, "trained on GFN2-xTB", track)
         errors = by_tautomer(model, load_run(out / "verdict" / "reference"), reference)
     (ensemble,) = facts["ensemble"]

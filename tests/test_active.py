@@ -57,7 +57,7 @@ def taught(small, dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("active")
     protocol = Protocol((300.0,), ("equilibrium", "displaced"), 2, 0.2, displacement=0.05, frames=10)
     arguments = small, dataset, out, Exact(), protocol
-    return arguments, *learn(*arguments, rounds=1, per_round=8)
+    return arguments, *learn(*arguments, rounds=1, per_round=8, refit=False)
 
 
 def test_a_taught_model_knows_better(taught, small):
@@ -80,11 +80,11 @@ def test_a_taught_model_knows_better(taught, small):
 def test_it_goes_on_where_it_was_stopped(taught, monkeypatch):
     arguments, model, told = taught
     (arguments[2] / "model.safetensors").unlink()
-    again, rows = learn(*arguments, rounds=1, per_round=8)
+    again, rows = learn(*arguments, rounds=1, per_round=8, refit=False)
     np.testing.assert_array_equal(again.weights, model.weights)
     assert rows == told
     with pytest.raises(ValueError, match="take another folder"):
-        learn(*arguments, rounds=1, per_round=9)
+        learn(*arguments, rounds=1, per_round=9, refit=False)
 
 
 def test_what_was_taught_can_be_taught_again(taught, tmp_path):
@@ -100,7 +100,7 @@ def test_hyperparameters_can_be_fitted_again(taught, tmp_path):
     """To what was labelled too; the run goes on from the model that was made."""
     (*arguments, reference, protocol), plain, _ = taught
     arguments[2] = tmp_path
-    options = {"rounds": 1, "per_round": 8, "refit": True}
+    options = {"rounds": 1, "per_round": 8}
     model, told = learn(*arguments, reference, protocol, **options)
     assert [row["geometries"] for row in told] == [4, 12]
     assert abs(np.log(model.kernel.lengthscale / plain.kernel.lengthscale)).min() > 0.01
@@ -116,7 +116,7 @@ def test_hyperparameters_can_be_fitted_again(taught, tmp_path):
 def test_truth_can_wait_until_all_survive(taught, tmp_path):
     """What is found by then is the same."""
     (model, dataset, _, reference, protocol), _, told = taught
-    _, rows = learn(model, dataset, tmp_path, reference, protocol, rounds=1, per_round=8, truth_last=True)
+    _, rows = learn(model, dataset, tmp_path, reference, protocol, rounds=1, per_round=8, truth_last=True, refit=False)
     assert rows[0]["survival"] != "good" and rows[0]["truth"] == "unknown" and rows[0]["right"] is rows[0]["de_median"] is None
     assert rows[1] == told[1]
 
@@ -129,6 +129,9 @@ def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset
         learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, energy_window=-10.0)
     with pytest.raises(ValueError, match="with the 4 training geometries of the model, found one without 4 of them"):
         learn(small, test_set, tmp_path, Exact())
+    unnamed = replace(small, provenance=tuple({**dict(small.provenance), "prior_mean": "my_wall"}.items()))
+    with pytest.raises(ValueError, match="found 'my_wall'"):
+        learn(unnamed, dataset, tmp_path, Exact())
     lost = replace(dataset, origin={"split": np.full(len(dataset), "test")})
     with pytest.raises(ValueError, match="found one without 4 of them"):
         learn(small, lost, tmp_path, Exact())

@@ -47,9 +47,9 @@ def model_with_images(worth, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-@pytest.mark.parametrize("block", [1024, 40])
+@pytest.mark.parametrize("block", [1024, 20])
 def test_products_shared_by_images_change_nothing(count, block, x64, monkeypatch):
-    monkeypatch.setattr(inference, "BLOCK", block)  # 40: of two geometries each, the last filled up
+    monkeypatch.setattr(inference, "BLOCK", block)  # 20: of two geometries each, the last filled up
     model = model_with_images(1, monkeypatch)
     positions = jnp.asarray(starts(model, count))
     points = inference.prepare(model, np.float64)

@@ -106,8 +106,9 @@ def active(
         bool, typer.Option("--truth-last", help="Relabel frames only once all replicas survive: for an expensive reference.")
     ] = False,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Fit prior mean and hyperparameters again after every round, to all learned.")
-    ] = False,
+        bool,
+        typer.Option("--refit/--no-refit", help="After every round fit prior mean and hyperparameters again, or keep them."),
+    ] = True,
     temperature: Temperatures = TEMPERATURES,
     start: Starts = KINDS,
     replicas: Replicas = 10,

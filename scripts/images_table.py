@@ -1,0 +1,74 @@
+"""What products shared by the images of training geometries save: capped glycine, 18 permutations of equal atoms.
+
+    python scripts/images_table.py   # 200 geometries, 3600 training points, energies and forces of 50 geometries and of one
+
+CPU time of one thread, with every image's own products and with shared ones (`iqagp_jax.images`), in turns in one process.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.io import read
+
+from iqagp_jax import images, inference, joint, symmetry
+from iqagp_jax.bench import Case, synthetic_model
+from iqagp_jax.cli.console import table
+
+GEOMETRIES = Path(__file__).parent.parent / "campaigns/glycine/geometries.extxyz"
+
+TARGETS = ("energy", "forces")
+
+
+def model_of(frames):
+    """A model with the images of ASE's frames as training points and small random weights: its forces mean nothing."""
+    positions, species = np.stack([atoms.positions for atoms in frames]), tuple(frames[0].symbols)
+    permutations = symmetry.permutations(species, positions[0])
+    empty = synthetic_model(Case(len(species), 2, features="inverse-distances", forces=True))
+    with jax.enable_x64(True):
+        v = 1e-4 * np.random.default_rng(0).normal(size=len(frames) * joint.count(TARGETS, len(species)))
+        weights, directions = joint.expansion(v, positions, empty.features, TARGETS, permutations)
+        seen = jax.lax.map(empty.features, joint.images(jnp.asarray(positions), permutations), batch_size=64).swapaxes(0, 1)
+    parts = {"train_features": seen, "weights": weights, "directions": directions, "permutations": permutations}
+    return replace(empty, species=species, **{name: np.asarray(part) for name, part in parts.items()})
+
+
+def compiled(model, positions, worth):
+    """Energies and gradients of positions (B, N, 3) as a call, where images are taken apart if so many times fewer are made."""
+    images.WORTH, usual = worth, images.WORTH
+    points = inference.prepare(model, np.float64)
+    images.WORTH = usual
+    evaluate = jax.jit(jax.vmap(partial(inference.deviation(model.features)[1], points))).lower(positions).compile()
+    return lambda: jax.block_until_ready(evaluate(positions))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--geometries", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=15)
+    options = parser.parse_args()
+    frames = read(GEOMETRIES, f":{options.geometries}")
+    model, rows = model_of(frames), []
+    with jax.enable_x64(True):
+        for count in (50, 1):
+            positions = jnp.asarray(np.stack([frames[k % len(frames)].positions for k in range(count)]))
+            calls = {"apart": compiled(model, positions, np.inf), "shared": compiled(model, positions, images.WORTH)}
+            spent = {name: [] for name in calls}
+            for _ in range(options.turns + 1):
+                for name, call in calls.items():
+                    began = time.process_time()
+                    call()
+                    spent[name].append(1e6 * (time.process_time() - began) / count)
+            apart, shared = (np.median(spent[name][1:]) for name in ("apart", "shared"))
+            rows.append((count, apart, shared, apart / shared))
+    header = ["geometries at a time", "products apart, us a geometry", "shared", "times as fast"]
+    table(f"{model.weights.shape[1]} training points, {len(model.species)} atoms", header, rows)
+
+
+if __name__ == "__main__":
+    main()
