@@ -135,7 +135,7 @@ def test_variances_share_a_factor_and_are_the_same_in_chunks(few, test_set, monk
     # The rounding of the prior variance is 1e-5 of what the data leave of it.
     monkeypatch.setattr(potential, "COVARIANCES", 1)
     for name in ("variance", "force_variance"):
-        np.testing.assert_allclose(*(getattr(p, name) for p in (whole, predict(model, test_set.positions[:5]))), rtol=1e-3)
+        np.testing.assert_allclose(*(getattr(p, name) for p in (whole, predict(model, test_set.positions[:5]))), rtol=1e-4)
     assert len(made) == 1
 
 
