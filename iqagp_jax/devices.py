@@ -6,11 +6,14 @@ with the same arguments and gets the same results. `use_cores` and `keep_compile
 JAX computes anything.
 """
 
+import ctypes
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.linalg.cython_blas
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
@@ -77,6 +80,25 @@ def use_cores(count=None):
         raise ValueError(f"expected at most {len(available)} threads, one a core, found {count}; take fewer")
     os.sched_setaffinity(0, available[:count])
     jax.config.update("jax_num_cpu_devices", len(available[:count]))
+
+
+@contextmanager
+def one_blas_thread():
+    """Within it a factor or a triangular solve takes one thread: JAX has them from SciPy's OpenBLAS.
+
+    Its threads wait for each other in busy loops: an evaluation of a likelihood took five times as long beside other
+    programs. Elsewhere than in SciPy's own OpenBLAS nothing is changed.
+    """
+    library = ctypes.CDLL(scipy.linalg.cython_blas.__file__)
+    if not hasattr(library, "scipy_openblas_set_num_threads"):
+        yield
+        return
+    before = library.scipy_openblas_get_num_threads()
+    library.scipy_openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        library.scipy_openblas_set_num_threads(before)
 
 
 def keep_compiled():

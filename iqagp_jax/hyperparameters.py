@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from iqagp_jax import gp
+from iqagp_jax.devices import one_blas_thread
 
 LOSSES = ("concentrated", "marginal", "hold-out")
 
@@ -29,6 +30,12 @@ START_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 RANDOM_FACTORS = (0.3, 30.0)
 """Random starts draw every length scale between these multiples of `initial_lengthscales`, evenly in its logarithm."""
+
+FAR = 20.0
+"""A feature whose length scale is so many times `initial_lengthscales` hardly matters; see `log_weights`."""
+
+NEVER = 1e-6
+"""Share of the weight at FAR that a feature keeps where it would have none, so that its length scale has a logarithm."""
 
 HOLD_OUT = 5
 """Every so manieth point is held out."""
@@ -101,6 +108,16 @@ def random_starts(lengthscales, n, seed):
     return jnp.log(lengthscales) + np.random.default_rng(seed).uniform(low, high, (n, *lengthscales.shape))
 
 
+def log_weights(coordinates):
+    """ln w of the coordinates p that are searched: w^2 = sinh^2 p + NEVER^2, and a feature's length scale is FAR l_0 / w.
+
+    Where a feature matters p is the logarithm of its weight, up to a constant and sign. One that does not ends at p = 0; in
+    the logarithm it would run away to -infinity, which takes as many steps again, and stay where the gradient vanishes
+    although it should come back.
+    """
+    return 0.5 * jnp.log(jnp.sinh(coordinates) ** 2 + NEVER**2)
+
+
 def objective(build, noise, loss, free_mean=False):
     """The function (parameters (P,), x (n, D), residual (n,)) -> scalar to be maximised.
 
@@ -121,6 +138,7 @@ def objective(build, noise, loss, free_mean=False):
     return hold_out if loss == "hold-out" else likelihood
 
 
+@one_blas_thread()
 def maximise(objective, data, starts, search, progress=lambda steps: steps):
     """Maximise ``objective(parameters, *data)`` for every atom by itself, from starts (S, N, P): a `Found`.
 
@@ -140,7 +158,8 @@ def maximise(objective, data, starts, search, progress=lambda steps: steps):
         return -objective(parameters, *data)
 
     if search.optimiser == "lbfgs":
-        linesearch = optax.scale_by_zoom_linesearch(max_linesearch_steps=12)
+        # By default the first trial is the last step's share of a quasi-Newton step, which may stay below a tenth for good.
+        linesearch = optax.scale_by_zoom_linesearch(max_linesearch_steps=12, initial_guess_strategy="one")
         optimiser = optax.lbfgs(memory_size=MEMORY, linesearch=linesearch)
         value_and_gradient = optax.value_and_grad_from_state(loss)
     else:
@@ -199,12 +218,21 @@ def search_hyperparameters(build, noise, search, points, residual, angular, free
     """Best log length scales of every atom for points (N, n, D) and residuals (N, n): a `Found`."""
     goal = objective(build, noise, search.loss, free_mean)
     lengthscales = initial_lengthscales(points, angular)
+    far = jnp.log(FAR * lengthscales)
+
+    def climbed(points, residual, coordinates):
+        def at(coordinates, x, residual, far):
+            return goal(far - log_weights(coordinates), x, residual)
+
+        return maximise(at, (points, residual, far), coordinates, search, progress)
+
     if search.n_starts:
         starts = random_starts(lengthscales, search.n_starts, search.seed)
     else:
         starts = jnp.log(lengthscales) + jnp.log(jnp.array(START_FACTORS))[:, None, None]
-    if search.n_seed is None:
-        return maximise(goal, (points, residual), starts, search, progress)
-    subset = np.unique(np.linspace(0, points.shape[1] - 1, search.n_seed).round().astype(int))
-    seeded = maximise(goal, (points[:, subset], residual[:, subset]), starts, search, progress)
-    return maximise(goal, (points, residual), seeded.parameters[None], search, progress)
+    coordinates = jnp.arcsinh(jnp.exp(far - starts))
+    if search.n_seed is not None:
+        subset = np.unique(np.linspace(0, points.shape[1] - 1, search.n_seed).round().astype(int))
+        coordinates = climbed(points[:, subset], residual[:, subset], coordinates).parameters[None]
+    found = climbed(points, residual, coordinates)
+    return found._replace(parameters=far - log_weights(found.parameters))

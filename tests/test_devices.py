@@ -1,5 +1,6 @@
 """Replicas on several devices: the same energies, and the same bits at the same number of devices."""
 
+import ctypes
 import socket
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg.cython_blas
 
 from iqagp_jax import load_trajectory, save_model
-from iqagp_jax.devices import keep_compiled, use_cores
+from iqagp_jax.devices import keep_compiled, one_blas_thread, use_cores
 
 RUN = """
 import sys
@@ -80,6 +82,21 @@ def test_replicas_that_no_two_devices_share_alike(runs):
 def test_more_threads_than_cores():
     with pytest.raises(ValueError, match=r"expected at most .* threads, one a core, found 10000"):
         use_cores(10_000)
+
+
+def test_one_blas_thread_while_it_lasts():
+    library = ctypes.CDLL(scipy.linalg.cython_blas.__file__)
+    if not hasattr(library, "scipy_openblas_get_num_threads"):
+        pytest.skip("SciPy has another BLAS here")
+    before = library.scipy_openblas_get_num_threads()
+    library.scipy_openblas_set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), one_blas_thread():
+            assert library.scipy_openblas_get_num_threads() == 1
+            raise KeyError
+        assert library.scipy_openblas_get_num_threads() == 2
+    finally:
+        library.scipy_openblas_set_num_threads(before)
 
 
 def test_what_is_compiled_is_kept_in_private(tmp_path, monkeypatch):

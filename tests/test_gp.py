@@ -59,6 +59,12 @@ def test_likelihood_gradient_needs_no_large_array():
     assert max(np.prod(s) for s in shapes) == 40 * 40
 
 
+@pytest.mark.parametrize("n", [1, 65, 200])
+def test_inverse_by_halves_is_the_inverse(n):
+    half = RNG.normal(size=(n, n)) + n * np.eye(n)
+    np.testing.assert_allclose(gp.inverse(jnp.linalg.cholesky(half @ half.T)) @ half @ half.T, np.eye(n), atol=1e-10)
+
+
 def test_prediction_and_variance_are_the_textbooks():
     inverse = np.linalg.inv(K)
     cross = rbf(NEW, X)

@@ -3,9 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqagp_jax import fit_gp, gp
+from iqagp_jax import fit_gp, gp, hyperparameters
 from iqagp_jax.fit import fit_atom
-from iqagp_jax.hyperparameters import HOLD_OUT, Search, initial_lengthscales, maximise, objective, random_starts
+from iqagp_jax.hyperparameters import (
+    HOLD_OUT,
+    Search,
+    initial_lengthscales,
+    maximise,
+    objective,
+    random_starts,
+    search_hyperparameters,
+)
 from iqagp_jax.kernels import RBF
 
 RNG = np.random.default_rng(0)
@@ -72,6 +80,35 @@ def test_every_start_climbs_and_the_best_is_kept(optimiser, steps):
         assert np.abs(slope).max() < 0.05
     assert (np.diff(found.trace, axis=0) >= 0).all()
     assert (found.evaluations > 0).all()
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_feature_that_starts_too_far_to_be_felt_comes_back(monkeypatch):
+    """A thousand times its spread: in the logarithm of the length scale the gradient is a millionth of what it should be."""
+    data = (
+        build,
+        NOISE,
+        Search(n_starts=1, max_steps=60),
+        jnp.array(X),
+        jnp.array(Y - Y.mean(1, keepdims=True)),
+        np.zeros(2, bool),
+    )
+    monkeypatch.setattr(hyperparameters, "random_starts", lambda lengthscales, *_: jnp.log(lengthscales)[None])
+    near = search_hyperparameters(*data).values
+    monkeypatch.setattr(
+        hyperparameters, "random_starts", lambda lengthscales, *_: jnp.log(lengthscales * 1000.0 ** np.eye(2)[1])[None]
+    )
+    np.testing.assert_allclose(search_hyperparameters(*data).values, near, atol=0.01)
+
+
+@pytest.mark.usefixtures("x64")
+def test_features_that_do_not_matter_are_soon_done_with():
+    x = jnp.array(np.random.default_rng(3).uniform(-1, 1, (1, 80, 4)))
+    y = jnp.sin(3 * x[..., 0]) + 0.3 * x[..., 1] ** 2
+    search = Search(max_steps=100, tolerance=1e-3)
+    found = search_hyperparameters(build, NOISE, search, x, y - y.mean(), np.zeros(4, bool))
+    assert len(found.trace) < 20  # 34 steps of the logarithm did not end them
+    assert np.isfinite(found.parameters).all() and (found.parameters[0, 2:] > 10).all()
 
 
 def test_adam_and_lbfgs_find_the_same_model():
