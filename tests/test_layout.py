@@ -12,7 +12,7 @@ FLOORS = [
     {"geometry", "harmonics", "devices"},
     {"symmetry"},
     {"features", "kernels", "means", "dataset", "data"},
-    {"gp"},
+    {"gp", "images"},
     {"hyperparameters", "atomwise", "joint", "inference"},
     {"iterative", "potential"},
     {"fit_joint"},

@@ -100,8 +100,8 @@ def test_alf_models_see_reflections_and_mirror_copies_mend_it(dataset):
     atomic = np.array([pair_energies(r) for r in positions])
     one_side = replace(dataset[:40], positions=positions, energy=atomic.sum(1), atomic_energies=atomic, forces=None)
     pair = np.stack([bent, bent * [1, 1, -1]])
-    one_sided = energy_and_forces(fit_gp(one_side, "alf", prior_mean="mf5", max_steps=5))(pair)[0]
-    mended = energy_and_forces(fit_gp(one_side, "alf", prior_mean="mf5", max_steps=5, mirror=True))(pair)[0]
+    one_sided = energy_and_forces(fit_gp(one_side, "alf", prior_mean="mf5", max_steps=0))(pair)[0]
+    mended = energy_and_forces(fit_gp(one_side, "alf", prior_mean="mf5", max_steps=0, mirror=True))(pair)[0]
     assert abs(one_sided[1] - one_sided[0]) > 1e-3
     assert abs(mended[1] - mended[0]) < 1e-6
 
