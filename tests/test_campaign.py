@@ -353,6 +353,7 @@ def test_jobs_that_have_not_begun_are_cancelled_by_a_stop(tmp_path):
         (("attempts = 3", "attempts = 0"), "expected attempts of at least 1"),
         (('["becke"]', '["bader"]'), "expected partitions among becke, hirshfeld, qtaim, found bader"),
         (('["becke"]\nmultipoles = false\nforces = true', "[]\nforces = false"), "expected partitions or forces to label"),
+        (('["becke"]\nmultipoles = false', "[]\nmultipoles = true"), "expected a partition into the atoms whose multipoles"),
         (("water.xyz", "fire.xyz"), "expected a file of geometries, found nothing"),
         (("water.xyz", "plan.toml"), "is not a whole file of geometries"),
         (("geometries =", "# geometries ="), "found no entry 'geometries'"),

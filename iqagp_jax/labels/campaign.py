@@ -131,6 +131,8 @@ def check(geometries, level):
         raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(level.partitions)}")
     if not level.partitions and not level.forces:
         raise ValueError("expected partitions or forces to label, found neither; name a partition or set forces = true")
+    if level.multipoles and not level.partitions:
+        raise ValueError("expected a partition into the atoms whose multipoles are wanted, found none; name one")
     electrons = int(geometries[0].numbers.sum()) - level.charge
     if (electrons - level.spin) % 2 or not 0 <= level.spin <= electrons:
         raise ValueError(
