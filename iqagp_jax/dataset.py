@@ -186,6 +186,18 @@ def load_dataset(name_or_path, energy_key=None, forces_key=None):
     return dataset_from_frames(frames, str(path), energy_key, forces_key)
 
 
+def unlabelled(frames, name="geometries"):
+    """A `Dataset` of ASE atoms of which nothing but the geometry, its origin and the sampler is kept; energies are NaN."""
+    kept = (*ORIGIN, "sampler")
+    infos = [{key: atoms.info[key] for key in kept if key in atoms.info} for atoms in frames]
+    # An energy is what every frame of a dataset must have; none is taken for one.
+    bare = [
+        Atoms(atoms.symbols, np.round(atoms.positions, DECIMALS), info={"REF_energy": 0.0, **info})
+        for atoms, info in zip(frames, infos, strict=True)
+    ]
+    return replace(dataset_from_frames(bare, name), energy=np.full(len(bare), np.nan))
+
+
 def dataset_from_frames(frames, name="dataset", energy_key=None, forces_key=None):
     """A `Dataset` from ASE atoms as an extxyz file gives them; ``name`` is for the error sentences, keys as `load_dataset`."""
     free = [a for a in frames if a.info.get("config_type") == "IsolatedAtom"]

@@ -16,6 +16,13 @@ SPECIES = ("O", "C", "H", "H")
 REFERENCE = np.array([[0.0, 0.0, 0.0], [1.2, 0.0, 0.0], [1.8, 0.9, 0.1], [1.75, -0.85, 0.3]])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled():
+    """What a module compiled is of no use to the next, and two processes would hold 4 GB each of it in the end."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Float64 for tests of the pure functions; the public doors must do without."""

@@ -11,13 +11,14 @@ import pytest
 from ase.io import read
 from conftest import make_dataset
 
-from iqagp_jax import cli, save_dataset, save_model
+from iqagp_jax import cli, load_dataset, save_dataset, save_model
 from iqagp_jax.cli import console, models
 from iqagp_jax.devices import use_cores
 from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
 from iqagp_jax.formats.ferebus import CONVENTIONS
 from iqagp_jax.hyperparameters import LOSSES, OPTIMISERS
 from iqagp_jax.labels.partitions import PARTITIONS
+from iqagp_jax.verdict.references import XTB
 
 
 def iqagp(*arguments):
@@ -140,6 +141,8 @@ def write_bad(folder, name):
         (("sample", "O", "-o", "g.extxyz", "--thermal", "hot"), "TEMPERATURE:NUMBER"),
         (("label", "{folder}/missing.xyz", "-o", "d.extxyz"), "found nothing at"),
         (("label", "{data}", "-o", "d.extxyz", "--xc", "nonsense"), "expected a functional that PySCF knows"),
+        (("label-xtb", "{data}", "-o", "d.extxyz", "--spin", "1"), "16 electrons cannot have 1 unpaired"),
+        (("label-xtb", "{data}.labels", "-o", "d.extxyz"), "found nothing at"),
         (("demo", "--out", "/proc/no"), "expected a writable folder"),
     ],
 )
@@ -151,6 +154,20 @@ def test_bad_input_gets_a_sentence_and_exit_code_2(folder, model_file, tmp_path,
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err
     assert sentence.replace(" ", "") in "".join(c for c in shown.err if c not in " \n│")
+
+
+@pytest.mark.labels
+def test_label_xtb_keeps_where_geometries_came_from_and_nothing_else(folder, tmp_path):
+    out = tmp_path / "xtb.extxyz"
+    assert iqagp("label-xtb", folder / "data.extxyz", "-o", out, "--workers", 1) == 0
+    found, given = load_dataset(out), load_dataset(folder / "data.extxyz")
+    np.testing.assert_array_equal(found.origin["split"], given.origin["split"])
+    np.testing.assert_allclose(found.positions, given.positions, atol=1e-8)
+    assert found.level["level_of_theory"] == "GFN2-xTB" and found.atomic_energies is None and found.forces is not None
+    energies, forces = XTB(found.species).labels(found.positions[:2])
+    np.testing.assert_allclose(found.energy[:2], energies, atol=1e-7)
+    np.testing.assert_allclose(found.forces[:2], forces, atol=1e-7)
+    assert set(found.free_atoms) == {"O", "C", "H"}
 
 
 def test_missing_forces_are_no_obstacle_where_they_are_not_needed(folder, model_file, capsys):

@@ -231,7 +231,10 @@ def test_xtb_drives_jax_with_the_forces_of_its_labels(dataset):
     np.testing.assert_allclose(-gradients, forces, atol=3e-3)
     labelled = relabelled(dataset[:3], xtb)
     np.testing.assert_array_equal(labelled.energy, energies)
-    assert labelled.level == {"level_of_theory": "GFN2-xTB"} and labelled.atomic_energies is None
+    assert labelled.level["level_of_theory"] == "GFN2-xTB" and labelled.atomic_energies is None
+    none = SimpleNamespace(name="GFN2-xTB", labels=lambda positions, progress: (np.full(3, np.nan), None))
+    with pytest.raises(ValueError, match="can label, found none of 3"):
+        relabelled(dataset[:3], none)
 
 
 def of_level(level):

@@ -120,6 +120,31 @@ def label(
         write_dataset(campaign, output)
 
 
+def label_xtb(
+    geometries: Annotated[Path, typer.Argument(help="XYZ or extxyz file of one molecule's geometries.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset.")],
+    charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
+    spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+):
+    """Label geometries with energies and forces by GFN2-xTB, in seconds: for trials, and for verdicts held to xtb."""
+    from iqagp_jax.dataset import save_dataset, unlabelled
+    from iqagp_jax.labels.campaign import check_electrons, read_geometries
+    from iqagp_jax.labels.executors import Processes
+    from iqagp_jax.verdict.references import XTB, relabelled
+
+    output, frames = output_file(output), read_geometries(geometries)
+    bare = unlabelled(frames, str(geometries))
+    check_electrons(frames[0], charge, spin)
+    with Processes(workers or os.cpu_count() or 1) as pool:
+        reference = XTB(bare.species, charge, spin, pool)
+        dataset = relabelled(bare, reference, lambda items, total: track(items, "labelling", total))
+    save_dataset(dataset, output)
+    console.print(f"{len(dataset)} labelled geometries in {output}")
+    if lacking := len(bare) - len(dataset):
+        console.print(f"[bold]warning[/bold]: {lacking} left out, since the SCF of GFN2-xTB did not converge")
+
+
 def write_dataset(campaign, output):
     """Write what a campaign has finished as a dataset, and print what it lacks."""
     from iqagp_jax.dataset import save_dataset

@@ -133,11 +133,7 @@ def check(geometries, level):
         raise ValueError("expected partitions or forces to label, found neither; name a partition or set forces = true")
     if level.multipoles and not level.partitions:
         raise ValueError("expected a partition into the atoms whose multipoles are wanted, found none; name one")
-    electrons = int(geometries[0].numbers.sum()) - level.charge
-    if (electrons - level.spin) % 2 or not 0 <= level.spin <= electrons:
-        raise ValueError(
-            f"{electrons} electrons cannot have {level.spin} unpaired ones; set --charge and --spin (unpaired electrons)"
-        )
+    check_electrons(geometries[0], level.charge, level.spin)
     check_functional(level.xc)
     elements = sorted(set(species))
     for basis in (level.basis, scf.AUXILIARY_BASIS):
@@ -150,6 +146,15 @@ def check(geometries, level):
         raise ValueError(
             f"basis {level.basis!r} leaves the core of {' '.join(heavy)} to an effective potential, which is not partitioned"
             " into atoms; choose an all-electron basis"
+        )
+
+
+def check_electrons(atoms, charge, spin):
+    """ValueError, in a sentence, where ASE atoms with this charge cannot have so many unpaired electrons."""
+    electrons = int(atoms.numbers.sum()) - charge
+    if (electrons - spin) % 2 or not 0 <= spin <= electrons:
+        raise ValueError(
+            f"{electrons} electrons cannot have {spin} unpaired ones; set --charge and --spin (unpaired electrons)"
         )
 
 

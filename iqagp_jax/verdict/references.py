@@ -7,6 +7,7 @@ import hashlib
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 
@@ -40,6 +41,7 @@ class XTB:
 
     def __init__(self, species, charge=0, spin=0, pool=None):
         self.system = tuple(species), charge, spin
+        self.programs = f"tblite {version('tblite')}"
         self._map = map if pool is None else pool.map
         self._alone = pool is None
 
@@ -182,9 +184,15 @@ def reference_of(name, model, folder, charge=0, spin=0, pool=None, workers=1):
     return DFT(level, model.species, folder, pool, workers)
 
 
-def relabelled(dataset, reference):
-    """A `Dataset` of the same geometries with the energies and forces of an `XTB`; those without a label are left out."""
-    energy, forces = reference.labels(dataset.positions)
+def relabelled(dataset, reference, progress=lambda items, total: items):
+    """A `Dataset` of the same geometries with the energies and forces of an `XTB`; those without a label are left out.
+
+    Raises ValueError, in a sentence, where none has a label.
+    """
+    energy, forces = reference.labels(dataset.positions, progress)
+    if not np.isfinite(energy).any():
+        raise ValueError(f"expected geometries that {reference.name} can label, found none of {len(energy)}; look at them")
     labels = {"energy": energy, "forces": forces, "atomic_energies": None, "extra": {}, "free_atoms": reference.free_atoms()}
-    level = {"level_of_theory": reference.name}
+    sampler = {"sampler": dataset.level["sampler"]} if "sampler" in dataset.level else {}
+    level = {"level_of_theory": reference.name, "programs": reference.programs, **sampler}
     return replace(dataset, **labels, level=level)[np.isfinite(energy)]
