@@ -5,9 +5,9 @@ Inverse distances have one length scale for all atoms, so that a step of dynamic
 are weighted by `features.pair_weights` of the mean distances, with one decay for all; atoms differ in their variance v_A, where
 atomic energies are learned. Atomic local frames have a length scale for every feature of every atom. All these maximise the
 joint likelihood of the first geometries whose observations number at most `SUBSET`, times a weak prior. Then the length scales
-are multiplied by the one of `STRETCHES` and, unless it is given, the noise is the one of `NOISES` with the least error on
-geometries left out of that subset: surfaces are smoother than a Matern process, whose likelihood prefers scales that predict
-worse. The weights are those of all.
+are multiplied by the least of `STRETCHES` whose error on geometries left out of that subset is at most `TOLERANCE` above the
+least, with the best of `NOISES` unless the noise is given: surfaces are smoother than a Matern process, whose likelihood prefers
+scales that predict worse. The weights are those of all.
 
 With symmetry equivalent atoms share their hyperparameters, and the covariance is summed over the images of a geometry (inverse
 distances, see `joint`) or the training data are copied (atomic local frames, whose kernels differ from atom to atom).
@@ -44,6 +44,11 @@ START_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 STRETCHES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Multiples of the likeliest length scales that are tried on geometries left out."""
+
+TOLERANCE = 0.1
+"""Share by which the error on geometries left out may exceed the least one for a shorter length scale: within it a process with
+a short one is as good where there are data, and falls back on its prior mean where there are none; one with a long one digs
+holes there (docs/active.md)."""
 
 DECAYS = (2.0, 4.0, 8.0)
 """Decays of the pairs' weights that the search begins at, angstrom."""
@@ -164,15 +169,15 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
     data = (jax.tree.map(lambda array: array[None], seen), jnp.asarray(y[None, kept]))
     found = maximise(posterior, data, jnp.asarray(starts)[:, None], search, progress)
 
-    def left_out_error(candidate):
-        stretch, k = candidate
+    def left_out_error(stretch, k):
         matrix = joint.with_noise(covariances[stretch], shares[k], targets, permutations)[np.ix_(kept, kept)]
         return _left_out_error(np.asarray(matrix), y, kept, targets, n_atoms)
 
     stretched = {f: found.parameters[0] + np.log(f) * is_length for f in STRETCHES}
     compiled = jax.jit(covariance)
     covariances = {f: compiled(parameters, seen) for f, parameters in stretched.items()}
-    stretch, k = min(product(STRETCHES, range(len(noises))), key=left_out_error)
+    row, k = shortest_as_good([[left_out_error(f, k) for k in range(len(noises))] for f in STRETCHES], len(targets))
+    stretch = STRETCHES[row]
     best, _, fitted_kernel = jax.device_get(family.process(stretched[stretch], seen))
     if family.distances is not None:
         features = replace(features, weights=tuple(family.weights(stretched[stretch]).tolist()))
@@ -359,6 +364,17 @@ def subset(train, targets, most=SUBSET):
     seen = np.cumsum(observed.reshape(len(train), -1).sum(1))
     n = max(2, int((seen <= most).sum()))
     return n, int(seen[n - 1])
+
+
+def shortest_as_good(errors, n_targets):
+    """(row, column) of the shortest length scale that is as good as any, and its best noise.
+
+    ``errors`` (length scales, noises) are those of `_left_out_error`, the length scales in rising order: the first row whose
+    least error is within `TOLERANCE` of the least of all, in the geometric mean of the targets.
+    """
+    errors = np.asarray(errors)
+    row = int((errors.min(1) <= errors.min() + n_targets * np.log1p(TOLERANCE)).argmax())
+    return row, int(errors[row].argmin())
 
 
 def _left_out_error(covariance, y, kept, targets, n_atoms):

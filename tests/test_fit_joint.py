@@ -304,6 +304,15 @@ def test_an_energy_counts_where_atomic_energies_are_missing(few, test_set):
         fit_joint.Fitted.of(without).add(more)
 
 
+def test_a_short_length_scale_is_taken_where_it_is_as_good():
+    less = 2 * np.log(1.1)  # a tenth, in the mean of two targets
+    chosen = fit_joint.shortest_as_good
+    assert chosen([[0.0, 0.1], [-0.99 * less, 0.0]], 2) == (0, 0)
+    assert chosen([[0.0, 0.1], [-1.01 * less, 0.0]], 2) == (1, 0)
+    assert chosen([[0.1, 0.0], [0.3, 0.2]], 2) == (0, 1)
+    assert chosen([[np.inf, np.inf], [0.1, 0.0]], 1) == (1, 1)
+
+
 def test_error_of_geometries_left_out_is_that_of_fits_without_them():
     """Three geometries of two atomic energies and six force components, one force missing."""
     rng, targets, n_atoms = np.random.default_rng(0), ("atomic_energies", "forces"), 2
