@@ -6,8 +6,8 @@ are weighted by `features.pair_weights` of the mean distances, with one decay fo
 atomic energies are learned. Atomic local frames have a length scale for every feature of every atom. All these maximise the
 joint likelihood of the first geometries whose observations number at most `SUBSET`, times a weak prior. Then the length scales
 are multiplied by the least of `STRETCHES` whose error on geometries left out of that subset is at most `TOLERANCE` above the
-least, with the best of `NOISES` unless the noise is given: surfaces are smoother than a Matern process, whose likelihood prefers
-scales that predict worse. The weights are those of all.
+least, with the best of `NOISES` unless the noise is given: surfaces are smoother than a Matern process, whose likelihood
+prefers scales that predict worse. The weights are those of all.
 
 With symmetry equivalent atoms share their hyperparameters, and the covariance is summed over the images of a geometry (inverse
 distances, see `joint`) or the training data are copied (atomic local frames, whose kernels differ from atom to atom).

@@ -65,7 +65,8 @@ def test_pyscf_multiplies_matrices_with_kernels_of_this_processor():
     if "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("a processor without AVX2")
     script = """
-import ctypes, iqagp_jax.labels.scf
+import ctypes, os, iqagp_jax.labels.scf
+assert "OPENBLAS_CORETYPE" not in os.environ  # nor for the OpenBLAS of processes that this one starts
 library = next(line.split()[-1] for line in open("/proc/self/maps") if "pyscf/lib/libopenblas" in line)
 name = ctypes.CDLL(library).openblas_get_corename
 name.restype = ctypes.c_char_p
