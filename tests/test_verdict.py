@@ -16,7 +16,7 @@ from iqagp_jax.robustness import failure_rule
 from iqagp_jax.sampling import starting_geometries
 from iqagp_jax.trajectory import Trajectory
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, report, truth
+from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, pictures, report, truth
 from iqagp_jax.verdict.references import DFT, XTB, reference_of, relabelled
 from iqagp_jax.verdict.replicas import Run, choose_starts, run_replicas
 from iqagp_jax.verdict.structure import Coordinate, backbone, dihedral, settled
@@ -235,6 +235,10 @@ def test_xtb_drives_jax_with_the_forces_of_its_labels(dataset):
     none = SimpleNamespace(name="GFN2-xTB", labels=lambda positions, progress: (np.full(3, np.nan), None))
     with pytest.raises(ValueError, match="can label, found none of 3"):
         relabelled(dataset[:3], none)
+
+
+def test_large_errors_are_told_without_exponents():
+    assert [pictures.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]
 
 
 def of_level(level):

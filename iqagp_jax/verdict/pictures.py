@@ -15,6 +15,11 @@ SMALLEST = 1e-3
 """Errors are drawn no smaller than this, kcal/mol, on logarithmic axes."""
 
 
+def two_figures(number):
+    """A number in two significant figures, or as a whole one, never with an exponent where it is large."""
+    return f"{number:.2g}" if abs(number) < 99.5 else f"{number:.0f}"
+
+
 def survival_and_truth(rows):
     """Two matrices of temperature and start: who survived, and how wrong the survivors' and others' frames are."""
     temperatures, kinds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("temperature_K", "start"))
@@ -25,10 +30,11 @@ def survival_and_truth(rows):
         alive[at] = 100 * row["survived"] / row["replicas"]
         if row["de_median"] is not None:
             wrong[at], worse[at] = max(row["de_median"], SMALLEST), row["de_p95"]
-    left.imshow(alive, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto", alpha=0.7)
+    # A potential that loses two of five is as bad as can be.
+    left.imshow(alive, cmap="RdYlGn", vmin=60, vmax=100, aspect="auto", alpha=0.7)
     right.imshow(wrong, cmap="RdYlGn_r", norm=LogNorm(0.05, 20), aspect="auto", alpha=0.7)
     for (i, j), share in np.ndenumerate(alive):
-        error = f"{wrong[i, j]:.2g}, 95% {worse[i, j]:.2g}" if np.isfinite(wrong[i, j]) else "not known"
+        error = f"{two_figures(wrong[i, j])}, 95% {two_figures(worse[i, j])}" if np.isfinite(wrong[i, j]) else "not known"
         left.text(j, i, f"{share:.0f}%", ha="center", va="center", fontsize=9)
         right.text(j, i, error, ha="center", va="center", fontsize=8)
     for ax, title in ((left, "survived"), (right, "|dE| of relabelled frames, kcal/mol: median (colour) and 95%")):

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import alarm, ensemble, truth
-from iqagp_jax.verdict.pictures import BARS
+from iqagp_jax.verdict.pictures import BARS, two_figures
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -56,7 +56,10 @@ def grade(facts):
         right, lost = sum(row["right"] for row in labelled), sum(row["without_label"] for row in labelled)
         good = median < BARS[0] and high < BARS[1] and right == survived and not lost
         fair = median < BARS[1] and high < 5 * BARS[1]
-        sentence = f"worst row: median |dE| {median:.2g}, 95% {high:.2g} kcal/mol; {right} of {survived} survivors are right"
+        sentence = (
+            f"worst row: median |dE| {two_figures(median)}, 95% {two_figures(high)} kcal/mol;"
+            f" {right} of {survived} survivors are right"
+        )
         sentence += f"; {lost} frames that the reference cannot calculate" * bool(lost)
         parts["truth"] = ("good" if good else "fair" if fair else "poor", sentence)
     parts["ensemble"] = grade_ensemble(facts["ensemble"])
