@@ -91,6 +91,21 @@ def test_distributions_that_differ_lie_beyond_chance():
     assert ensemble.distribution(bond, model, same, rng).distance < 1.3 * ensemble.distribution(bond, model, same, rng).chance
 
 
+def test_a_short_reference_is_held_to_the_same_stretch_of_time():
+    rng = np.random.default_rng(0)
+
+    def moving(replicas):
+        return 1 + 0.002 * np.arange(FRAMES)[:, None] + rng.normal(0, 0.05, replicas) + rng.normal(0, 0.01, (FRAMES, replicas))
+
+    model, long = (make_run([FRAMES] * 20, moving(20)) for _ in range(2))
+    begun = {name: values[:60] for name, values in vars(long.trajectory).items() if len(values) == FRAMES}
+    short = replace(long, trajectory=replace(long.trajectory, **begun))
+    minimum = np.array([[0.0, 0, 0], [1.0, 0, 0]])
+    [bond], _ = ensemble.compare(("O", "H"), minimum, model, short, 300.0)
+    assert bond.distance < bond.chance
+    assert bond.edges[-1] < 1.5  # at its end the long run is at 1.8
+
+
 def test_populations_and_rates_have_the_scatter_of_replicas_as_error():
     series = np.zeros((101, 4), dtype=int)
     series[50:, 1] = series[25:, 2] = series[:, 3] = 1

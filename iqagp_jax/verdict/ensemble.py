@@ -1,7 +1,8 @@
 """The ensemble: where the model's dynamics goes, and how often, against the reference's own dynamics.
 
-Both are driven by the same integrator, thermostat and treatment of rotation. Every replica is one independent sample:
-error bars come from the scatter of replicas, so correlations in time do not matter.
+Both are driven by the same integrator, thermostat and treatment of rotation, and seen through the same stretch of time after
+the same start. Every replica is one independent sample: error bars come from the scatter of replicas, so correlations in time
+do not matter.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from iqagp_jax.verdict.structure import coordinates, states
 
 EQUILIBRATION = 0.2
-"""Share of every run that is left out at the beginning."""
+"""Share of the shorter run that is left out at the beginning of both."""
 
 BINS = 40
 """Of a distribution, over the range of model and reference together."""
@@ -117,20 +118,29 @@ def transitions(series, interval):
     return mean, max(error, float(np.sqrt(max(changes.sum(), 1)) / picoseconds.sum()))
 
 
-def after_equilibration(run, temperature):
-    """Positions (F, R, N, 3) of the equilibrium replicas at a temperature without the beginning; dead ones are NaN."""
+def after_equilibration(run, temperature, end=None):
+    """Positions (F, R, N, 3) of the equilibrium replicas at a temperature, from `EQUILIBRATION` of ``end`` to ``end`` (fs).
+
+    Dead replicas are NaN; by default ``end`` is that of the run.
+    """
     times = run.trajectory.times
-    return run.trajectory.positions[times >= EQUILIBRATION * times[-1]][:, run.group(temperature, "equilibrium")]
+    end = times[-1] if end is None else end
+    seen = (times >= EQUILIBRATION * end) & (times <= end)
+    return run.trajectory.positions[seen][:, run.group(temperature, "equilibrium")]
 
 
 def compare(species, minimum, model, reference, temperature, seed=0):
     """Distributions, populations and rates at one temperature, model `Run` against reference `Run`.
 
+    Both through the same stretch of time: replicas of 100 ps are better samples than those of 12 ps, which no permutation of
+    them may mix up, and molecules that have not yet left their start all sit where the reference's do.
+
     Returns a list of `Distribution` and a list of dicts, one a state or rate, with means, standard errors and their
     difference in standard errors.
     """
     rng = np.random.default_rng([seed, round(temperature)])
-    mine, theirs = (after_equilibration(run, temperature) for run in (model, reference))
+    end = min(run.trajectory.times[-1] for run in (model, reference))
+    mine, theirs = (after_equilibration(run, temperature, end) for run in (model, reference))
     if not all(np.isfinite(positions).any() for positions in (mine, theirs)):
         return [], []
     distributions = [distribution(c, c(mine), c(theirs), rng) for c in coordinates(species, minimum)]

@@ -103,7 +103,7 @@ def states(species, reference, positions):
     labels, bonded = atom_labels(species), bond_graph(species, reference)
     heavy = [a for a, s in enumerate(species) if s != "H"]
     found = []
-    for h in (a for a, s in enumerate(species) if s == "H"):
+    for h in (a for a, s in enumerate(species) if s == "H" and heavy):
         away = np.stack([distance(positions, h, a) for a in heavy], axis=-1)
         series = settled(away, OWNER_MARGIN)
         polar = any(species[a] in "NO" for a in np.flatnonzero(bonded[h]))

@@ -1,0 +1,96 @@
+"""Distorted starts: the first force on a stretched bond, and where the molecule is 1 ps later, beside the reference.
+
+    python scripts/distorted_starts.py default.safetensors --reference dft --out distorted
+
+Every bond to hydrogen is stretched to 1.5 angstrom, and random geometries have all coordinates displaced by up to 0.25. Those
+that the reference keeps together (`verdict.replicas.choose_starts`) run for 1 ps. Told are the restoring forces of model and
+reference on the stretched hydrogens, when these are first within 1.2 angstrom of a heavy atom again, and how many replicas
+relax at the end to the structure that the reference relaxes them to. The same command goes on in its folder.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from iqagp_jax import devices, energy_and_forces, energy_fn, load_model
+from iqagp_jax.cli.console import console, output_folder, table, track
+from iqagp_jax.geometry import pair_distances
+from iqagp_jax.labels.executors import Processes
+from iqagp_jax.robustness import failure_rule
+from iqagp_jax.starts import hydrogen_bonds_to_stretch
+from iqagp_jax.stationary import minimise
+from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.validation import atom_labels
+from iqagp_jax.verdict import Protocol
+from iqagp_jax.verdict.references import reference_of
+from iqagp_jax.verdict.replicas import choose_starts, minimum_of, run_replicas
+from iqagp_jax.verdict.structure import same_structure
+
+BOUND = 1.2
+"""angstrom"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--reference", choices=("xtb", "dft"), required=True)
+    parser.add_argument("--temperature", type=float, default=300.0, help="K")
+    parser.add_argument("--replicas", type=int, default=20, help="of displaced starts, and stretched bonds at most")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    devices.use_cores()
+    model, out = load_model(options.model), output_folder(options.out)
+    protocol = Protocol((options.temperature,), ("displaced", "stretched"), options.replicas, time=1.0)
+    with Processes(options.workers) as pool:
+        reference = reference_of(options.reference, model, out / "labels", pool=pool, workers=options.workers)
+        energy = energy_fn(model)
+        minimum, _ = minimum_of(model, energy)
+        starts, told = choose_starts(model, energy, minimum, protocol, reference)
+        # Where fewer bonds than replicas were kept, they take turns: with other momenta, but each is labelled once.
+        stretched = np.unique(starts["stretched"], axis=0)
+        labels = reference.labels(stretched, progress=lambda items, total: track(items, "labels", total))
+        run = run_replicas(energy, failure_rule(model.species, minimum), starts, protocol, out / "model", 1.0, protocol.seed)
+        last = run.trajectory.positions[-1]
+        alive = np.isfinite(last).all((1, 2))
+        ends = np.full(last.shape, np.nan)
+        ends[alive], _ = reference.relax(last[alive])
+    same = np.array([a and same_structure(minimise(energy, r).positions, e) for a, r, e in zip(alive, last, ends, strict=True)])
+    forces = energy_and_forces(model)(stretched)[1], labels[1]
+    rows = []
+    for k, start in enumerate(stretched):
+        heavy, hydrogen = stretched_bond(model.species, minimum, start)
+        axis = (start[heavy] - start[hydrogen]) / np.linalg.norm(start[heavy] - start[hydrogen])
+        mine = run.kinds == "stretched"
+        mine[mine] = (starts["stretched"] == start).all((1, 2))
+        names = atom_labels(model.species)
+        pulls = (float(f[k, hydrogen] @ axis / KCAL_MOL) for f in forces)
+        rows.append([f"{names[heavy]}-{names[hydrogen]}", *pulls, bound_again(model.species, run.trajectory, mine, hydrogen)])
+    header = ["stretched to 1.5 A", "model", reference.name.split(" ")[0], "bound again, fs"]
+    table(f"{options.model}, {options.temperature:g} K: restoring force in kcal/mol/A", header, rows)
+    for kind in protocol.kinds:
+        mine = run.kinds == kind
+        [kept] = [(t["used"], t["drawn"]) for t in told if t["start"] == kind]
+        console.print(
+            f"{kind}: {kept[0]} of {kept[1]} starts kept by the reference; of {mine.sum()} replicas {alive[mine].sum()} live"
+            f" through 1 ps and {same[mine].sum()} relax from there to where the reference relaxes them"
+        )
+
+
+def stretched_bond(species, minimum, start):
+    """Which bond to hydrogen was stretched in a start: (heavy atom, hydrogen)."""
+    longer = pair_distances(start) - pair_distances(minimum)
+    return max(hydrogen_bonds_to_stretch(species, minimum), key=lambda bond: longer[bond])
+
+
+def bound_again(species, trajectory, replicas, hydrogen):
+    """The latest time, fs, at which a hydrogen of ``replicas`` (R,) first came within `BOUND` of a heavy atom."""
+    heavy = [k for k, symbol in enumerate(species) if symbol != "H"]
+    bound = (pair_distances(trajectory.positions[:, replicas])[..., hydrogen, heavy] < BOUND).any(-1)
+    return float(trajectory.times[bound.argmax(0)].max()) if bound.any(0).all() else "never"
+
+
+if __name__ == "__main__":
+    main()
