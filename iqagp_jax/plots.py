@@ -45,7 +45,7 @@ def s_curve(dataset, predictions):
         error = np.sort(error[np.isfinite(error)])
         ax.plot(error, 100 * (np.arange(len(error)) + 1) / len(error), **style)
 
-    if dataset.atomic_energies is not None:
+    if dataset.atomic_energies is not None and predictions.atomic_energies is not None:
         errors = np.abs(predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
         for k, label in enumerate(atom_labels(dataset.species)):
             curve(errors[:, k], lw=0.8, alpha=0.7, label=label)

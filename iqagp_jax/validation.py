@@ -54,12 +54,12 @@ class Predictions:
     """(n,)"""
     forces: np.ndarray
     """(n, N, 3)"""
-    atomic_energies: np.ndarray
-    """(n, N)"""
     variance: np.ndarray
     """(n,) predictive variance of the molecular energy, eV^2"""
     force_variance: np.ndarray
     """(n, N, 3) predictive variance of the force components, (eV/angstrom)^2; NaN for imported models"""
+    atomic_energies: np.ndarray | None = None
+    """(n, N), of a model that has learned them"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def predict(model, positions):
 
     fast, variance = energy_and_forces(model), energy_variance(model)
     of_forces = force_variance(model) if isinstance(model, Model) else lambda batch: np.full(batch.shape, np.nan)
+    # A model of the molecule's energy divides it among the atoms as it likes.
+    learned = not isinstance(model, Model) or "atomic_energies" in model.targets
     with jax.enable_x64(True):
         # One after the other: the plain formula takes differences from all training points, images and features at once.
         plain = jax.jit(lambda batch: jax.lax.map(lambda r: plain_atomic_energies(model, r), batch))
@@ -92,8 +94,10 @@ def predict(model, positions):
         for start in range(0, len(positions), BATCH):
             # The last batch is filled up, so that one compiled shape serves all.
             batch = positions[np.minimum(np.arange(start, start + BATCH), len(positions) - 1)]
-            parts.append((*fast(batch), plain(batch), variance(batch), of_forces(batch)))
-    return Predictions(*(np.concatenate([np.asarray(p[k]) for p in parts])[: len(positions)] for k in range(5)))
+            parts.append((*fast(batch), variance(batch), of_forces(batch), *([plain(batch)] if learned else [])))
+    return Predictions(
+        *(np.concatenate([np.asarray(part) for part in of_all])[: len(positions)] for of_all in zip(*parts, strict=True))
+    )
 
 
 def atom_labels(species):
@@ -113,7 +117,7 @@ def validate(model, dataset, predictions=None):
     predictions = predictions or predict(model, dataset.positions)
     error = (predictions.energy - dataset.energy) / KCAL_MOL
     atoms = forces = force_calibration = None
-    if dataset.atomic_energies is not None:
+    if dataset.atomic_energies is not None and predictions.atomic_energies is not None:
         by_atom = (predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
         atoms = {label: Errors.of(by_atom[:, k]) for k, label in enumerate(atom_labels(dataset.species))}
     if dataset.forces is not None:

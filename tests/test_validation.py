@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from iqagp_jax import energy_and_forces, validate
+from iqagp_jax import energy_and_forces, fit_gp, validate
 from iqagp_jax.plots import likelihood_trace, predicted_against_true, s_curve
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import predict, spearman
@@ -19,6 +19,13 @@ def test_errors_are_those_of_the_predictions(model, test_set):
     assert result.energy.max == pytest.approx(np.abs(error).max())
     assert result.forces.mae == pytest.approx(np.abs(forces - test_set.forces).mean() / KCAL_MOL)
     assert list(result.atomic_energies) == ["O1", "C2", "H3", "H4"]
+
+
+def test_atomic_energies_that_were_not_learned_are_not_judged(test_set):
+    learned_molecule = fit_gp(test_set, targets=("energy",), max_steps=0)
+    assert test_set.atomic_energies is not None
+    assert validate(learned_molecule, test_set).atomic_energies is None
+    assert len(s_curve(test_set, predict(learned_molecule, test_set.positions)).axes[0].lines) == 2
 
 
 def test_an_offset_is_not_forgiven(model, test_set):
