@@ -10,6 +10,7 @@ relax at the end to the structure that the reference relaxes them to. The same c
 
 import argparse
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from iqagp_jax.starts import hydrogen_bonds_to_stretch
 from iqagp_jax.stationary import minimise
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
-from iqagp_jax.verdict import Protocol
+from iqagp_jax.verdict import Protocol, claim, digest
 from iqagp_jax.verdict.references import reference_of
 from iqagp_jax.verdict.replicas import choose_starts, minimum_of, run_replicas
 from iqagp_jax.verdict.structure import same_structure
@@ -46,6 +47,7 @@ def main():
     protocol = Protocol((options.temperature,), ("displaced", "stretched"), options.replicas, time=1.0)
     with Processes(options.workers) as pool:
         reference = reference_of(options.reference, model, out / "labels", pool=pool, workers=options.workers)
+        claim(out, {"model": digest(model), "reference": reference.name, **asdict(protocol)})
         energy = energy_fn(model)
         minimum, _ = minimum_of(model, energy)
         starts, told = choose_starts(model, energy, minimum, protocol, reference)
