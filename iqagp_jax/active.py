@@ -20,7 +20,7 @@ Everything is in one folder, and the same call goes on where it was stopped:
 """
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.potential import Model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, claim, digest, judge, pictures, truth
+from iqagp_jax.verdict import Protocol, claim, judge, pictures, truth
 from iqagp_jax.verdict.replicas import load_run
 
 CANDIDATES = 300
@@ -85,7 +85,7 @@ def learn(
     if refit:
         named_mean(dict(model.provenance)["prior_mean"], train)  # a sentence now, not after the first labels
     limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window, "refit": refit}
-    claim(out, {"model": digest(model), "reference": reference.name, **limits, **asdict(protocol)})
+    claim(out, model, reference, protocol, **limits)
     fitted, learned, told = Fitted.of(model).add(train), train, []
     for k in range(rounds + 1):
         path = out / f"round-{k}.safetensors"

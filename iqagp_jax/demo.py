@@ -17,7 +17,7 @@ from iqagp_jax.modelfile import save_model
 from iqagp_jax.potential import energy_and_forces, energy_fn
 from iqagp_jax.robustness import failure_rule
 from iqagp_jax.simulate import simulate
-from iqagp_jax.starts import hydrogen_bonds_to_stretch, starts
+from iqagp_jax.starts import hydrogen_bonds_to_stretch, restoring_force, starts
 from iqagp_jax.trajectory import load_trajectory
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
@@ -48,7 +48,7 @@ def run_demo(out):
 
     validation = validate_split(model, data.split("test_500K"), "test_500K", out, "model")
     positions = starts(model, KINDS, stretch=STRETCH)
-    stretched = restoring_force(model, positions)
+    stretched = stretched_bond(model, positions)
     rule = failure_rule(model.species, model.reference)
     result = simulate(energy_fn(model), rule, positions, out / "trajectory", temperature=TEMPERATURE, time=PICOSECONDS, seed=0)
     print_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), each=False)
@@ -72,17 +72,16 @@ def run_demo(out):
     console.print(f"model, pictures, trajectory and report.json are in {out}")
 
 
-def restoring_force(model, positions):
-    """Force along the stretched O-H bond at the start, in kcal/mol/angstrom; positive pulls the hydrogen back."""
+def stretched_bond(model, positions):
+    """The stretched O-H bond and the force along it at the start, in kcal/mol/angstrom; positive pulls the hydrogen back."""
     k = KINDS.index("stretched")
     heavy, hydrogen = hydrogen_bonds_to_stretch(model.species, positions[0])[0]
     forces = np.asarray(energy_and_forces(model)(positions[k][None])[1][0])
-    axis = positions[k][heavy] - positions[k][hydrogen]
-    force = forces[hydrogen] @ axis / np.linalg.norm(axis) / KCAL_MOL
+    force = restoring_force(positions[k], forces, heavy, hydrogen) / KCAL_MOL
     labels = atom_labels(model.species)
     name = f"{labels[heavy]}-{labels[hydrogen]}"
-    console.print(f"{name} at {np.linalg.norm(axis):.2f} Å: restoring force {force:.0f} kcal/mol/Å")
-    return {"stretched_bond": name, "restoring_force_kcal_mol_A": float(force)}
+    console.print(f"{name} at {STRETCH:.2f} Å: restoring force {force:.0f} kcal/mol/Å")
+    return {"stretched_bond": name, "restoring_force_kcal_mol_A": force}
 
 
 def relaxation(model, trajectory, stretched, out):

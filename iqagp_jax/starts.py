@@ -28,6 +28,12 @@ def hydrogen_bonds_to_stretch(species, positions):
     return sorted(pairs, key=lambda pair: (species[pair[0]] not in "ON", pair))
 
 
+def restoring_force(positions, forces, heavy, hydrogen):
+    """The part of the force on a hydrogen that points to a heavy atom, from positions and forces (N, 3), in their unit."""
+    axis = positions[heavy] - positions[hydrogen]
+    return float(forces[hydrogen] @ axis / np.linalg.norm(axis))
+
+
 def starts(model, kinds, *, data=None, displacement=0.25, stretch=1.5, seed=0):
     """One start for each of ``kinds`` (R names of `STARTS`): (R, N, 3) in angstrom.
 

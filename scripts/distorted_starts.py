@@ -10,7 +10,6 @@ relax at the end to the structure that the reference relaxes them to. The same c
 
 import argparse
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,11 @@ from iqagp_jax.cli.console import console, output_folder, table, track
 from iqagp_jax.geometry import pair_distances
 from iqagp_jax.labels.executors import Processes
 from iqagp_jax.robustness import failure_rule
-from iqagp_jax.starts import hydrogen_bonds_to_stretch
+from iqagp_jax.starts import hydrogen_bonds_to_stretch, restoring_force
 from iqagp_jax.stationary import minimise
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
-from iqagp_jax.verdict import Protocol, claim, digest
+from iqagp_jax.verdict import Protocol, claim
 from iqagp_jax.verdict.references import reference_of
 from iqagp_jax.verdict.replicas import choose_starts, minimum_of, run_replicas
 from iqagp_jax.verdict.structure import same_structure
@@ -47,37 +46,36 @@ def main():
     protocol = Protocol((options.temperature,), ("displaced", "stretched"), options.replicas, time=1.0)
     with Processes(options.workers) as pool:
         reference = reference_of(options.reference, model, out / "labels", pool=pool, workers=options.workers)
-        claim(out, {"model": digest(model), "reference": reference.name, **asdict(protocol)})
+        claim(out, model, reference, protocol)
         energy = energy_fn(model)
         minimum, _ = minimum_of(model, energy)
         starts, told = choose_starts(model, energy, minimum, protocol, reference)
         # Where fewer bonds than replicas were kept, they take turns: with other momenta, but each is labelled once.
         stretched = np.unique(starts["stretched"], axis=0)
         labels = reference.labels(stretched, progress=lambda items, total: track(items, "labels", total))
-        run = run_replicas(energy, failure_rule(model.species, minimum), starts, protocol, out / "model", 1.0, protocol.seed)
+        rule = failure_rule(model.species, minimum)
+        run = run_replicas(energy, rule, starts, protocol, out / "model", protocol.time, protocol.seed)
         last = run.trajectory.positions[-1]
         alive = np.isfinite(last).all((1, 2))
         ends = np.full(last.shape, np.nan)
         ends[alive], _ = reference.relax(last[alive])
     same = np.array([a and same_structure(minimise(energy, r).positions, e) for a, r, e in zip(alive, last, ends, strict=True)])
     forces = energy_and_forces(model)(stretched)[1], labels[1]
-    rows = []
+    names, rows = atom_labels(model.species), []
     for k, start in enumerate(stretched):
         heavy, hydrogen = stretched_bond(model.species, minimum, start)
-        axis = (start[heavy] - start[hydrogen]) / np.linalg.norm(start[heavy] - start[hydrogen])
         mine = run.kinds == "stretched"
         mine[mine] = (starts["stretched"] == start).all((1, 2))
-        names = atom_labels(model.species)
-        pulls = (float(f[k, hydrogen] @ axis / KCAL_MOL) for f in forces)
+        pulls = (restoring_force(start, f[k], heavy, hydrogen) / KCAL_MOL for f in forces)
         rows.append([f"{names[heavy]}-{names[hydrogen]}", *pulls, bound_again(model.species, run.trajectory, mine, hydrogen)])
-    header = ["stretched to 1.5 A", "model", reference.name.split(" ")[0], "bound again, fs"]
+    header = [f"stretched to {protocol.stretch:g} A", "model", reference.name.split(" ")[0], "bound again, fs"]
     table(f"{options.model}, {options.temperature:g} K: restoring force in kcal/mol/A", header, rows)
     for kind in protocol.kinds:
         mine = run.kinds == kind
-        [kept] = [(t["used"], t["drawn"]) for t in told if t["start"] == kind]
+        [kept] = [t for t in told if t["start"] == kind]
         console.print(
-            f"{kind}: {kept[0]} of {kept[1]} starts kept by the reference; of {mine.sum()} replicas {alive[mine].sum()} live"
-            f" through 1 ps and {same[mine].sum()} relax from there to where the reference relaxes them"
+            f"{kind}: {kept['used']} of {kept['drawn']} starts kept by the reference; of {mine.sum()} replicas"
+            f" {alive[mine].sum()} live through 1 ps and {same[mine].sum()} relax from there to where the reference does"
         )
 
 

@@ -12,7 +12,6 @@ then equal shares of the molecule's.
 import argparse
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from iqagp_jax.labels.executors import Processes
 from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.robustness import failure_rule
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, claim, digest
+from iqagp_jax.verdict import Protocol, claim
 from iqagp_jax.verdict.references import XTB, reference_of, relabelled
 from iqagp_jax.verdict.replicas import KINDS, choose_starts, minimum_of, run_replicas
 from iqagp_jax.verdict.truth import FALSE_BASIN, spread
@@ -64,7 +63,7 @@ def main():
                 save_model(fit_gp(data, "alf", prior_mean=mean, n_train=options.n_train, targets=targets), path)
             model = load_model(path)
             reference = reference_of(options.reference, model, folder / "labels", pool=pool, workers=options.workers)
-            claim(folder, {"model": digest(model), "reference": reference.name if reference else "none", **asdict(protocol)})
+            claim(folder, model, reference, protocol, dataset=options.dataset, n_train=options.n_train, xtb=options.xtb)
             runs[mean] = model, reference, driven(model, folder, protocol, reference)
         rows = [row for mean in runs for row in judged(mean, *runs[mean], options.survivors)]
     write_atomically(out / "table.json", json.dumps(rows, indent=1))

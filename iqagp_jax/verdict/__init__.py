@@ -37,7 +37,7 @@ def judge(model, out, reference=None, protocol=None, name="a model", progress=la
     Returns what is written to ``robustness.json``. Raises ValueError, in a sentence, where the folder holds another verdict.
     """
     protocol, out = protocol or Protocol(), Path(out)
-    claim(out, {"model": digest(model), "reference": reference.name if reference else "none", **asdict(protocol)})
+    claim(out, model, reference, protocol)
     dynamic = reference if isinstance(reference, XTB) else None
     energy = energy_fn(model)
     minimum, equilibrium = minimum_of(model, energy)
@@ -101,9 +101,10 @@ def digest(model):
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model))).hexdigest()
 
 
-def claim(out, settings):
-    """Write down what the folder ``out`` is for, a dict, or ValueError, in a sentence, where it is for something else."""
-    settings = json.dumps(settings, indent=1)
+def claim(out, model, reference, protocol, **options):
+    """Write down what the folder ``out`` is for, or ValueError, in a sentence, where it is for something else."""
+    name = reference.name if reference else "none"
+    settings = json.dumps({"model": digest(model), "reference": name, **options, **asdict(protocol)}, indent=1)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "settings.json"
     if path.exists() and path.read_text() != settings:

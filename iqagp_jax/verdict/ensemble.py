@@ -130,7 +130,7 @@ def after_equilibration(run, temperature, end=None):
 
 
 def compare(species, minimum, model, reference, temperature, seed=0):
-    """Distributions, populations and rates at one temperature, model `Run` against reference `Run`.
+    """Distributions, populations and rates at one temperature, model `Run` against reference `Run` with equal frame intervals.
 
     Both through the same stretch of time: replicas of 100 ps are better samples than those of 12 ps, which no permutation of
     them may mix up, and molecules that have not yet left their start all sit where the reference's do.
@@ -145,16 +145,15 @@ def compare(species, minimum, model, reference, temperature, seed=0):
         return [], []
     distributions = [distribution(c, c(mine), c(theirs), rng) for c in coordinates(species, minimum)]
     # The states of both at once, lest a hydrogen that moves in one of them only be overlooked in the other.
-    frames = min(len(mine), len(theirs))
-    together = states(species, minimum, np.concatenate([mine[:frames], theirs[:frames]], axis=1))
+    together = states(species, minimum, np.concatenate([mine, theirs], axis=1))
     counted = []
-    intervals = [float(np.diff(run.trajectory.times[:2])[0]) for run in (model, reference)]
+    interval = float(np.diff(model.trajectory.times[:2])[0])
     for name, names, series in together:
         parts = series[:, : mine.shape[1]], series[:, mine.shape[1] :]
         for state in np.unique(series[series >= 0]):
             values = [population(part, state) for part in parts]
             counted.append(_counted(f"{name}: {names[state]}", "share of time", values))
-        values = [transitions(part, interval) for part, interval in zip(parts, intervals, strict=True)]
+        values = [transitions(part, interval) for part in parts]
         counted.append(_counted(f"{name}: changes", "per ps", values))
     return distributions, counted
 

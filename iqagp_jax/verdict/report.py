@@ -222,7 +222,7 @@ def ensemble_section(facts, pictures):
         note(
             f"Model dynamics against {protocol['reference_replicas']} replicas of reference dynamics,"
             f" {protocol['reference_time']:g} ps each at every temperature, by the same integrator, thermostat and treatment of"
-            f" rotation, from equilibrium starts. Both are seen through the same time, that of the shorter run without"
+            " rotation, from equilibrium starts. Both are seen through the same time, that of the shorter run without"
             f" its first {100 * ensemble.EQUILIBRATION:.0f}%. Jensen-Shannon distance (0 the same, 1 no overlap), its bootstrap"
             " error over replicas, and the 95th percentile of what chance would give two samples of one ensemble."
         )
