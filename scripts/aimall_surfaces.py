@@ -112,7 +112,8 @@ def main():
         density, surrogate = Density(wave), qtaim.follow_density(wave)
         integrals = []
         for atom in range(3):
-            points, weights = qtaim.atom_quadrature(surrogate, atom, options.rays)
+            parts = qtaim.sphere_quadrature(surrogate, atom), qtaim.ray_quadrature(surrogate, atom, options.rays)
+            points, weights = (np.concatenate(both) for both in zip(*parts, strict=True))
             blocks = zip(np.array_split(points, 20), np.array_split(weights, 20), strict=True)
             integrals.append(sum(density.integrands(p) @ w for p, w in blocks))
         population, attraction, ours = np.transpose(integrals)

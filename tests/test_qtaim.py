@@ -76,6 +76,17 @@ def test_hydrogen_molecule_is_cut_by_its_mirror_plane():
             assert end == qtaim.RAY_END
 
 
+def test_rotated_rays_are_added_where_electrons_are_missing(water, monkeypatch):
+    monkeypatch.setattr(qtaim, "OUTER_ANGULAR", {"H": 194, "O": 302})
+    monkeypatch.setattr(qtaim, "SMALL_ANGULAR", 0)
+    mended = water.integrate(qtaim.qtaim(water))
+    monkeypatch.setattr(qtaim, "TURNS", qtaim.TURNS[:1])
+    poor = water.integrate(qtaim.qtaim(water))
+    assert abs(poor.population.sum() - 10) > 2 * qtaim.MISSING
+    assert abs(mended.population.sum() - 10) < qtaim.MISSING
+    assert abs(mended.energy.sum() - water.mf.e_tot) < 0.5 * abs(poor.energy.sum() - water.mf.e_tot)
+
+
 def test_a_ray_may_enter_a_basin_again(surrogate):
     """Rays from one hydrogen through the oxygen's basin into the tail of its own: as fine steps find it."""
     directions, _ = qtaim._lebedev(302)
