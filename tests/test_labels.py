@@ -37,6 +37,19 @@ def test_atomic_energies_sum_to_the_total(xc, spin, charge):
         assert atoms.population.sum() == pytest.approx(mf.mol.nelectron, abs=1e-4)
 
 
+def test_atomic_energies_are_smooth_along_a_bond():
+    """Short form of scripts/iqa_table.py's row: noise would be learned as forces."""
+    lengths, energies = np.linspace(0.92, 1.0, 9), []
+    for length in lengths:
+        mol = scf.build_molecule("OHH", [[0, 0, 0], [length, 0, 0], [-0.24, 0.93, 0]], "6-31+g(d,p)")
+        mf = scf.converge(scf.mean_field(mol, "b3lyp"))
+        energies.append(iqa.integrate_atoms(mf, {"becke": fuzzy.becke})["becke"].energy)
+    x = (lengths - 0.96) / 0.08
+    fit = np.polynomial.polynomial.polyfit(x, energies, 4)
+    residual = np.array(energies) - np.polynomial.polynomial.polyval(x, fit).T
+    assert 1e6 * np.sqrt(np.mean(residual**2, axis=0)).max() < 0.05  # microhartree
+
+
 def test_a_lone_electron_is_labelled_by_hartree_fock():
     label = campaign.label_geometry(["H"], [[0.0, 0.0, 0.0]], campaign.Level("hf", "6-31g", spin=1))
     assert label["energy"] == pytest.approx(-0.498233 * HARTREE, abs=1e-5)  # of this basis, in any textbook

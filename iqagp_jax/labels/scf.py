@@ -12,7 +12,7 @@ from iqagp_jax.units import BOHR
 BLOCK_MEMORY = 6
 """MB that a block of grid points may take: PySCF's blocks of hundreds of MB leave the cache, at a third more time."""
 
-FOR_ATOMS, FOR_FORCES = 3e-6, 3e-5
+FOR_ATOMS, FOR_FORCES = 1e-6, 3e-5
 """Tolerance of the SCF's gradient: atomic energies feel the density's error in first order, the total energy in second; forces,
 also in first, are wanted less exactly."""
 
