@@ -83,6 +83,9 @@ def main():
         features, n_train, partition = key.split()
         cells = [f"{np.mean(result['spread']):.1f}"]
         for test in TESTS:
+            if test not in result:  # of which the campaign has labelled nothing yet
+                cells += ["-"] * 3
+                continue
             e = result[test]
             atoms = np.mean([error["mae"] for error in e["atomic_energies"].values()])
             cells += [f"{e['energy']['mae']:.3f}", f"{e['forces']['mae']:.2f}", f"{atoms:.3f}"]

@@ -482,6 +482,7 @@ def qtaim(wave):
     for turn in TURNS:
         rays.append([ray_quadrature(s, a, counts[a], turn) for a in atoms])
         quadrature = _mean_quadrature(spheres, rays)
+        # The integration to come asks for the same densities, so they cost nothing here.
         population = quadrature.weights @ wave.energy_densities(quadrature.coords)["population"]
         if abs(population.sum() - wave.mol.nelectron) < MISSING:
             break
