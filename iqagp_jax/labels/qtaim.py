@@ -41,8 +41,11 @@ BORDER = 8
 CUSP_STEP, CUSP_START, CUSP_END = 0.002, 0.5, 2.0
 """Radial mesh of the nuclear cusps; they are switched off from CUSP_START to CUSP_END."""
 
-PATH_TOLERANCE, LONGEST_STEP = 1e-4, 0.8
+PATH_TOLERANCE, LONGEST_STEP = 5e-5, 0.8
 """Error accepted in a step of a path, and its greatest length."""
+
+SLOW = 1.0
+"""Length of the gradient of ln rho below which paths slow down; at full speed they would round a saddle in tiny steps."""
 
 STAGES = np.array(
     [
@@ -76,7 +79,7 @@ TURNS = Rotation.from_rotvec(np.outer(range(4), (0.3, 0.4, 0.5))).as_matrix()
 """Rotations of the sets of rays, (sets, 3, 3); the first set, not rotated, is enough for most geometries."""
 
 PIECES = ((0.0, 1.2, 7), (1.2, 2.0, 6), (3.2, 3.5, 6), (6.7, 13.0, 4))
-"""A segment of a ray is integrated in pieces: from, length and Gauss-Legendre points."""
+"""A segment of a ray is integrated in pieces: from, length and Gauss-Legendre points; fewer where the segment ends before."""
 
 INNER_RADIAL, INNER_ANGULAR = 50, 110
 """Gauss-Legendre and Lebedev points inside the beta sphere."""
@@ -173,10 +176,11 @@ def _gradient(x, y, z, s):
 
 @njit(cache=True, error_model="numpy", fastmath=True, inline="always")  # half the time
 def _ascent(x, y, z, s):
-    """Unit vector of steepest ascent, and the length of the gradient of ln rho."""
+    """Velocity of steepest ascent g / sqrt(|g|^2 + SLOW^2), and the length of g = grad ln rho."""
     gx, gy, gz = _gradient(x, y, z, s)
-    length = np.sqrt(gx * gx + gy * gy + gz * gz) + 1e-300
-    return gx / length, gy / length, gz / length, length
+    g2 = gx * gx + gy * gy + gz * gz
+    scale = 1 / np.sqrt(g2 + SLOW**2)
+    return gx * scale, gy * scale, gz * scale, np.sqrt(g2)
 
 
 @njit(cache=True, error_model="numpy", fastmath=True)
@@ -226,7 +230,7 @@ def _basin(x, y, z, s):
         if error < PATH_TOLERANCE:
             x, y, z = px, py, pz
             k[0] = k[6]
-        h = min(h * min(3.0, max(0.2, 0.9 * (PATH_TOLERANCE / error) ** 0.2)), LONGEST_STEP)
+        h = min(h * min(2.0, max(0.2, 0.8 * (PATH_TOLERANCE / error) ** 0.2)), LONGEST_STEP)
         steps += 1
         if h < 1e-6 or length < 1e-4 or steps > 500:
             shift = 0.05 if pushes % 2 == 0 else -0.05
@@ -442,11 +446,13 @@ def _segment_points(segments):
     for start, length, count in PIECES:
         low = np.minimum(segments[:, 0] + start, segments[:, 1])
         high = np.minimum(segments[:, 0] + start + length, segments[:, 1])
-        (rows,) = np.nonzero(high > low)
-        x, w = _gauss(count)
-        width = (high - low)[rows, None]
-        radii = low[rows, None] + width * x
-        pieces.append((np.repeat(rows, count), radii.ravel(), (width * w).ravel()))
+        counts = np.ceil(count * np.sqrt((high - low) / length))
+        for n in range(1, count + 1):
+            (rows,) = np.nonzero(counts == n)
+            x, w = _gauss(n)
+            width = (high - low)[rows, None]
+            radii = low[rows, None] + width * x
+            pieces.append((np.repeat(rows, n), radii.ravel(), (width * w).ravel()))
     return [np.concatenate(part) for part in zip(*pieces, strict=True)]
 
 
