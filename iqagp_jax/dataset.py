@@ -23,6 +23,9 @@ from iqagp_jax.harmonics import rotated
 DECIMALS = 8
 """Decimals of every array in an extxyz file; geometries are rounded to them before they are labelled."""
 
+SAME_ENERGY = 1e-5
+"""Two labels of a geometry at the same level differ by less than this (eV): converged a thousand times better."""
+
 ORIGIN = ("source", "temperature", "run", "time", "split")
 """Where a frame came from: sampler, its temperature (K), number of the run, time in it (fs), and the stored split."""
 
@@ -149,6 +152,35 @@ def concatenate(datasets):
 
     names = ("positions", "energy", "forces", "atomic_energies", "origin", "extra")
     return replace(first, **{name: joined(name) for name in names})
+
+
+def beside(dataset, labels):
+    """The geometries of ``dataset`` that ``labels``, one of another partition, has too, with the atoms of both.
+
+    Energies and forces are those of ``dataset``, ``atomic_energies`` those of the partition of ``labels``.
+
+    Raises ValueError where the two have no geometry or a partition in common, are of other levels of theory or differ in an
+    energy.
+    """
+    if twice := sorted(dataset.extra.keys() & labels.extra.keys()):
+        raise ValueError(f"expected a partition that the dataset lacks, found {', '.join(twice)} in both; give another dataset")
+    numbers = {positions.tobytes(): k for k, positions in enumerate(labels.positions)}
+    found = [numbers.get(positions.tobytes(), -1) for positions in dataset.positions]
+    known, there = dataset[np.array(found) >= 0], [k for k in found if k >= 0]
+    if dataset.species != labels.species or not there:
+        raise ValueError(
+            f"expected geometries that both have, found none among {len(dataset)} of {' '.join(dataset.species)} and"
+            f" {len(labels)} of {' '.join(labels.species)}; give the dataset whose geometries were labelled again"
+        )
+    levels = [d.level.get("level_of_theory") for d in (dataset, labels)]
+    difference = np.abs(known.energy - labels.energy[there])
+    if levels[0] != levels[1] or not (difference < SAME_ENERGY).all():
+        raise ValueError(
+            f"expected labels of the same geometries at the same level, found {levels[0]!r} and {levels[1]!r}, energies that"
+            f" differ by up to {difference.max():.2g} eV; label them with the dataset's level of theory"
+        )
+    extra = {**known.extra, **{key: values[there] for key, values in labels.extra.items()}}
+    return replace(known, extra=extra).with_partition(labels.level["partition"])
 
 
 def balanced(raw, energy):

@@ -1,13 +1,12 @@
 """Which atoms are learned best? Models of one molecule's geometries with the atomic energies of several partitions.
 
     python scripts/partitions.py partitions.json                                            # becke, hirshfeld, equal
-    python scripts/partitions.py partitions.json --campaign campaigns/malondialdehyde-qtaim --partitions qtaim --sizes 250
+    python scripts/partitions.py qtaim.json --dataset malondialdehyde-qtaim --partitions becke hirshfeld qtaim equal
 
 Every model is one Gaussian process per atom, trained on atomic energies alone, prior mean mf5; `equal` gives
-every atom the same share of the molecular energy, so that its atoms know nothing of their surroundings' share. A
-campaign adds the atomic energies of its first partition, and only its geometries count then. Errors are mean absolute
-ones on geometries of independent runs; `atoms` is the mean over the atoms. The file keeps every model's `Validation`: run
-it again to go on, or for the table alone.
+every atom the same share of the molecular energy, so that its atoms know nothing of their surroundings' share. Errors are
+mean absolute ones on geometries of independent runs; `atoms` is the mean over the atoms. The file keeps every model's
+`Validation`: run it again to go on, or for the table alone.
 """
 
 import os
@@ -24,22 +23,9 @@ import numpy as np
 
 from iqagp_jax import fit_gp, load_dataset, validate
 from iqagp_jax.files import write_atomically
-from iqagp_jax.labels.campaign import Campaign
 from iqagp_jax.units import KCAL_MOL
 
 TESTS = ("test_500K", "test_1000K")
-
-
-def with_campaign(data, folder):
-    """The geometries of a `Dataset` that a campaign has labelled too, with its raw atomic energies."""
-    campaign = Campaign.load(folder)
-    labelled, _ = campaign.dataset()
-    number = {positions.tobytes(): k for k, positions in enumerate(labelled.positions)}
-    here = [k for k, positions in enumerate(data.positions) if positions.tobytes() in number]
-    there = [number[data.positions[k].tobytes()] for k in here]
-    name = f"{campaign.level.partitions[0]}_energies"
-    known = data[np.array(here)]
-    return replace(known, extra={**known.extra, name: labelled.extra[name][there]})
 
 
 def with_equal_shares(data):
@@ -62,28 +48,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="file of the results, continued if it is there")
     parser.add_argument("--dataset", default="malondialdehyde")
-    parser.add_argument("--campaign", type=Path)
     parser.add_argument("--partitions", nargs="+", default=["becke", "hirshfeld", "equal"])
     parser.add_argument("--features", nargs="+", default=["inverse-distances", "alf"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[250, 500, 1000])
     options = parser.parse_args()
-    results = json.loads(options.results.read_text()) if options.results.exists() else {}
-    data = load_dataset(options.dataset)
-    data = with_equal_shares(with_campaign(data, options.campaign) if options.campaign else data)
+    stored = json.loads(options.results.read_text()) if options.results.exists() else {}
+    data = with_equal_shares(load_dataset(options.dataset))
+    results = stored.setdefault(f"{options.dataset}, {len(data)} geometries", {})
     for n_train in options.sizes:
         for features in options.features:
             for partition in options.partitions:
                 key = f"{features} {n_train} {partition}"
                 if key not in results:
                     results[key] = learn(data.with_partition(partition), features, n_train)
-                    write_atomically(options.results, json.dumps(results, indent=1))
+                    write_atomically(options.results, json.dumps(stored, indent=1))
     print("| features | geometries | partition | spread | energy | forces | atoms | energy | forces | atoms |")
     print("| --- " * 10 + "|")
     for key, result in results.items():
         features, n_train, partition = key.split()
         cells = [f"{np.mean(result['spread']):.1f}"]
         for test in TESTS:
-            if test not in result:  # of which the campaign has labelled nothing yet
+            if test not in result:
                 cells += ["-"] * 3
                 continue
             e = result[test]

@@ -121,6 +121,8 @@ def test_a_killed_campaign_goes_on(tmp_path, capsys):
     dataset = load_dataset(tmp_path / "all.extxyz")
     np.testing.assert_allclose(dataset.positions, [a.positions for a in read(tmp_path / "water.xyz", ":")], atol=1e-8)
     assert set(dataset.free_atoms) == {"H", "O"}
+    assert iqagp("campaign", "collect", folder, "-o", tmp_path / "both.extxyz", "--beside", tmp_path / "all.extxyz") == 2
+    assert "expected a partition that the dataset lacks" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.labels

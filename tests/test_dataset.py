@@ -7,7 +7,7 @@ from ase.io import read, write
 from conftest import make_dataset
 
 from iqagp_jax import load_dataset, save_dataset
-from iqagp_jax.dataset import balanced, concatenate, embedded_datasets
+from iqagp_jax.dataset import balanced, beside, concatenate, embedded_datasets
 
 
 @pytest.fixture
@@ -56,6 +56,31 @@ def test_splits_and_partitions(small):
         small.split("test")
     with pytest.raises(ValueError, match=r"expected a partition that the dataset holds \(becke\)"):
         small.with_partition("qtaim")
+
+
+def test_another_partition_of_the_same_geometries(small):
+    raw = small.atomic_energies[::-1] * 0.9
+    labels = replace(
+        small[[5, 4, 3, 1]],
+        energy=small.energy[[5, 4, 3, 1]] + 1e-7,
+        forces=None,
+        extra={"qtaim_energies": raw[[5, 4, 3, 1]]},
+        level={"level_of_theory": "analytic", "partition": "qtaim"},
+    )
+    both = beside(small, labels)
+    np.testing.assert_array_equal(both.positions, small.positions[[1, 3, 4, 5]])
+    np.testing.assert_array_equal(both.forces, small.forces[[1, 3, 4, 5]])
+    np.testing.assert_array_equal(both.extra["qtaim_energies"], raw[[1, 3, 4, 5]])
+    np.testing.assert_allclose(both.atomic_energies, balanced(raw, small.energy)[[1, 3, 4, 5]])
+    np.testing.assert_allclose(both.with_partition("becke").atomic_energies, small.atomic_energies[[1, 3, 4, 5]])
+    for other, sentence in (
+        (replace(labels, energy=labels.energy + 1e-3), "energies that differ by up to 0.001 eV"),
+        (replace(labels, level={**labels.level, "level_of_theory": "hf"}), "found 'analytic' and 'hf'"),
+        (replace(labels, extra=small.extra), "expected a partition that the dataset lacks, found becke_energies"),
+        (replace(labels, positions=labels.positions + 0.1), "found none among 6 of O C H H and 4 of"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            beside(small, other)
 
 
 def test_balanced_energies_sum_to_the_total():

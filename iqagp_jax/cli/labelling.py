@@ -145,11 +145,13 @@ def label_xtb(
         console.print(f"[bold]warning[/bold]: {lacking} left out, since the SCF of GFN2-xTB did not converge")
 
 
-def write_dataset(campaign, output):
-    """Write what a campaign has finished as a dataset, and print what it lacks."""
-    from iqagp_jax.dataset import save_dataset
+def write_dataset(campaign, output, known=None):
+    """Write what a campaign has finished as a dataset, on top of a known one of its geometries, and print what it lacks."""
+    from iqagp_jax.dataset import beside, load_dataset, save_dataset
 
     dataset, rejected = campaign.dataset()
+    if known:
+        dataset = beside(load_dataset(known), dataset)
     save_dataset(dataset, output)
     console.print(f"{len(dataset)} labelled geometries in {output}")
     if rejected:
@@ -271,8 +273,11 @@ def stop(folder: CampaignFolder):
 def collect(
     folder: CampaignFolder,
     output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset.")],
+    beside: Annotated[
+        str | None, typer.Option(help="Dataset of the same geometries, whose energies, forces and other partitions are kept.")
+    ] = None,
 ):
     """Write the labels finished so far as a dataset; also while it runs."""
     from iqagp_jax.labels.campaign import Campaign
 
-    write_dataset(Campaign.load(folder), output_file(output))
+    write_dataset(Campaign.load(folder), output_file(output), beside)
