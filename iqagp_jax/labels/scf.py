@@ -68,8 +68,9 @@ def converge(mf, tolerance=FOR_ATOMS):
     start = None
     if hasattr(mf, "grids"):
         mf.max_memory = lib.current_memory()[0] + BLOCK_MEMORY
-        start = _on_coarse_grid(mf, (1e-3, 3e-5, tolerance / 2))
+        start = _on_coarse_grid(mf, (1e-3, 10 * tolerance, tolerance / 2))
         mf.grids = atom_grids(mf.mol)
+        mf.conv_check = False  # another cycle on the fine grid: the density is converged by its gradient
     mf.conv_tol, mf.conv_tol_grad = 1e-9, tolerance
     mf.kernel(start)
     if not mf.converged:
@@ -87,7 +88,7 @@ def _on_coarse_grid(mf, tolerances):
     density at hand and held fixed in the cycles to come: it changes little with the density.
     """
     coarse, fine, check = mf.grids, atom_grids(mf.mol), mf.conv_check
-    coarse.level, mf.conv_tol, mf.conv_check = 0, 1e-9, False
+    coarse.level, mf.conv_tol, mf.conv_check = 0, 1.0, False  # the gradient alone decides
     integrate = mf._numint.nr_rks if mf.mol.spin == 0 else mf._numint.nr_uks
     plain, added, density = mf.get_veff, 0.0, None
 
