@@ -154,6 +154,19 @@ def test_malondialdehyde_is_what_the_readme_says():
     assert np.abs(data.extra["becke_remainder"]).max() < 0.5e-3 * 27.3
 
 
+def test_topological_atoms_of_malondialdehyde_lie_beside_the_others():
+    data, whole = load_dataset("malondialdehyde-qtaim"), load_dataset("malondialdehyde")
+    raw = data.extra["qtaim_energies"]
+    assert data.level["partition"] == "qtaim"
+    np.testing.assert_allclose(data.atomic_energies, balanced(raw, data.energy), atol=1e-7)
+    np.testing.assert_allclose(raw.sum(1) + data.extra["qtaim_remainder"], data.energy, atol=1e-5)
+    assert np.abs(data.extra["qtaim_remainder"]).max() < 0.5e-3 * 27.3
+    assert np.abs(data.extra["qtaim_charges"].sum(1)).max() < 1e-3
+    known = {positions.tobytes(): k for k, positions in enumerate(whole.positions)}
+    same = [known[positions.tobytes()] for positions in data.positions]
+    np.testing.assert_array_equal(data.forces, whole.forces[same])
+
+
 def test_malondialdehyde_test_frames_are_apart_and_unselected():
     data = load_dataset("malondialdehyde")
     for name in ("test_500K", "test_1000K"):
