@@ -68,9 +68,9 @@ def converge(mf, tolerance=FOR_ATOMS):
     start = None
     if hasattr(mf, "grids"):
         mf.max_memory = lib.current_memory()[0] + BLOCK_MEMORY
+        mf.conv_check = False  # after convergence another cycle, which costs as much as three on the coarse grid
         start = _on_coarse_grid(mf, (1e-3, 10 * tolerance, tolerance / 2))
         mf.grids = atom_grids(mf.mol)
-        mf.conv_check = False  # another cycle on the fine grid: the density is converged by its gradient
     mf.conv_tol, mf.conv_tol_grad = 1e-9, tolerance
     mf.kernel(start)
     if not mf.converged:
@@ -87,8 +87,8 @@ def _on_coarse_grid(mf, tolerances):
     After every tolerance of the gradient what the fine grid adds to the potential, V_fine(D) - V_coarse(D), is made for the
     density at hand and held fixed in the cycles to come: it changes little with the density.
     """
-    coarse, fine, check = mf.grids, atom_grids(mf.mol), mf.conv_check
-    coarse.level, mf.conv_tol, mf.conv_check = 0, 1.0, False  # the gradient alone decides
+    coarse, fine = mf.grids, atom_grids(mf.mol)
+    coarse.level, mf.conv_tol = 0, 1.0  # the gradient alone decides
     integrate = mf._numint.nr_rks if mf.mol.spin == 0 else mf._numint.nr_uks
     plain, added, density = mf.get_veff, 0.0, None
 
@@ -107,7 +107,6 @@ def _on_coarse_grid(mf, tolerances):
         mf.kernel(density)
         density = mf.make_rdm1()
     del mf.get_veff
-    mf.conv_check = check
     return density
 
 
