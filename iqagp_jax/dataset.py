@@ -180,7 +180,7 @@ def beside(dataset, labels):
             f" differ by up to {difference.max():.2g} eV; label them with the dataset's level of theory"
         )
     extra = {**known.extra, **{key: values[there] for key, values in labels.extra.items()}}
-    return replace(known, extra=extra).with_partition(labels.level["partition"])
+    return replace(known, extra=extra).with_partition(labels.level.get("partition"))
 
 
 def balanced(raw, energy):

@@ -123,3 +123,10 @@ def test_a_label_by_topological_atoms():
     assert label["charges"]["qtaim"] == pytest.approx([0, 0], abs=1e-4)
     assert set(label["raw"]) == {"qtaim", "becke"}
     assert set(PARTITIONS) >= set(label["raw"])
+
+
+def test_every_piece_of_a_ray_segment_is_integrated():
+    start = np.random.default_rng(0).uniform(0.3, 6, 2000)
+    segments = np.column_stack([start, np.where(np.arange(2000) % 2, 13.0, start + 0.9)])
+    rows, _, weights = qtaim._segment_points(segments)
+    np.testing.assert_allclose(np.bincount(rows, weights), segments[:, 1] - segments[:, 0], rtol=1e-12)

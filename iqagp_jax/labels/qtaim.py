@@ -446,7 +446,7 @@ def _segment_points(segments):
     for start, length, count in PIECES:
         low = np.minimum(segments[:, 0] + start, segments[:, 1])
         high = np.minimum(segments[:, 0] + start + length, segments[:, 1])
-        counts = np.ceil(count * np.sqrt((high - low) / length))
+        counts = np.minimum(np.ceil(count * np.sqrt((high - low) / length)), count)  # rounding may exceed the length
         for n in range(1, count + 1):
             (rows,) = np.nonzero(counts == n)
             x, w = _gauss(n)
