@@ -166,6 +166,12 @@ def _chosen(fitted, run, n, max_uncertainty):
     replica, frame = np.array(sorted({*evenly, *((int(k), int(f)) for f, k in np.argwhere(before))})).T
     covariance = fitted.energy_covariance(run.trajectory.positions[frame, replica])
     known = np.flatnonzero(np.diag(covariance) <= max_uncertainty**2)
+    if not len(known):
+        least = np.sqrt(np.diag(covariance).min()) / KCAL_MOL
+        raise ValueError(
+            f"expected frames with an uncertainty of at most {max_uncertainty / KCAL_MOL:g} kcal/mol, found none of"
+            f" {len(frame)}, the least {least:.3g}; allow more, or begin with more geometries"
+        )
     chosen = np.sort(known[most_uncertain(covariance[np.ix_(known, known)], n)])
     return replica[chosen], frame[chosen]
 

@@ -250,9 +250,10 @@ def ase_calculator(name):
     from ase.calculators.calculator import get_calculator_class
 
     module, _, attribute = name.partition(":")
-    if not attribute:
-        return get_calculator_class(name)()
-    return getattr(importlib.import_module(module), attribute)()
+    try:
+        return (getattr(importlib.import_module(module), attribute) if attribute else get_calculator_class(name))()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"expected an ASE calculator by its name or as module:Class, found {name!r}: {error}") from error
 
 
 def time_batch(model, positions, replicas):
@@ -301,6 +302,7 @@ def run(cases, calculators=(), peers=True, dft=False, progress=lambda cases: cas
     dft: whether to time B3LYP/6-31+G(d,p) by PySCF once (10 seconds).
     progress: wraps the cases, as a progress bar does.
     """
+    calculators = {name: ase_calculator(name) for name in calculators}  # a wrong name is told before hours of timing
     peak = {dtype: peaks(dtype) for dtype in sorted({case.dtype for case in cases})}
     rows = [measure(case, peak[case.dtype]) for case in progress(cases)]
     errors = {case: _float32_error(case) for case in cases if case.dtype == "float32"}
@@ -314,11 +316,11 @@ def run(cases, calculators=(), peers=True, dft=False, progress=lambda cases: cas
     }
 
 
-def _time_peers(names, peers, dft):
+def _time_peers(calculators, peers, dft):
     """All on malondialdehyde, ours and sGDML's models of 160 geometries with forces."""
     molecule = load_dataset("malondialdehyde")[:160]
     atoms = Atoms(molecule.species, molecule.positions[0])
-    found = [time_ase(ase_calculator(name), atoms, name) for name in names]
+    found = [time_ase(calculator, atoms, name) for name, calculator in calculators.items()]
     if peers:
         case = Case(len(atoms), len(molecule), 1, features="inverse-distances", forces=True)
         model = replace(synthetic_model(case), species=molecule.species)

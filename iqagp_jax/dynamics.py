@@ -181,7 +181,8 @@ class Dynamics:
         energy = self.energy_fn(state.position)
         parts = kinetic_energy_parts(state.position, state.momentum, state.mass[:, 0])
         conserved = energy + parts.sum() + self.thermostat.bath_energy(state, BOLTZMANN * target)
-        alive = replica.status == Status.ALIVE.value
+        # A start whose energy is not finite has no frame; its status says so after the first step.
+        alive = (replica.status == Status.ALIVE.value) & jnp.isfinite(energy)
         values = (state.position, energy, self.temperature(state), parts, conserved)
         return Frame(*(jnp.where(alive, value, jnp.nan) for value in values), alive)
 

@@ -106,7 +106,7 @@ def fit_gp(
     max_steps: L-BFGS steps at most; 0 keeps the likeliest of the starting length scales.
     n_hyper: fit the hyperparameters on the first so many training frames (all by default) of atomic energies alone; weights
         always use all.
-    mirror: add the mirror image of every training geometry, which has the same energies but other ALF features, to
+    mirror: with ALF features, which differ: add the mirror image of every training geometry, of the same energies, to
         the data that the weights are fitted to; the hyperparameters see the originals only.
     symmetry: make the energy the same for all `symmetry.permutations` of equal atoms: for forces on inverse distances in
         the covariance, which is the default there, else by copies of the training data, of which the hyperparameters see the
@@ -121,7 +121,7 @@ def fit_gp(
     Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
     """
     targets = check_targets(default_targets(dataset, solver) if targets is None else targets)
-    train = training_frames(dataset, n_train, targets, np.inf if solver == "cg" else MOST)
+    train = training_frames(dataset, n_train, targets, np.inf if solver == "cg" else MOST // (2 if mirror else 1))
     search = Search(max_steps=max_steps, **search)
     if solver not in SOLVERS:
         raise ValueError(f"expected a solver among {', '.join(SOLVERS)}, found {solver!r}")
@@ -131,7 +131,13 @@ def fit_gp(
         )
     if features not in FEATURES:
         raise ValueError(f"expected features among {', '.join(FEATURES)}, found {features!r}")
+    if mirror and features == "inverse-distances":
+        raise ValueError(
+            "expected mirror=True with features 'alf' only, as a mirror image has the same inverse distances; leave it out"
+        )
     several = targets != ("atomic_energies",)
+    if n_hyper is not None and n_hyper < 2:
+        raise ValueError(f"expected n_hyper of at least 2 geometries, found {n_hyper}")
     if several and n_hyper:
         raise ValueError("expected n_hyper where atomic energies alone are learned; leave it out: joint fits take a subset")
     if noise is not None or not several:

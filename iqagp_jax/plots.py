@@ -19,21 +19,23 @@ def panels(columns=1, height=3.6):
 
 
 def predicted_against_true(dataset, predictions):
-    """Molecular energies and force components, predicted against reference, with their residuals' colour by source."""
-    figure, left, right = panels(2)
-    zero = np.nanmin(dataset.energy)
-    true, predicted = (dataset.energy - zero) / KCAL_MOL, (predictions.energy - zero) / KCAL_MOL
-    left.plot([np.nanmin(true), np.nanmax(true)], [np.nanmin(true), np.nanmax(true)], color=GREY, lw=0.8)
-    left.plot(true, predicted, ".", color=BLUE, ms=4)
-    left.set(xlabel="reference energy, kcal/mol", ylabel="predicted energy, kcal/mol")
-    left.set_title(f"{len(true)} unseen geometries, MAE {np.nanmean(np.abs(true - predicted)):.2f} kcal/mol", fontsize=9)
-    if dataset.forces is not None:
-        f_true, f_predicted = dataset.forces.ravel() / KCAL_MOL, predictions.forces.ravel() / KCAL_MOL
-        limits = [np.nanmin(f_true), np.nanmax(f_true)]
-        right.plot(limits, limits, color=GREY, lw=0.8)
-        right.plot(f_true, f_predicted, ".", color=ORANGE, ms=2)
-        right.set(xlabel="reference force, kcal/mol/Å", ylabel="predicted force, kcal/mol/Å")
-        right.set_title(f"MAE {np.nanmean(np.abs(f_true - f_predicted)):.2f} kcal/mol/Å", fontsize=9)
+    """Molecular energies and force components, predicted against reference; an empty panel for what has no label."""
+    figure, *axes = panels(2)
+    known = np.isfinite(dataset.energy)
+    zero = dataset.energy[known].min(initial=np.inf)
+    energies = dataset.energy[known] - zero, predictions.energy[known] - zero
+    forces = None if dataset.forces is None else (dataset.forces.ravel(), predictions.forces.ravel())
+    parts = (("energy", "kcal/mol", energies, BLUE, 4), ("force", "kcal/mol/Å", forces, ORANGE, 2))
+    for ax, (what, unit, values, colour, size) in zip(axes, parts, strict=True):
+        if values is None or not values[0].size:
+            ax.set_axis_off()
+            continue
+        true, predicted = (x / KCAL_MOL for x in values)
+        limits = [np.nanmin(true), np.nanmax(true)]
+        ax.plot(limits, limits, color=GREY, lw=0.8)
+        ax.plot(true, predicted, ".", color=colour, ms=size)
+        ax.set(xlabel=f"reference {what}, {unit}", ylabel=f"predicted {what}, {unit}")
+        ax.set_title(f"{len(dataset)} unseen geometries, MAE {np.nanmean(np.abs(true - predicted)):.2f} {unit}", fontsize=9)
     return figure
 
 

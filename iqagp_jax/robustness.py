@@ -6,7 +6,8 @@ A replica has failed when one of these holds, checked in this order:
 2. two atoms are nearer than 0.5 angstrom;
 3. a bond of the reference geometry is longer than twice its reference length, unless another has formed: one of its atoms
    is held by an atom (within 1.6 sums of covalent radii) that it was not near in the reference (1.35), and the molecule has
-   not come apart into more pieces. That is chemistry, not failure; whether it is true, only relabelled energies tell;
+   not come apart into more pieces. An atom that lay between 1.35 and 1.6 at rest, as across a ring, must come within 1.35
+   to count. That is chemistry, not failure; whether it is true, only relabelled energies tell;
 4. the kinetic temperature has been above three times the target for 1 ps on end;
 5. if asked, the standard deviation of the molecular energy is above a limit (`simulate.UncertaintyLimit`).
 
@@ -69,6 +70,8 @@ class FailureRule:
     """(B,) reference bond lengths, angstrom"""
     near: np.ndarray
     """(N, N) which atoms are near each other in the reference, themselves included"""
+    held: np.ndarray
+    """(N, N) which are within `HELD`"""
 
 
 def covalent_bonds(species, positions):
@@ -90,7 +93,8 @@ def failure_rule(species, reference):
             f" {np.sum(~np.isfinite(reference))} non-finite numbers; give one row in angstrom for each atom"
         )
     bonds = covalent_bonds(species, reference)
-    return FailureRule(tuple(species), bonds, _distances(reference, bonds), near(species, reference))
+    lengths, at_rest = _distances(reference, bonds), near(species, reference)
+    return FailureRule(tuple(species), bonds, lengths, at_rest, near(species, reference, HELD))
 
 
 def near(species, positions, factor=NEAR):
@@ -204,4 +208,5 @@ def _broken(rule, positions):
 
 def _new_partner(rule, positions):
     """Which atoms (N,) are held by an atom that they were not near in the reference."""
-    return (near(rule.species, positions, HELD) & ~rule.near).any(1)
+    closer = near(rule.species, positions) | (near(rule.species, positions, HELD) & ~rule.held)
+    return (closer & ~rule.near).any(1)

@@ -205,7 +205,7 @@ def distorted_bond(positions, species, rng):
 
 
 def compressed_contact(positions, species, rng):
-    """Two atoms at least three bonds apart pushed together to 0.7 to 1.8 sums of covalent radii.
+    """Two atoms at least three bonds apart pushed nearer than they were, to 0.7 to 1.8 sums of covalent radii.
 
     The others follow with half the displacement for every bond between, so that the push bends the molecule rather
     than breaking one bond.
@@ -217,7 +217,8 @@ def compressed_contact(positions, species, rng):
     i, j = rng.choice(pairs)
     axis = positions[j] - positions[i]
     distance = np.linalg.norm(axis)
-    target = min(rng.uniform(0.7, 1.8) * sum_of_radii(species)[i, j], distance)
+    radii = sum_of_radii(species)[i, j]
+    target = rng.uniform(0.7, min(1.8, distance / radii)) * radii
     follow = 0.5 ** separation[i] - 0.5 ** separation[j]
     push = (distance - target) / (follow[i] - follow[j])
     return positions + np.outer(follow * push, axis / distance)

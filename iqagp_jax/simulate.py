@@ -216,18 +216,18 @@ def simulate(
     """
     thermostat = NoseHoover() if thermostat is None else thermostat
     starts = _check_starts(starts, rule.species)
-    targets = _check_temperatures(temperature, len(starts))
-    frame_steps = _multiple("frame interval", frame_interval, "timestep", timestep)
+    targets = check_temperatures(temperature, len(starts))
+    frame_steps = multiple("frame interval", frame_interval, "timestep", timestep)
     require_positive("a time in ps", time)
-    n_frames = _multiple("time", 1000 * time, "frame interval", frame_interval)
-    _check_integer("a seed", seed, 0)
+    n_frames = multiple("time", 1000 * time, "frame interval", frame_interval)
+    check_integer("a seed", seed, 0)
     if frames_per_piece is None:
         frames_per_piece = max(round(PIECE_BYTES / (8 * len(starts) * (3 * len(rule.species) + 5))), 1)
-    _check_integer("frames per piece", frames_per_piece, 1)
+    check_integer("frames per piece", frames_per_piece, 1)
     _check_thermostat(thermostat, rule.species, starts)
     look_steps = n_frames * frame_steps
     if uncertainty_limit is not None:
-        look_steps = _multiple("uncertainty interval", uncertainty_limit.interval, "timestep", timestep)
+        look_steps = multiple("uncertainty interval", uncertainty_limit.interval, "timestep", timestep)
     schedule = _Schedule(frame_steps, look_steps, n_frames * frame_steps)
     dynamics = Dynamics(energy_fn, rule, thermostat, timestep)
 
@@ -239,21 +239,23 @@ def simulate(
         observe = compiled(jax.vmap(dynamics.observe), begin.replicas, targets)
         probes = starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
         description = {
-            "time_ps": time,
-            "timestep_fs": timestep,
+            "time_ps": float(time),
+            "timestep_fs": float(timestep),
             "temperatures_K": targets.tolist(),
             "thermostat": type(thermostat).__name__,
             **{f"thermostat_{name}": float(value) for name, value in vars(thermostat).items()},
             "seed": int(seed),
-            "frame_interval_fs": frame_interval,
+            "frame_interval_fs": float(frame_interval),
             "frames_per_piece": int(frames_per_piece),
-            "uncertainty_limit_eV": uncertainty_limit and uncertainty_limit.largest,
-            "uncertainty_interval_fs": uncertainty_limit and uncertainty_limit.interval,
+            "uncertainty_limit_eV": uncertainty_limit and float(uncertainty_limit.largest),
+            "uncertainty_interval_fs": uncertainty_limit and float(uncertainty_limit.interval),
             "replicas": len(starts),
             "devices": len(jax.devices()),
             "species": " ".join(rule.species),
             "bonds": rule.bonds.tolist(),
             "bond_lengths": rule.lengths.tolist(),
+            "near": rule.near.tolist(),
+            "held": rule.held.tolist(),
             "starts": starts.tolist(),
             "potential": np.asarray(observe(start(probes, targets), targets).energies).tolist(),
         }
@@ -412,8 +414,8 @@ def random_displacements(rule, positions, amplitude, replicas, seed=0):
     seed: a non-negative integer.
     """
     require_positive("an amplitude in angstrom", amplitude)
-    _check_integer("replicas", replicas, 1)
-    _check_integer("a seed", seed, 0)
+    check_integer("replicas", replicas, 1)
+    check_integer("a seed", seed, 0)
     positions = _check_starts(np.asarray(positions)[None], rule.species)[0]
     draws = [_random_start(rule, positions, amplitude, np.random.default_rng([seed, k])) for k in range(replicas)]
     return np.array([start for start, _ in draws]), sum(redraws for _, redraws in draws)
@@ -466,12 +468,12 @@ def _deferred_interrupt():
             signal.signal(signal.SIGINT, previous)
 
 
-def _check_integer(what, value, least):
+def check_integer(what, value, least):
     if not isinstance(value, int | np.integer) or not least <= value < 2**63:
         raise ValueError(f"expected {what} as an integer not below {least}, found {value!r}; correct it")
 
 
-def _multiple(what, whole, of_what, part):
+def multiple(what, whole, of_what, part):
     """How many times ``part`` fits into ``whole``, both in fs."""
     require_positive(f"a {what} in fs", whole)
     require_positive(f"a {of_what} in fs", part)
@@ -496,7 +498,7 @@ def _check_starts(starts, species):
     return starts
 
 
-def _check_temperatures(temperature, replicas):
+def check_temperatures(temperature, replicas):
     targets = np.array(temperature, dtype=np.float64)
     if targets.shape not in [(), (replicas,)]:
         raise ValueError(

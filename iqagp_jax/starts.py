@@ -28,6 +28,14 @@ def hydrogen_bonds_to_stretch(species, positions):
     return sorted(pairs, key=lambda pair: (species[pair[0]] not in "ON", pair))
 
 
+def stretched(species, minimum, length):
+    """The minimum (N, 3) with each of its B bonds to hydrogen at ``length`` angstrom, O-H and N-H first: (B, N, 3)."""
+    bonds = hydrogen_bonds_to_stretch(species, minimum)
+    if not bonds:
+        raise ValueError(f"expected a bond to hydrogen to stretch, found none in {' '.join(species)}")
+    return np.array([stretch_bond(species, minimum, *bond, length) for bond in bonds])
+
+
 def restoring_force(positions, forces, heavy, hydrogen):
     """The part of the force on a hydrogen that points to a heavy atom, from positions and forces (N, 3), in their unit."""
     axis = positions[heavy] - positions[hydrogen]
@@ -55,11 +63,8 @@ def starts(model, kinds, *, data=None, displacement=0.25, stretch=1.5, seed=0):
         rule = failure_rule(model.species, minimum)
         result[number["displaced"]], _ = random_displacements(rule, minimum, displacement, len(number["displaced"]), seed)
     if number["stretched"]:
-        bonds = hydrogen_bonds_to_stretch(model.species, minimum)
-        if not bonds:
-            raise ValueError(f"expected a bond to hydrogen to stretch, found none in {' '.join(model.species)}")
-        for turn, k in enumerate(number["stretched"]):
-            result[k] = stretch_bond(model.species, minimum, *bonds[turn % len(bonds)], stretch)
+        turns = stretched(model.species, minimum, stretch)
+        result[number["stretched"]] = np.resize(turns, (len(number["stretched"]), *minimum.shape))
     return result
 
 
@@ -71,5 +76,7 @@ def _frames(model, data, n, seed):
             f"expected the atoms {' '.join(model.species)} of the model, found {' '.join(data.species)} in the dataset"
         )
     thermal = data.positions[data.thermal]
+    if not len(thermal):
+        raise ValueError(f"expected thermal frames to start from, found none among the dataset's {len(data)}; give another")
     order = np.random.default_rng([seed, len(thermal)]).permutation(len(thermal))
     return thermal[np.resize(order, n)]

@@ -22,8 +22,10 @@ class Errors:
 
     @classmethod
     def of(cls, error):
-        """From an array of errors, in the errors' unit; NaN where there is no reference."""
+        """From an array of errors, in the errors' unit; NaN where there is no reference, None if that is everywhere."""
         error = error[np.isfinite(error)]
+        if not error.size:
+            return None
         return cls(float(np.abs(error).mean()), float(np.sqrt((error**2).mean())), float(np.abs(error).max()))
 
 
@@ -35,15 +37,18 @@ class Calibration:
     """share of errors below one predicted standard deviation; 0.68 if calibrated"""
     within_two_sigma: float
     """the same for two standard deviations; 0.95 if calibrated"""
-    rank_correlation: float
-    """Spearman's correlation of the absolute error and the predicted standard deviation"""
+    rank_correlation: float | None
+    """Spearman's correlation of the absolute error and the predicted standard deviation; None of fewer than three"""
 
     @classmethod
     def of(cls, error, variance):
         """From errors and predicted variances in one unit and its square; NaN where there is no reference."""
         known = np.isfinite(error)
+        if not known.any():
+            return None
         error, sigma = np.abs(error[known]), np.sqrt(variance[known])
-        return cls(float((error < sigma).mean()), float((error < 2 * sigma).mean()), spearman(error, sigma))
+        correlation = spearman(error, sigma) if len(error) > 2 else None
+        return cls(float((error < sigma).mean()), float((error < 2 * sigma).mean()), correlation)
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,14 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Validation:
-    """Errors in kcal/mol and kcal/mol/angstrom, absolute energies compared (no offset is removed)."""
+    """Errors in kcal/mol and kcal/mol/angstrom, absolute energies compared (no offset is removed); None without labels."""
 
     n_train: int
     n_test: int
-    energy: Errors
+    energy: Errors | None
     forces: Errors | None
     atomic_energies: dict[str, Errors] | None
-    energy_calibration: Calibration
+    energy_calibration: Calibration | None
     force_calibration: Calibration | None
 
     def as_dict(self):
@@ -119,7 +124,8 @@ def validate(model, dataset, predictions=None):
     atoms = forces = force_calibration = None
     if dataset.atomic_energies is not None and predictions.atomic_energies is not None:
         by_atom = (predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
-        atoms = {label: Errors.of(by_atom[:, k]) for k, label in enumerate(atom_labels(dataset.species))}
+        if np.isfinite(by_atom).any():
+            atoms = {label: Errors.of(by_atom[:, k]) for k, label in enumerate(atom_labels(dataset.species))}
     if dataset.forces is not None:
         force_error = predictions.forces - dataset.forces
         forces = Errors.of(force_error / KCAL_MOL)

@@ -13,6 +13,7 @@ from iqagp_jax import energy_variance, fit_gp, load_dataset, load_model, save_da
 from iqagp_jax.active import learn, most_uncertain
 from iqagp_jax.dataset import DECIMALS
 from iqagp_jax.fit_joint import Fitted
+from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol
 from iqagp_jax.verdict.references import XTB, relabelled
 
@@ -127,6 +128,8 @@ def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset
     protocol = Protocol((300.0,), ("equilibrium",), 1, 0.1, frames=2)
     with pytest.raises(ValueError, match="within the energy window, found none of 2"):
         learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, energy_window=-10.0)
+    with pytest.raises(ValueError, match="an uncertainty of at most 1e-06 kcal/mol, found none of"):
+        learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, 1e-6 * KCAL_MOL, -10.0)
     with pytest.raises(ValueError, match="with the 4 training geometries of the model, found one without 4 of them"):
         learn(small, test_set, tmp_path, Exact())
     unnamed = replace(small, provenance=tuple({**dict(small.provenance), "prior_mean": "my_wall"}.items()))

@@ -56,6 +56,13 @@ def test_choices_are_the_registries():
     assert all(name in models.CONVENTION_HELP for name in CONVENTIONS)
 
 
+def test_help_tells_the_defaults_of_a_campaign(capsys):
+    assert iqagp("campaign", "start", "--help") == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for default in ("b3lyp", "6-31+g(d,p)", "becke and hirshfeld", "0", "no", "yes"):
+        assert f"Default: {default}" in told
+
+
 def test_train_validate_simulate_export(folder, capsys):
     model, data = folder / "m.safetensors", folder / "data.extxyz"
     assert iqagp("train", data, "-o", model, "--max-steps", 3) == 0
@@ -136,6 +143,20 @@ def write_bad(folder, name):
         (("robustness", "{model}", "--out", "r6", "--reference", "none", "--start", "frozen"), "expected starts among"),
         (("train", "{data}", "-o", "m.st", "--prior-mean", "mf1+mf5"), "expected a prior mean among"),
         (("train", "{data}", "-o", "m.st", "--prior-mean", ""), "expected a prior mean among"),
+        (("train", "{data}", "-o", "m.st", "--mirror"), "expected mirror=True with features 'alf' only"),
+        (("train", "{data}", "-o", "m.st", "--n-hyper", "1"), "Invalid value for '--n-hyper'"),
+        (("train", "malondialdehyde-qtaim", "-o", "m.st", "--partition", "qtaim", "--targets", "energy"), "found energy"),
+        (("simulate", "{model}", "--out", "r7", "--dataset", "x"), "expected --dataset with --start dataset only"),
+        (("simulate", "{model}", "--out", "r7", "--stretch", "1.4"), "expected --stretch with --start stretched only"),
+        (("simulate", "{model}", "--out", "r7", "--friction", "5"), "expected --friction with --thermostat langevin only"),
+        (("simulate", "{model}", "--out", "r7", "--uncertainty-interval", "5"), "with --max-uncertainty only"),
+        (("robustness", "{model}", "--out", "r7", "--reference", "dft", "--reference-time", "5"), "with --reference xtb and"),
+        (("campaign", "start", "c1", "{data}", "--scheduler", "tcp://a:1"), "expected --scheduler with --executor dask only"),
+        (("convert", "{model}", "-o", "c2", "--property", "iqa"), "expected --property with a folder of .model files only"),
+        (("validate", "{model}", "{data}", "--json", "no/where.json"), "expected a file in a writable folder"),
+        (("bench", "--json", "no/where.json"), "expected a file in a writable folder"),
+        (("bench", "--peer", "nowhere:Nothing", "--no-peers"), "module:Class, found 'nowhere:Nothing'"),
+        (("bench", "--replicas", "0"), "Invalid value for '--replicas'"),
         (("export", "{folder}", "-o", "x.extxyz"), "expected trajectory-0000.npz"),
         (("sample", "C1CC", "-o", "g.extxyz"), "which RDKit cannot parse"),
         (("sample", "O", "-o", "g.extxyz", "--thermal", "hot"), "TEMPERATURE:NUMBER"),

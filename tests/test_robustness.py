@@ -66,7 +66,7 @@ def test_transfer_of_hydrogen_is_chemistry():
         assert failure_status(rule, proton(1.65)) == Status.ALIVE  # 0.95 from the other oxygen
         assert failure_status(rule, proton(1.65, between=3.18)) == Status.ALIVE  # 1.53: a hot bond that formed still holds
         assert failure_status(rule, proton(1.65, between=3.22)) == Status.BROKEN_BOND  # 1.57: it has been lost
-        # The exception is for hydrogen on its way to a heavy atom, not for hydrogen near hydrogen.
+        # Two hydrogens that leave together have each other, but the molecule is in two pieces.
         assert failure_status(failure_rule(WATER, water()), proton(1.95)) == Status.BROKEN_BOND
 
 
@@ -79,6 +79,17 @@ def test_a_bond_may_break_if_another_forms_and_nothing_comes_apart():
     rule, leaving = failure_rule(tuple(methane.get_chemical_symbols()), methane.positions), methane.positions.copy()
     leaving[1], leaving[2] = [0, 0, 2.5], [0, 0, 3.24]  # a hydrogen molecule: each atom has a new partner, yet both are lost
     assert failure_status(rule, leaving) == Status.BROKEN_BOND
+
+
+def test_a_torn_ring_is_broken_although_it_stays_in_one_piece():
+    def helix(step, radius, pitch):
+        turn = np.radians(step) * np.arange(6)
+        return np.stack([radius * np.cos(turn), radius * np.sin(turn), pitch * np.arange(6)], axis=1)
+
+    rule = failure_rule(6 * ("C",), helix(60, 1.40, 0.0))
+    assert failure_status(rule, helix(60, 1.40, 0.0)) == Status.ALIVE
+    # Bonds of 1.40 A, angles of 118 degrees, so those across the ring are as near as they were; the ends are 3.1 A apart.
+    assert failure_status(rule, helix(70, 1.096, 0.616)) == Status.BROKEN_BOND
 
 
 def test_pieces():

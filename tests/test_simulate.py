@@ -124,6 +124,15 @@ def test_friction_slows_free_atoms():
         np.testing.assert_allclose(jax.jit(dynamics.step)(moving, cold).dynamics.momentum, np.exp(-0.005), rtol=1e-12)
 
 
+def test_a_start_without_energy_has_no_frame():
+    dynamics = Dynamics(fragile, RULE, NoseHoover(), 0.5)
+    short = GEOMETRY * np.array([[1.0, 1, 1], [0.7, 0.7, 0.7], [1, 1, 1], [1, 1, 1]])
+    with jax.enable_x64(True):
+        for start, alive in ((GEOMETRY, True), (short, False)):
+            frame = dynamics.observe(dynamics.start(0, 0, jnp.asarray(start), jnp.float64(300.0)), jnp.float64(300.0))
+            assert frame.alive == alive == np.isfinite(frame.energies) == np.isfinite(frame.positions).all()
+
+
 # Runs
 
 
@@ -303,6 +312,11 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, s
     with pytest.raises(ValueError, match=sentence):
         run(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    whole = {"timestep": np.int64(1), "frame_interval": np.int64(5), "time": np.float32(0.25), "temperature": np.int64(300)}
+    assert run(tmp_path, **whole).survived.all()
 
 
 def test_bad_thermostats_are_refused():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import SPECIES
@@ -26,6 +28,12 @@ def test_equilibrium_has_no_forces(model):
 def test_hydrogens_of_oxygen_come_first():
     positions = np.array([[0.0, 0, 0], [1.4, 0, 0], [-0.4, 1.0, 0], [1.8, 0.8, 0]])
     assert hydrogen_bonds_to_stretch(("C", "O", "H", "H"), positions)[0] == (1, 3)
+
+
+def test_no_frame_of_a_distorted_dataset_is_thermal(model, dataset):
+    distorted = replace(dataset, origin={"source": np.full(len(dataset), "bond")})
+    with pytest.raises(ValueError, match="expected thermal frames to start from, found none"):
+        starts(model, ["dataset"], data=distorted)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -26,6 +27,18 @@ def test_atomic_energies_that_were_not_learned_are_not_judged(test_set):
     assert test_set.atomic_energies is not None
     assert validate(learned_molecule, test_set).atomic_energies is None
     assert len(s_curve(test_set, predict(learned_molecule, test_set.positions)).axes[0].lines) == 2
+
+
+def test_what_has_no_label_is_not_judged(model, test_set):
+    nothing = np.full(len(test_set), np.nan)
+    forces_only = replace(test_set, energy=nothing, atomic_energies=np.full_like(test_set.atomic_energies, np.nan))
+    predictions = predict(model, test_set.positions)
+    result = validate(model, forces_only, predictions)
+    assert result.energy is result.atomic_energies is result.energy_calibration is None
+    assert result.forces == validate(model, test_set, predictions).forces
+    for picture in (s_curve, predicted_against_true):
+        picture(forces_only, predictions).savefig(BytesIO())
+    assert validate(model, test_set[:1]).energy_calibration.rank_correlation is None
 
 
 def test_an_offset_is_not_forgiven(model, test_set):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import REFERENCE, SPECIES, pair_energies, pair_forces
+from matplotlib.figure import Figure
 from scipy.spatial.distance import jensenshannon
 
 from iqagp_jax.labels.campaign import Level
@@ -113,10 +114,30 @@ def test_populations_and_rates_have_the_scatter_of_replicas_as_error():
     mean, error = ensemble.population(series, 1)
     assert (mean, error) == pytest.approx((shares.mean(), shares.std(ddof=1) / 2))
     rate, rate_error = ensemble.transitions(series, interval=10.0)
-    picoseconds = 4 * 101 * 10 / 1000
+    picoseconds = 4 * 100 * 10 / 1000
     assert rate == pytest.approx(2 / picoseconds)
     assert rate_error == pytest.approx(np.sqrt(2) / picoseconds)  # Poisson's is the larger one here
     assert ensemble.difference((1.0, 0.3), (0.0, 0.4)) == pytest.approx(2)
+
+
+def test_populations_of_replicas_that_agree_may_still_differ():
+    cis, trans = np.zeros((101, 10), dtype=int), np.ones((101, 4), dtype=int)
+    shares = [ensemble.population(series, 1) for series in (cis, trans)]
+    assert shares == [(0, 0.1), (1, 0.25)]
+    assert ensemble.difference(*shares) == pytest.approx(-1 / np.hypot(0.1, 0.25))
+
+
+def test_what_one_replica_cannot_tell_is_unknown():
+    one, many = np.zeros((5, 1), dtype=int), np.array([[0, 1, 1]] * 5)
+    row = ensemble.told("cis", "share of time", [ensemble.population(series, 0) for series in (one, many)])
+    assert row["model"] == 1 and row["model_error"] is row["difference_in_errors"] is None
+    rate, error = ensemble.transitions(one, 10.0)
+    assert rate == 0 and error == pytest.approx(1 / 0.04)  # one event in 40 fs
+    nobody = [ensemble.transitions(np.full((5, 2), -1), 10.0)] * 2
+    assert json.loads(json.dumps(ensemble.told("cis", "per ps", nobody), allow_nan=False))["model"] is None
+    signal = np.ones((FRAMES, 2)) + 0.01 * np.random.default_rng(0).normal(size=(FRAMES, 2))
+    runs = make_run([60, 60], signal), make_run([FRAMES, FRAMES], signal)
+    assert ensemble.compare(("O", "H"), np.array([[0.0, 0, 0], [1.0, 0, 0]]), *runs, 300.0) == ([], [])
 
 
 def test_an_alarm_before_the_failure_announces_it():
@@ -139,6 +160,12 @@ def test_without_failures_nothing_is_announced_rather_than_all():
     run = make_run(np.full(3, FRAMES), np.ones((FRAMES, 3)))
     found = alarm.warning(run, make_frames(run, 1.0), *alarm.windows(run, lambda r: r[:, 1, 0] ** 2))
     assert found["announced"] is None and found["failures"] == 0
+
+
+def test_frames_farther_apart_than_a_window_are_followed_one_by_one():
+    run = make_run(np.full(3, FRAMES), np.ones((FRAMES, 3)))
+    rare = replace(run, trajectory=replace(run.trajectory, times=1000.0 * np.arange(FRAMES)))
+    assert alarm.windows(rare, lambda r: r[:, 1, 0] ** 2)[1].frames.shape == (20, 1)
 
 
 def test_false_alarms_are_counted_once_each_time_sigma_rises():
@@ -195,6 +222,29 @@ def test_starts_that_the_reference_does_not_keep_together_are_left_out():
     assert told == [{"start": "displaced", "drawn": 6, "used": 3, "same_end": 3}]
 
 
+def test_a_molecule_without_hydrogens_has_none_to_stretch():
+    dioxide, minimum = SimpleNamespace(species=("O", "C", "O")), np.array([[-1.2, 0.0, 0.0], [0.0, 0.0, 0.0], [1.2, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="expected a bond to hydrogen to stretch, found none in O C O"):
+        choose_starts(dioxide, None, minimum, Protocol(kinds=("stretched",)), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"temperatures": (-5.0,)}, "expected temperatures in K above zero"),
+        ({"time": 10.002}, "expected the time to be a multiple of the frame interval .5 fs., found 10002 fs; take 10000 fs"),
+        ({"reference_time": 10.002}, "expected the reference time to be a multiple of the frame interval"),
+        ({"frame_interval": 0.7}, "expected the frame interval to be a multiple of the timestep"),
+        ({"displacement": -1.0}, "expected a displacement in angstrom above zero"),
+        ({"stretch": 0.0}, "expected a stretched bond length in angstrom above zero"),
+        ({"reference_replicas": -3}, "expected at least two reference replicas, .*, or 0 for none; found -3"),
+    ],
+)
+def test_a_bad_protocol_is_refused_before_anything_runs(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Protocol(**options)
+
+
 @pytest.fixture(scope="module")
 def verdict(distance_model, tmp_path_factory):
     """A verdict on the toy molecule, whose model is good."""
@@ -209,6 +259,53 @@ def test_a_good_and_a_wrong_model_are_told_apart(verdict):
     assert row["survived"] == row["right"] == 2 and row["frames"] == 4 and 0 < row["de_median"] <= row["de_max"] < 0.5
     false = {**verdict.facts, "rows": [{**row, "right": 0, "de_median": 23.0, "de_p95": 24.0}]}
     assert [report.grade(false)[part][0] for part in ("survival", "truth")] == ["good", "poor"]
+
+
+def test_rows_without_labels_count_against_truth(verdict):
+    (row,) = verdict.facts["rows"]
+    lost = {**row, "right": 0, "without_label": 4, "de_median": None, "de_p95": None, "de_max": None}
+
+    def truth_of(*rows):
+        return report.grade({**verdict.facts, "rows": rows})["truth"]
+
+    grade, sentence = truth_of(row, lost)
+    assert grade == "poor" and sentence.endswith("2 of 4 survivors are right; 4 frames that the reference cannot calculate")
+    assert truth_of(lost) == ("unknown", "the reference can calculate none of 4 frames")
+
+
+class Driving(XTB):
+    """The toy molecule's own energy where GFN2-xTB's would be: with dynamics of the reference to compare with."""
+
+    name = "toy"
+
+    def __init__(self, alive=True):
+        self.alive = alive
+
+    labels = Exact.labels
+
+    def energy_fn(self):
+        rest = np.linalg.norm(REFERENCE[:, None] - REFERENCE, axis=-1)[np.triu_indices(4, 1)]
+
+        def energy(positions):
+            i, j = np.triu_indices(4, 1)
+            distances = ((positions[i] - positions[j]) ** 2).sum(-1) ** 0.5
+            return ((1 - jax.numpy.exp(-1.5 * (distances - rest))) ** 2).sum() - 40.0 + (0.0 if self.alive else np.nan)
+
+        return energy
+
+
+def test_dynamics_of_the_reference_is_compared_and_told(distance_model, tmp_path):
+    protocol = Protocol((100.0, 150.0), ("equilibrium",), 1, 0.1, frames=2, reference_replicas=2, reference_time=0.1)
+    facts = judge(distance_model, tmp_path, Driving(), protocol)
+    assert [len(at["distributions"]) > 0 for at in facts["ensemble"]] == [True, True]
+    assert facts["reference_failures"] == []
+    page = (tmp_path / "report.html").read_text()
+    assert "<h3>150 K</h3>" in page and (tmp_path / "ensemble-100K.png").exists()
+    facts["ensemble"][1] |= {"distributions": [], "counted": []}
+    grade, sentence = report.grade_ensemble(facts["ensemble"])
+    assert grade != "good" and sentence.endswith("no replicas to compare at 150 K")
+    facts["reference_failures"] = ["bond O1-H3 2.00 A"]
+    assert "Replicas of the reference that failed: 1 (bond O1-H3 2.00 A)" in report.html(facts, {"overview": Figure()})
 
 
 def test_the_report_opens_anywhere(verdict):

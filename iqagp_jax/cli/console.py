@@ -26,6 +26,13 @@ def table(title, header, rows):
     console.print(printed)
 
 
+def only_with(context, **uses):
+    """ValueError where an option was given that nothing asks for; ``uses`` are name=(whether it has a use, with what)."""
+    for name, (used, what) in uses.items():
+        if not used and context.get_parameter_source(name).name != "DEFAULT":
+            raise ValueError(f"expected --{name.replace('_', '-')} with {what} only, where it has an effect; leave it out")
+
+
 def output_file(path):
     """The path, if its folder exists and is writable and it is no folder itself."""
     path = Path(path)

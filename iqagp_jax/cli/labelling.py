@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import PartitionName, console, output_file, table, track
+from iqagp_jax.cli.console import PartitionName, console, only_with, output_file, table, track
 
 # Spelled out because type checkers and typer read it.
 ExecutorName = Literal["processes", "submitit", "dask"]
@@ -55,7 +55,7 @@ def sample(
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
 ):
-    """Make geometries to be labelled by GFN2-xTB: metadynamics, hot dynamics, distorted geometries, test runs."""
+    """By GFN2-xTB make geometries that are worth labelling: metadynamics, hot dynamics, distortions, test runs."""
     from ase.io import write
 
     from iqagp_jax import sampling
@@ -165,17 +165,23 @@ CampaignFolder = Annotated[Path, typer.Argument(help="Folder of the campaign.")]
 
 @campaign_app.command()
 def start(
+    context: typer.Context,
     folder: CampaignFolder,
     geometries: Annotated[Path | None, typer.Argument(help="XYZ or extxyz file; begins a campaign in the folder.")] = None,
-    xc: Annotated[str | None, typer.Option(help="Functional as PySCF names it, or hf [b3lyp].")] = None,
-    basis: Annotated[str | None, typer.Option(help="Basis set as PySCF names it [6-31+g(d,p)].")] = None,
+    xc: Annotated[str | None, typer.Option(help="Functional as PySCF names it, or hf. Default: b3lyp.")] = None,
+    basis: Annotated[str | None, typer.Option(help="Basis set as PySCF names it. Default: 6-31+g(d,p).")] = None,
     partition: Annotated[
-        list[str] | None, typer.Option(help="Atoms, repeatable; the dataset gets the first ones' energies [both].")
+        list[str] | None,
+        typer.Option(
+            help="Atoms, repeatable; the dataset gets the first ones' energies. Default: becke and hirshfeld; none: no atoms."
+        ),
     ] = None,
-    charge: Annotated[int | None, typer.Option(help="Total charge [0].")] = None,
-    spin: Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons [0].")] = None,
-    multipoles: Annotated[bool | None, typer.Option(help="Also atomic multipole moments [no].")] = None,
-    forces: Annotated[bool | None, typer.Option(help="Also forces [yes]; another partition's set may have them.")] = None,
+    charge: Annotated[int | None, typer.Option(help="Total charge. Default: 0.")] = None,
+    spin: Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons. Default: 0.")] = None,
+    multipoles: Annotated[bool | None, typer.Option(help="Also atomic multipole moments. Default: no.")] = None,
+    forces: Annotated[
+        bool | None, typer.Option(help="Also forces. Default: yes; not needed where `collect --beside` adds them.")
+    ] = None,
     executor: Annotated[ExecutorName, typer.Option(help="Processes of this machine, Slurm jobs, or a Dask scheduler.")] = (
         "processes"
     ),
@@ -195,12 +201,13 @@ def start(
     """
     from iqagp_jax.labels.campaign import begin
 
+    only_with(context, job=(executor == "submitit", "--executor submitit"), scheduler=(executor == "dask", "--executor dask"))
     level = {
         "xc": xc,
         "basis": basis,
         "charge": charge,
         "spin": spin,
-        "partitions": partition and tuple(partition),
+        "partitions": partition and (() if partition == ["none"] else tuple(partition)),
         "multipoles": multipoles,
         "forces": forces,
     }

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import PartitionName, console, output_file, output_folder, table, track
+from iqagp_jax.cli.console import PartitionName, console, only_with, output_file, output_folder, table, track
 
 # Spelled out because type checkers and typer read them; a test holds them to the registries they repeat.
 FeatureName = Literal["inverse-distances", "alf"]
@@ -21,7 +21,7 @@ CONVENTION_HELP = "How .model files are read: wrap, half-periodic, relative-nois
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(help="Embedded dataset (malondialdehyde) or an extxyz file.")],
+    dataset: Annotated[str, typer.Argument(help="Embedded dataset (malondialdehyde or -qtaim) or an extxyz file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file, .safetensors.")],
     features: Annotated[FeatureName, typer.Option(help="What an atom sees of the others.")] = "inverse-distances",
     kernel: Annotated[
@@ -47,9 +47,9 @@ def train(
             help="Noise variance, a share of the signal's; one a target: energy=1e-8,forces=1e-6. Default: see `fit_gp`."
         ),
     ] = None,
-    max_steps: Annotated[int, typer.Option(min=0, help="L-BFGS steps on the likelihood at most.")] = 40,
-    n_hyper: Annotated[int | None, typer.Option(help="Fit hyperparameters on the first so many geometries.")] = None,
-    mirror: Annotated[bool, typer.Option("--mirror", help="Add mirror images of the training geometries.")] = False,
+    max_steps: Annotated[int, typer.Option(min=0, help="Steps of the optimiser at most.")] = 40,
+    n_hyper: Annotated[int | None, typer.Option(min=2, help="Fit hyperparameters on the first so many geometries.")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="With alf: add mirror images of the training geometries.")] = False,
     loss: Annotated[LossName, typer.Option(help="What is optimised; `hyperparameters.py` has the formulas.")] = "concentrated",
     optimiser: Annotated[OptimiserName, typer.Option(help="Optimiser, from optax.")] = "lbfgs",
     starts: Annotated[int, typer.Option(min=0, help="Random starts; 0: one start at a likely multiple of the spread.")] = 0,
@@ -75,9 +75,9 @@ def train(
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
 ):
-    """Fit one Gaussian process per atom, hyperparameters by maximum likelihood."""
+    """Fit one Gaussian process per atom to atomic energies, energies or forces; hyperparameters by likelihood."""
     from iqagp_jax.dataset import load_dataset
-    from iqagp_jax.fit import DEFAULT_MEAN, fit_gp
+    from iqagp_jax.fit import DEFAULT_MEAN, default_targets, fit_gp
     from iqagp_jax.modelfile import save_model
     from iqagp_jax.plots import likelihood_trace
     from iqagp_jax.validation import atom_labels
@@ -85,6 +85,9 @@ def train(
     output, prior_mean = output_file(output), DEFAULT_MEAN[features] if prior_mean is None else prior_mean
     data = load_dataset(dataset, energy_key, forces_key)
     data = data.with_partition(partition) if partition else data
+    learned = default_targets(data, solver) if targets is None else tuple(targets.split(","))
+    if partition and "atomic_energies" not in learned:
+        raise ValueError(f"expected --partition where atomic energies are learned, found {' and '.join(learned)}; leave it out")
     options = {
         "features": features,
         "kernel": kernel,
@@ -96,7 +99,7 @@ def train(
         "optimiser": optimiser,
         "n_starts": starts,
         "seed": seed,
-        "targets": None if targets is None else tuple(targets.split(",")),
+        "targets": learned,
         "symmetry": symmetry,
         "solver": solver,
     }
@@ -171,6 +174,7 @@ def train_atom(
     from iqagp_jax.validation import Errors
 
     output = output_file(output)
+    unseen = validation_set and ferebus.property_of(validation_set, property)
     x, y = ferebus.property_of(training_set, property)
     frame = ferebus.parse_frame(alf, x.shape[1] // 3 + 2)
     labels = (("name", system), ("atom", atom), ("property", property))
@@ -194,13 +198,14 @@ def train_atom(
         ["start", loss, "evaluations"],
         [(k + 1, f"{v:.5f}", n) for k, (v, n) in enumerate(zip(found.values[:, 0], found.evaluations[:, 0], strict=True))],
     )
-    if validation_set:
-        x, y = ferebus.property_of(validation_set, property)
+    if unseen:
+        x, y = unseen
         error = Errors.of(np.asarray(ferebus.predict(model, x)) - y)
         table(f"{validation_set}: {len(y)} points", ["error of", "MAE", "RMSE", "max"], [(property, *vars(error).values())])
 
 
 def convert(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="Folder of FEREBUS .model files, or a model of ours.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file, .safetensors; or a folder for .model files.")],
     property: Annotated[str, typer.Option(help="Which property's models to read from a folder: iqa, q00, ...")] = "iqa",
@@ -214,6 +219,11 @@ def convert(
     from iqagp_jax.formats import ferebus
     from iqagp_jax.modelfile import load_model, save_model
 
+    only_with(
+        context,
+        property=(source.is_dir(), "a folder of .model files"),
+        system=(not source.is_dir(), "a model of ours"),
+    )
     if source.is_dir():
         model = ferebus.read_folder(source, property, tuple(convention or ()), accept_weights)
         save_model(model, output_file(output))
@@ -238,6 +248,7 @@ def validate(
     from iqagp_jax.dataset import load_dataset
     from iqagp_jax.modelfile import load_model
 
+    json_file = json_file and output_file(json_file)
     loaded, data = load_model(model), load_dataset(dataset, energy_key, forces_key)
     folder = output_folder(out or model.parent)
     names = split or [name for name in data.splits if name != "train"]
@@ -255,21 +266,20 @@ def validate_split(model, data, name, folder, stem):
 
     predictions = validation.predict(model, data.positions)
     result = validation.validate(model, data, predictions)
-    rows = [("molecular energy, kcal/mol", *vars(result.energy).values())]
-    if result.forces:
-        rows.append(("forces, kcal/mol/Å", *vars(result.forces).values()))
-    rows += [(f"energy of {atom}, kcal/mol", *vars(e).values()) for atom, e in (result.atomic_energies or {}).items()]
+    told = {"molecular energy, kcal/mol": result.energy, "forces, kcal/mol/Å": result.forces}
+    told |= {f"energy of {atom}, kcal/mol": errors for atom, errors in (result.atomic_energies or {}).items()}
     table(
         f"{name}: {len(data)} geometries, {result.n_train} training points",
         ["error of", "MAE", "RMSE", "max"],
-        rows,
+        [(what, *vars(errors).values()) for what, errors in told.items() if errors],
     )
     for what, calibration in (("energy", result.energy_calibration), ("forces", result.force_calibration)):
         if calibration:
+            rank = calibration.rank_correlation
             console.print(
                 f"predicted uncertainty of the {what}: {100 * calibration.within_one_sigma:.0f}% within 1 sigma (68 expected),"
                 f" {100 * calibration.within_two_sigma:.0f}% within 2 (95), rank correlation with the error"
-                f" {calibration.rank_correlation:.2f}"
+                f" {'unknown' if rank is None else format(rank, '.2f')}"
             )
     plots.s_curve(data, predictions).savefig(folder / f"{stem}-{name}-s-curve.png")
     plots.predicted_against_true(data, predictions).savefig(folder / f"{stem}-{name}-predicted.png")

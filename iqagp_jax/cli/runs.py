@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, output_file, table, track
+from iqagp_jax.cli.console import console, only_with, output_file, table, track
 
 ThermostatName = Literal["nose-hoover", "langevin"]
 PrecisionName = Literal["float64", "float32"]
 
 
 def simulate(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model file.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; where it holds this run already, it goes on.")],
     temperature: Annotated[list[float], typer.Option(help="K; repeat it to spread the replicas over several.")] = [500.0],
@@ -68,6 +69,15 @@ def simulate(
     from iqagp_jax.starts import starts
     from iqagp_jax.units import KCAL_MOL
 
+    only_with(
+        context,
+        dataset=("dataset" in start, "--start dataset"),
+        displacement=("displaced" in start, "--start displaced"),
+        stretch=("stretched" in start, "--start stretched"),
+        thermostat_time=(thermostat == "nose-hoover", "--thermostat nose-hoover"),
+        friction=(thermostat == "langevin", "--thermostat langevin"),
+        uncertainty_interval=(max_uncertainty is not None, "--max-uncertainty"),
+    )
     devices.use_cores(threads)
     if distributed:
         jax.distributed.initialize()
@@ -155,9 +165,9 @@ def draw_replicas(result, kinds, temperatures, folder):
 
 
 def bench(
-    atoms: Annotated[list[int], typer.Option(help="Atoms of the synthetic molecules; repeatable.")] = [19],
-    train: Annotated[list[int], typer.Option(help="Training points; repeatable.")] = [1000],
-    replicas: Annotated[list[int], typer.Option(help="Replicas; repeatable.")] = [1, 100],
+    atoms: Annotated[list[int], typer.Option(min=2, help="Atoms of the synthetic molecules; repeatable.")] = [19],
+    train: Annotated[list[int], typer.Option(min=2, help="Training points; repeatable.")] = [1000],
+    replicas: Annotated[list[int], typer.Option(min=1, help="Replicas; repeatable.")] = [1, 100],
     float32: Annotated[bool, typer.Option(help="Also in float32.")] = True,
     forces: Annotated[bool, typer.Option("--forces", help="Models of forces on inverse distances, not of energies.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Use so many cores only.")] = None,
@@ -173,13 +183,14 @@ def bench(
     from iqagp_jax import bench as benchmark
     from iqagp_jax.devices import use_cores
 
+    json_file = json_file and output_file(json_file)
     use_cores(threads)
     features = "inverse-distances" if forces else "alf"
     sizes = itertools.product(atoms, train, ["float64", "float32"] if float32 else ["float64"], replicas)
     cases = [benchmark.Case(n_atoms, n, count, name, features, forces) for n_atoms, n, name, count in sizes]
     report = benchmark.run(cases, peer, peers, dft, lambda cases: track(cases, "timing"))
     if json_file:
-        output_file(json_file).write_text(json.dumps(report, indent=1))
+        json_file.write_text(json.dumps(report, indent=1))
     print_bench(report)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, output_folder, table, track
+from iqagp_jax.cli.console import console, only_with, output_folder, table, track
 from iqagp_jax.cli.models import EnergyKey, ForcesKey
 
 ReferenceName = Literal["xtb", "dft", "none"]
@@ -34,6 +34,7 @@ KINDS = ["equilibrium", "displaced", "stretched"]
 
 
 def robustness(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model file.")],
     out: Annotated[Path, typer.Option(help="Folder of the verdict; the same command goes on with it.")],
     reference: Annotated[ReferenceName, typer.Option(help="What the model is held to: the method it was trained on, or none.")],
@@ -61,6 +62,8 @@ def robustness(
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.verdict import Protocol, judge
 
+    driven = reference == "xtb" and "equilibrium" in start, "--reference xtb and --start equilibrium"
+    only_with(context, reference_replicas=driven, reference_time=driven, **starts_used(start))
     devices.use_cores()
     loaded, out = load_model(model), output_folder(out)
     protocol = Protocol(
@@ -90,6 +93,7 @@ def robustness(
 
 
 def active(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model file, trained on forces.")],
     dataset: Annotated[str, typer.Argument(help="The dataset it was trained on: embedded, or an extxyz file.")],
     out: Annotated[Path, typer.Option(help="Folder of all rounds; the same command goes on with it.")],
@@ -136,6 +140,7 @@ def active(
     from iqagp_jax.units import KCAL_MOL
     from iqagp_jax.verdict import Protocol
 
+    only_with(context, **starts_used(start))
     devices.use_cores()
     loaded, out, data = load_model(model), output_folder(out), load_dataset(dataset, energy_key, forces_key)
     protocol = Protocol(
@@ -149,6 +154,14 @@ def active(
         ["round", "geometries", *OUTCOME],
         [(row["round"], row["geometries"], *outcome(row)) for row in told],
     )
+
+
+def starts_used(start):
+    """For `only_with`: the options that distorted starts alone need."""
+    return {
+        "displacement": ("displaced" in start, "--start displaced"),
+        "stretch": ("stretched" in start, "--start stretched"),
+    }
 
 
 def outcome(row):

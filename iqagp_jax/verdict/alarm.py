@@ -39,7 +39,7 @@ def windows(run, energy_variance, seed=0):
     rng = np.random.default_rng([seed, 1])
     times, lives = run.trajectory.times, run.lives
     interval = times[1] - times[0]
-    length = int(min(WINDOW // interval, len(times) - 1))
+    length = int(min(max(WINDOW // interval, 1), len(times) - 1))
     failed = np.flatnonzero(np.isfinite(run.failure_times) & (lives > 0))
     before = rng.permutation(failed)[:WINDOWS]
     # As many calm windows at each temperature.

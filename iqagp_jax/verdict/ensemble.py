@@ -93,29 +93,35 @@ def mean_and_error(values, weights):
 
 
 def difference(mine, theirs):
-    """Difference of two (mean, standard error) in standard errors; None where both errors are zero or one is unknown."""
+    """Difference of two (mean, standard error) in standard errors; None where one is unknown."""
     error = np.hypot(mine[1], theirs[1])
-    return float((mine[0] - theirs[0]) / error) if error > 0 else None
+    return float((mine[0] - theirs[0]) / error) if np.isfinite(error) else None
 
 
 def population(series, state):
-    """Share of the time in a state and its standard error, from a series (F, R) of `structure.states`."""
+    """Share of the time in a state and its standard error, from a series (F, R) of `structure.states`.
+
+    Where replicas do not differ the error is what one of them could make.
+    """
     life = (series >= 0).sum(0)
     lived = life > 0
-    return mean_and_error((series == state).sum(0)[lived] / life[lived], life[lived].astype(float))
+    mean, error = mean_and_error((series == state).sum(0)[lived] / life[lived], life[lived].astype(float))
+    return mean, error or 1 / lived.sum()
 
 
 def transitions(series, interval):
-    """Changes of state per ps and their standard error; ``interval`` fs.
+    """Changes of state per ps and their standard error, NaN where no replica lived for two frames; ``interval`` fs.
 
-    Where the scatter of replicas says less, the error is Poisson's, of at least one event.
+    Where the scatter of replicas says less, or there is one replica, the error is Poisson's, of at least one event.
     """
     life = (series >= 0).sum(0)
     lived = life > 1
+    if not lived.any():
+        return np.nan, np.nan
     changes = ((series[1:] != series[:-1]) & (series[1:] >= 0)).sum(0)[lived]
-    picoseconds = life[lived] * interval / 1000
+    picoseconds = (life[lived] - 1) * interval / 1000
     mean, error = mean_and_error(changes / picoseconds, picoseconds)
-    return mean, max(error, float(np.sqrt(max(changes.sum(), 1)) / picoseconds.sum()))
+    return mean, float(np.fmax(error, np.sqrt(max(changes.sum(), 1)) / picoseconds.sum()))
 
 
 def after_equilibration(run, temperature, end=None):
@@ -136,7 +142,7 @@ def compare(species, minimum, model, reference, temperature, seed=0):
     them may mix up, and molecules that have not yet left their start all sit where the reference's do.
 
     Returns a list of `Distribution` and a list of dicts, one a state or rate, with means, standard errors and their
-    difference in standard errors.
+    difference in standard errors, None where unknown; both empty where no replica of either lives so long.
     """
     rng = np.random.default_rng([seed, round(temperature)])
     end = min(run.trajectory.times[-1] for run in (model, reference))
@@ -152,14 +158,15 @@ def compare(species, minimum, model, reference, temperature, seed=0):
         parts = series[:, : mine.shape[1]], series[:, mine.shape[1] :]
         for state in np.unique(series[series >= 0]):
             values = [population(part, state) for part in parts]
-            counted.append(_counted(f"{name}: {names[state]}", "share of time", values))
+            counted.append(told(f"{name}: {names[state]}", "share of time", values))
         values = [transitions(part, interval) for part in parts]
-        counted.append(_counted(f"{name}: changes", "per ps", values))
+        counted.append(told(f"{name}: changes", "per ps", values))
     return distributions, counted
 
 
-def _counted(name, unit, values):
-    (mine, my_error), (theirs, their_error) = values
+def told(name, unit, values):
+    """A row of the table from two (mean, standard error), the model's and the reference's; None for what is unknown."""
+    (mine, my_error), (theirs, their_error) = ((x if np.isfinite(x) else None for x in pair) for pair in values)
     return {
         "name": name,
         "unit": unit,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from iqagp_jax.dynamics import require_positive
 from iqagp_jax.files import write_atomically
 from iqagp_jax.robustness import Status, failure_rule, failure_status
-from iqagp_jax.simulate import random_displacements, simulate, stretch_bond
-from iqagp_jax.starts import hydrogen_bonds_to_stretch
+from iqagp_jax.simulate import check_temperatures, multiple, random_displacements, simulate
+from iqagp_jax.starts import stretched
 from iqagp_jax.stationary import minimise
 from iqagp_jax.trajectory import Trajectory, load_trajectory
 from iqagp_jax.verdict.structure import same_structure
@@ -54,8 +55,17 @@ class Protocol:
             raise ValueError(f"expected starts among {', '.join(KINDS)}, found {', '.join(unknown)}")
         if self.replicas < 1 or self.frames < 1 or not self.temperatures or not self.kinds:
             raise ValueError("expected at least one replica, frame, temperature and kind of start; correct the options")
-        if self.reference_replicas == 1:
-            raise ValueError("expected at least two reference replicas, whose scatter is the error bar, or none; found 1")
+        if self.reference_replicas < 0 or self.reference_replicas == 1:
+            raise ValueError(
+                "expected at least two reference replicas, whose scatter is the error bar, or 0 for none; found"
+                f" {self.reference_replicas}"
+            )
+        check_temperatures(self.temperatures, len(self.temperatures))
+        require_positive("a displacement in angstrom", self.displacement)
+        require_positive("a stretched bond length in angstrom", self.stretch)
+        multiple("frame interval", self.frame_interval, "timestep", self.timestep)
+        multiple("time", 1000 * self.time, "frame interval", self.frame_interval)
+        multiple("reference time", 1000 * self.reference_time, "frame interval", self.frame_interval)
 
 
 @dataclass(frozen=True)
@@ -141,11 +151,10 @@ def choose_starts(model, energy, minimum, protocol, reference):
     """
     rule = failure_rule(model.species, minimum)
     n = protocol.replicas
-    bonds = hydrogen_bonds_to_stretch(model.species, minimum)
     candidates = {
         "equilibrium": lambda: minimum[None],
         "displaced": lambda: random_displacements(rule, minimum, protocol.displacement, DRAWN * n, protocol.seed)[0],
-        "stretched": lambda: np.array([stretch_bond(model.species, minimum, *b, protocol.stretch) for b in bonds[:n]]),
+        "stretched": lambda: stretched(model.species, minimum, protocol.stretch)[:n],
     }
     starts, told = {}, []
     for kind in protocol.kinds:

@@ -49,13 +49,14 @@ def grade(facts):
         )
     }
     labelled = [row for row in rows if row["de_median"] is not None]
+    lost = sum(row["without_label"] or 0 for row in rows)
     if not labelled:
-        parts["truth"] = ("unknown", "no reference")
+        parts["truth"] = ("unknown", f"the reference can calculate none of {lost} frames" if lost else "no reference")
     else:
         median, high = (max(row[key] for row in labelled) for key in ("de_median", "de_p95"))
-        right, lost = sum(row["right"] for row in labelled), sum(row["without_label"] for row in labelled)
+        right = sum(row["right"] for row in rows)
         good = median < BARS[0] and high < BARS[1] and right == survived and not lost
-        fair = median < BARS[1] and high < 5 * BARS[1]
+        fair = median < BARS[1] and high < 5 * BARS[1] and not any(row["frames"] for row in rows if row not in labelled)
         sentence = (
             f"worst row: median |dE| {two_figures(median)}, 95% {two_figures(high)} kcal/mol;"
             f" {right} of {survived} survivors are right"
@@ -89,6 +90,9 @@ def grade_ensemble(found):
     good, fair = (beyond <= b and largest <= e for b, e in zip(BEYOND, ERRORS, strict=True))
     sentence = f"distance of {farthest['name']} {farthest['distance']:.2f}, by chance {farthest['chance']:.2f};"
     sentence += f" populations and rates within {largest:.1f} standard errors"
+    if missing := [f"{at['temperature_K']:g} K" for at in found if not at["distributions"]]:
+        sentence += f"; no replicas to compare at {', '.join(missing)}"
+        good = False
     if good and chance > TELLING:
         return "unknown", f"the runs are too short to tell: chance alone gives distances of {chance:.2f}"
     return "good" if good else "fair" if fair else "poor", sentence
@@ -227,6 +231,8 @@ def ensemble_section(facts, pictures):
             " error over replicas, and the 95th percentile of what chance would give two samples of one ensemble."
         )
     ]
+    if failures := facts["reference_failures"]:
+        elements.append(note(f"Replicas of the reference that failed: {len(failures)} ({'; '.join(failures)})."))
     for at in facts["ensemble"]:
         temperature = at["temperature_K"]
         worst = sorted(at["distributions"], key=lambda d: -d["distance"])[:10]
