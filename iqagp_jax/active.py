@@ -141,6 +141,11 @@ def _training_data(model, dataset):
             "expected a model that learns the molecule's energy or forces, found one of atomic energies, which the reference"
             " does not give; train one without --targets"
         )
+    if "copies" in dict(model.provenance):
+        raise ValueError(
+            "expected a model without mirrored or permuted copies of its geometries, found one with; train it on inverse"
+            " distances, or without --mirror and --symmetry"
+        )
     if dataset.species != model.species:
         raise ValueError(f"expected a dataset of {' '.join(model.species)}, found one of {' '.join(dataset.species)}")
     of_training = np.flatnonzero(dataset.origin["split"] == "train") if dataset.splits else np.arange(len(dataset))

@@ -98,7 +98,8 @@ class AtomGP:
         return self.y_scaling[0] + self.y_scaling[1] * (self.mean(points) + deviation)
 
     def __call__(self, positions):
-        """The property of one geometry (N, 3) in angstrom: eV for energies, else in the unit of ``y``."""
+        """The property of one geometry (N, 3) in angstrom: eV for energies, else in the unit of ``y``; in 64-bit mode."""
+        gp.require_float64()
         return self.units[1] * self.predict(self.features(positions)[None])[0]
 
     def factor(self):

@@ -7,6 +7,9 @@ where there is no ``REF_energy``, ASE's ``energy`` and ``forces`` are taken, and
 any of the three; what a frame lacks is NaN in the arrays.
 """
 
+import gzip
+import lzma
+import warnings
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from io import StringIO
@@ -18,6 +21,7 @@ from ase.io import read, write
 from ase.io.extxyz import XYZError
 from ase.io.formats import open_with_compression
 
+from iqagp_jax.files import BROKEN_FILE, write_atomically
 from iqagp_jax.harmonics import rotated
 
 DECIMALS = 8
@@ -128,6 +132,14 @@ class Dataset:
         return list(dict.fromkeys(self.origin.get("split", [])))
 
     @property
+    def lowest(self):
+        """Number of the frame of lowest energy, the sum of its atomic energies where it tells no other; 0 without any."""
+        total = self.energy
+        if self.atomic_energies is not None:
+            total = np.where(np.isfinite(total), total, self.atomic_energies.sum(1))
+        return int(np.nanargmin(total)) if np.isfinite(total).any() else 0
+
+    @property
     def thermal(self):
         """Mask (n,) of frames of dynamics, plain or biased, not distorted by hand; all where the file does not say."""
         return np.isin(self.origin.get("source", np.full(len(self), "thermal")), ["thermal", "metadynamics"])
@@ -136,9 +148,14 @@ class Dataset:
 def concatenate(datasets):
     """One dataset of several of the same molecule and level, the frames of the first first.
 
-    Labels that some lack are NaN there; other columns are left out where some lack them.
+    Labels that some lack are NaN there; other columns are left out where some lack them. Raises ValueError for other atoms
+    or another level of theory.
     """
     first = datasets[0]
+    for other in datasets[1:]:
+        mine, theirs = ((d.species, d.level.get("level_of_theory")) for d in (first, other))
+        if mine != theirs:
+            raise ValueError(f"expected datasets of the same atoms and level of theory, found {mine} and {theirs}")
 
     def joined(name):
         parts = [getattr(d, name) for d in datasets]
@@ -164,8 +181,9 @@ def beside(dataset, labels):
     """
     if twice := sorted(dataset.extra.keys() & labels.extra.keys()):
         raise ValueError(f"expected a partition that the dataset lacks, found {', '.join(twice)} in both; give another dataset")
-    numbers = {positions.tobytes(): k for k, positions in enumerate(labels.positions)}
-    found = [numbers.get(positions.tobytes(), -1) for positions in dataset.positions]
+    # Adding 0 makes -0 the same number as 0 also in bytes.
+    numbers = {positions.tobytes(): k for k, positions in enumerate(labels.positions + 0.0)}
+    found = [numbers.get(positions.tobytes(), -1) for positions in dataset.positions + 0.0]
     known, there = dataset[np.array(found) >= 0], [k for k in found if k >= 0]
     if dataset.species != labels.species or not there:
         raise ValueError(
@@ -213,7 +231,7 @@ def load_dataset(name_or_path, energy_key=None, forces_key=None):
         # Decompressed at once: ASE seeks from frame to frame, which a compressed file answers by starting over.
         with open_with_compression(path) as file:
             frames = read(StringIO(file.read()), index=":", format="extxyz")
-    except (XYZError, ValueError, KeyError, IndexError, EOFError, StopIteration, OSError) as error:
+    except (XYZError, *BROKEN_FILE) as error:
         raise ValueError(f"{path} is not a whole extxyz file ({error}); was it cut off?") from error
     return dataset_from_frames(frames, str(path), energy_key, forces_key)
 
@@ -246,6 +264,7 @@ def dataset_from_frames(frames, name="dataset", energy_key=None, forces_key=None
 
     known = [{**(a.calc.results if a.calc else {}), **a.info, **a.arrays} for a in frames]
     ours = any("REF_energy" in entries or "REF_forces" in entries for entries in known)
+    labels_of_ours = {"energy": "REF_energy", "forces": "REF_forces", "atomic_energies": "REF_atomic_energies"}
     labels = {
         "energy": energy_key or ("REF_energy" if ours else "energy"),
         "forces": forces_key or ("REF_forces" if ours else "forces"),
@@ -281,8 +300,24 @@ def dataset_from_frames(frames, name="dataset", energy_key=None, forces_key=None
         return np.array([getattr(a, store)[key] for a in frames])
 
     def others(store, known):
-        return {k: column(store, k) for k in sorted(set(getattr(frames[0], store)) - set(known) - set(labels.values()))}
+        """What else the frames hold, where all of them do and there is a place for it; a warning tells what is left out."""
+        labelled = {*labels.values(), *labels_of_ours.values()}
+        keys = sorted({key for a in frames for key in getattr(a, store)} - {*known, *labelled})
+        left = {key: "a frame lacks it" for key in keys if not all(key in getattr(a, store) for a in frames)}
+        if store == "info":
+            left |= {key: "no number or word" for key in set(keys) - set(left) if np.ndim(frames[0].info[key])}
+        if left:
+            told = ", ".join(f"{key} ({why})" for key, why in sorted(left.items()))
+            warnings.warn(f"{name}: left out of the dataset: {told}", stacklevel=3)
+        return {key: column(store, key) for key in keys if key not in left}
 
+    for key in ("level_of_theory", "partition"):
+        told = [a.info.get(key) for a in frames]
+        if other := next((k for k, value in enumerate(told) if value != told[0]), None):
+            raise ValueError(
+                f"{name}: expected one {key} in all frames, found {told[0]!r} in frame 0 and {told[other]!r} in frame {other};"
+                " keep them in files of their own"
+            )
     dataset = Dataset(
         species=species,
         positions=np.array([a.get_positions() for a in frames]),
@@ -295,7 +330,7 @@ def dataset_from_frames(frames, name="dataset", energy_key=None, forces_key=None
             **others("arrays", ("numbers", "positions")),
         },
         level={k: str(frames[0].info[k]) for k in LEVEL if k in frames[0].info},
-        free_atoms={a.get_chemical_symbols()[0]: _free_energy(a, labels["energy"]) for a in free},
+        free_atoms={a.get_chemical_symbols()[0]: _free_energy(a, labels["energy"], name) for a in free},
     )
     if bad := np.flatnonzero(~np.isfinite(dataset.positions).all((1, 2))).tolist():
         raise ValueError(f"{name}: expected finite positions, found a NaN or infinity in frame {bad[0]}; remove that frame")
@@ -309,8 +344,11 @@ def dataset_from_frames(frames, name="dataset", energy_key=None, forces_key=None
     return dataset
 
 
-def _free_energy(atom, key):
-    return float({**(atom.calc.results if atom.calc else {}), **atom.info}[key])
+def _free_energy(atom, key, name):
+    known = {**(atom.calc.results if atom.calc else {}), **atom.info}
+    if key not in known:
+        raise ValueError(f"{name}: expected {key} of the free atom {atom.symbols}, found none; add it, or remove the frame")
+    return float(known[key])
 
 
 def frames_from_dataset(dataset):
@@ -343,7 +381,7 @@ def frames_from_dataset(dataset):
 
 def save_dataset(dataset, path):
     """Write a dataset as extxyz (compressed if the name ends in .gz or .xz), whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".partial-{path.name}")
-    write(temporary, frames_from_dataset(dataset), format="extxyz")
-    temporary.replace(path)
+    text = StringIO()
+    write(text, frames_from_dataset(dataset), format="extxyz")
+    compress = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(path).suffix, bytes)
+    write_atomically(path, compress(text.getvalue().encode()))

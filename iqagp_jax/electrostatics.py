@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax import gp
 from iqagp_jax.features import local_frame
 from iqagp_jax.harmonics import rank, rotated, solid_harmonics, sphere
 from iqagp_jax.potential import double
@@ -52,6 +53,7 @@ def interaction_energy(positions, moments, molecule):
     ``molecule`` (A,) numbers each atom's molecule; molecules may differ. Time goes with the square of the number of
     atoms, memory linearly, also for the gradient.
     """
+    gp.require_float64()
     constants, highest = coupling(rank(moments)), 2 * rank(moments)
     positions = positions / BOHR
 
@@ -71,6 +73,7 @@ def interaction_energy(positions, moments, molecule):
 
 def local_axes(frames, positions):
     """Axes (N, 3, 3), as rows, of the atomic local ``frames``, (centre, x-axis, xy-plane) for every atom of (N, 3)."""
+    gp.require_float64()
     return jax.vmap(local_frame, (None, 0, 0, 0))(jnp.asarray(positions), *jnp.asarray(frames).T)
 
 

@@ -21,6 +21,9 @@ TINY = 1e-24
 MIN_FRAME_SINE = 0.3
 """An atomic local frame is good while the sine of its angle stays above this in all geometries (about 17 degrees)."""
 
+LINEAR_SINE = 0.05
+"""Below this (3 degrees) it turns wildly with the least motion."""
+
 
 def norm(v):
     """Length of vectors (..., 3) whose gradient is finite, zero, at the origin."""
@@ -153,7 +156,10 @@ class ALF:
 
     @classmethod
     def choose(cls, species, positions):
-        """The best frame of every atom for geometries (n, N, 3): near atoms, heavy first, never nearly collinear."""
+        """The best frame of every atom for geometries (n, N, 3): near atoms, heavy first, never nearly collinear.
+
+        Raises ValueError for fewer than three atoms and for a linear molecule.
+        """
         if len(species) < 3:
             raise ValueError(f"atomic local frames need at least 3 atoms, found {len(species)}; use inverse distances")
         positions = np.asarray(positions)
@@ -177,6 +183,11 @@ def _choose_frame(centre, species, positions, separation):
             return centre, x_axis, xy_plane
         if sine > best_sine:
             best, best_sine = (centre, x_axis, xy_plane), sine
+    if best_sine < LINEAR_SINE:
+        raise ValueError(
+            f"expected three atoms that are never in line for the local frame of atom {centre + 1}, found a sine of"
+            f" {best_sine:.2g} at best; take inverse distances for a linear molecule"
+        )
     return best
 
 

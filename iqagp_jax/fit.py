@@ -86,10 +86,10 @@ def fit_gp(
     By default it learns atomic energies and forces, with equal energies for permutations of equal atoms, around a high prior
     mean with a repulsion of near atoms: what survived hot dynamics and was right there (docs/active.md).
 
-    The hyperparameters (a length scale per feature and the signal variance of every atom) maximise the log marginal
-    likelihood of the training data. The noise is fixed at ``noise`` times the signal variance: labels of a converged
-    calculation have next to none, and a likelihood that may choose it explains what the kernel cannot by noise (it
-    drove the variance to 1e-3 of the signal and made forces worse in our trials).
+    Of atomic energies alone the hyperparameters (a length scale per feature and the signal variance of every atom) maximise
+    the log marginal likelihood of the training data; of several targets `fit_joint` tells. The noise is fixed at ``noise``
+    times the signal variance: labels of a converged calculation have next to none, and a likelihood that may choose it
+    explains what the kernel cannot by noise (it drove the variance to 1e-3 of the signal and made forces worse in our trials).
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def fit_gp(
     mirror: with ALF features, which differ: add the mirror image of every training geometry, of the same energies, to
         the data that the weights are fitted to; the hyperparameters see the originals only.
     symmetry: make the energy the same for all `symmetry.permutations` of equal atoms: for forces on inverse distances in
-        the covariance, which is the default there, else by copies of the training data, of which the hyperparameters see the
-        originals only.
+        the covariance, which is the default there and exact, else nearly the same, by copies of the training data, of which
+        the hyperparameters, of every atom its own, see the originals only.
     solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
     progress: wraps the range of optimisation steps, as a progress bar does.
     targets: what is learned, any of "atomic_energies", "energy" (the molecule's, of geometries without atomic energies where
@@ -118,7 +118,7 @@ def fit_gp(
         `fit_joint`. By default `default_targets`.
     search: options of `hyperparameters.Search`: loss, optimiser, n_starts, seed, n_seed.
 
-    Raises ValueError for unknown names, too few geometries, or a dataset without atomic energies.
+    Raises ValueError for unknown names, too few geometries, or a dataset without the targets.
     """
     targets = check_targets(default_targets(dataset, solver) if targets is None else targets)
     train = training_frames(dataset, n_train, targets, np.inf if solver == "cg" else MOST // (2 if mirror else 1))
@@ -142,12 +142,18 @@ def fit_gp(
         raise ValueError("expected n_hyper where atomic energies alone are learned; leave it out: joint fits take a subset")
     if noise is not None or not several:
         noise = _check_noise(NOISE if noise is None else noise, targets)
+        if not several and isinstance(noise, tuple):
+            (noise,) = noise
     kernel = kernel or (JOINT_KERNEL if several and features == "inverse-distances" else DEFAULT_KERNEL[features])
     prior_mean = DEFAULT_MEAN[features] if prior_mean is None else prior_mean
     chosen = FEATURES[features].choose(train.species, train.positions)
     averaged = several and isinstance(chosen, InverseDistances)
+    if averaged and kernel == "rbf-periodic":
+        raise ValueError(
+            "expected a kernel of one length scale for inverse distances with energies or forces, found rbf-periodic"
+        )
     symmetry = averaged if symmetry is None else symmetry
-    images = permutations(train.species, train.positions[np.nanargmin(train.energy)]) if symmetry else _identity(train)
+    images = permutations(train.species, train.positions[train.lowest]) if symmetry else _identity(train)
     copies = _copies(train, mirror, _identity(train) if averaged else images)
     with jax.enable_x64(True):
         mean = prior_mean if callable(prior_mean) else named_mean(prior_mean, _copies(train, False, images))
@@ -157,7 +163,10 @@ def fit_gp(
             "prior_mean": getattr(prior_mean, "__name__", type(prior_mean).__name__) if callable(prior_mean) else prior_mean,
             "program": f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}",
         }
+        if len(copies) > len(train):
+            made_by["copies"] = str(len(copies) // len(train))
         if several:
+            made_by |= {"solver": solver, "noise": "chosen" if noise is None else "given"}
             build = partial(build_kernel, kernel, angular=chosen.angular)
             images = images if averaged else _identity(train)
             return fit_joint(train, chosen, build, mean, targets, noise, search, copies, images, solver, made_by, progress)
@@ -179,9 +188,15 @@ def fit_gp(
 def fit_again(model, dataset):
     """A `Model` with another's features, kernel, prior mean, symmetry and targets, but all of it fitted to a `Dataset`.
 
-    Raises ValueError for a prior mean that has no name, a function of the user's.
+    A noise that was given is kept, one that was chosen is chosen again.
+
+    Raises ValueError for a prior mean that has no name, a function of the user's, and for a model of copied geometries.
     """
     told = dict(model.provenance)
+    if "copies" in told:
+        raise ValueError(
+            "expected a model without mirrored or permuted copies of its geometries, found one with; fit_gp makes it"
+        )
     return fit_gp(
         dataset,
         model.features.name,
@@ -191,7 +206,13 @@ def fit_again(model, dataset):
         targets=model.targets,
         symmetry=len(model.permutations) > 1,
         loss=told["loss"],
+        noise=_noise_of(model) if told.get("noise") == "given" else None,
+        solver=told.get("solver", "cholesky"),
     )
+
+
+def _noise_of(model):
+    return dict(zip(model.targets, model.noise, strict=True)) if isinstance(model.noise, tuple) else model.noise
 
 
 def _identity(train):
@@ -220,11 +241,16 @@ def compare_means(dataset, names, n_train=None, progress=lambda names: names, **
     """Log likelihood per data point of each prior mean, {name: ln L / point}, each with its own best hyperparameters.
 
     All see the same data, the first `COMPARED` training geometries at most, so that their likelihoods may be compared.
+    Raises ValueError for the loss hold-out, which is no likelihood.
 
     Args:
         names: prior means as `fit_gp` takes them, names or functions.
         options: others of `fit_gp`.
     """
+    if options.get("loss") == "hold-out":
+        raise ValueError(
+            "expected a likelihood to compare prior means by, found the loss hold-out; take concentrated or marginal"
+        )
     targets = options.get("targets")
     targets = check_targets(default_targets(dataset, options.get("solver")) if targets is None else targets)
     n = min(len(training_frames(dataset, n_train, targets)), COMPARED)
@@ -233,7 +259,7 @@ def compare_means(dataset, names, n_train=None, progress=lambda names: names, **
         # The traces of a joint fit are shares of the likelihood of one subset of all observations.
         best = np.max(fit_gp(dataset, prior_mean=name, n_train=n, **options).trace, axis=0)
         if targets == ("atomic_energies",):
-            return float(best.mean() / n)
+            return float(best.mean() / min(n, options.get("n_hyper") or n))
         return float(best.sum() / subset(training_frames(dataset, n, targets), targets)[1])
 
     return {name: per_point(name) for name in progress(names)}
@@ -331,7 +357,7 @@ def condition(train, features, kernel, mean, points, residual, noise, trace, pro
             weights=weights,
             signal_variance=variance,
             residual=residual,
-            reference=train.positions[np.argmin(train.energy)],
+            reference=train.positions[train.lowest],
             trace=trace,
             noise=noise,
             provenance=tuple({**train.level, **provenance}.items()),
@@ -344,6 +370,7 @@ def default_targets(dataset, solver="cholesky"):
 
     With atomic energies and forces also the energies of geometries without atomic energies, now or when they are added.
     """
+    dataset = dataset.split("train") if "train" in dataset.splits else dataset
     atomic, forces = (_any(getattr(dataset, name)) for name in ("atomic_energies", "forces"))
     atomic &= solver != "cg"
     wanted = {"atomic_energies": atomic, "energy": forces or not atomic, "forces": forces}

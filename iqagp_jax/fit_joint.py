@@ -9,8 +9,9 @@ are multiplied by the least of `STRETCHES` whose error on geometries left out of
 least, with the best of `NOISES` unless the noise is given: surfaces are smoother than a Matern process, whose likelihood
 prefers scales that predict worse. The weights are those of all.
 
-With symmetry equivalent atoms share their hyperparameters, and the covariance is summed over the images of a geometry (inverse
-distances, see `joint`) or the training data are copied (atomic local frames, whose kernels differ from atom to atom).
+With symmetry the covariance is summed over the images of a geometry, and equivalent atoms share their hyperparameters (inverse
+distances, see `joint`), or the training data are copied (atomic local frames, whose kernels differ from atom to atom): then
+energies of equal geometries are equal as far as the data say so.
 """
 
 import warnings
@@ -80,6 +81,8 @@ FORCE_UNITS = {
 
 def check_targets(targets):
     """The targets in the order of `joint.TARGETS`; ValueError, in a sentence, where there are others, or none."""
+    if isinstance(targets, str):
+        raise ValueError(f"expected a tuple of targets, found the word {targets!r}; write ({targets!r},)")
     unknown = sorted(set(targets) - set(joint.TARGETS))
     if unknown or not targets:
         raise ValueError(f"expected targets among {', '.join(joint.TARGETS)}, found {', '.join(unknown) or 'none'}")
@@ -144,7 +147,8 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
         )
     n_atoms = len(train.species)
     if solver == "cholesky":
-        joint.check_memory(len(copies) * joint.count(targets, n_atoms))
+        labels = (copies.atomic_energies, copies.energy, copies.forces)
+        joint.check_memory(np.isfinite(joint.observations(targets, *labels)).sum())
     n, _ = subset(train, targets)
     if {"forces"} < set(targets) and n >= ENOUGH_TO_JUDGE:  # forces alone are as likely with either sign
         _check_forces(train[:n], targets)
@@ -190,7 +194,7 @@ def fit_joint(train, features, kernel, mean, targets, noise, search, copies, per
         weights=np.zeros((n_atoms, 0)),
         signal_variance=best.variance.ravel(),
         residual=None,
-        reference=train.positions[np.nanargmin(train.energy)],
+        reference=train.positions[train.lowest],
         trace=np.repeat(found.trace, n_atoms, axis=1) / n_atoms,
         noise=noises[k],
         noise_variance=np.asarray(joint.noise_variance(covariances[stretch], shares[k], targets, permutations)),
@@ -247,6 +251,7 @@ class Fitted:
         with jax.enable_x64(True):
             y = joint.observations(targets, *_residuals(dataset, model.mean))
             kept = np.isfinite(y)
+            joint.check_memory(len(self.y) + kept.sum())
             new = self._see(dataset.positions)
             corner = joint.covariance_matrix(self.process, new, targets, self.noise, kept)
             rows = np.zeros((len(corner), 0))
@@ -410,7 +415,9 @@ def _check_forces(data, targets):
     and its prior mean. With forces c F the log likelihood at its best variance is -m/2 ln q(c) - ln|L| + m_F ln |c| up to a
     constant, q the quadratic form of the observations, of which m_F of m are forces.
     """
-    energies = [None if e is None else e - np.nanmean(e, axis=0) for e in (data.atomic_energies, data.energy)]
+    if not any(e is not None and np.isfinite(e).any() for e in (data.atomic_energies, data.energy)):
+        return  # forces alone are as likely with either sign
+    energies = [e if e is None or np.isnan(e).all() else e - np.nanmean(e, axis=0) for e in (data.atomic_energies, data.energy)]
     y = joint.observations(targets, *energies, data.forces)
     kept = np.isfinite(y)
     is_force = np.tile(joint.of_each([t == "forces" for t in targets], targets, len(data.species)), len(data))

@@ -1,4 +1,4 @@
-"""Distances, bonds and alignment of molecular geometries; NumPy where geometries are prepared, JAX where they move."""
+"""Distances, bonds and bond graphs of molecular geometries, in NumPy."""
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii

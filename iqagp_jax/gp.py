@@ -16,12 +16,19 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from iqagp_jax.kernels import Radial, covariance
 
 SMALL = 64
 """Rows up to which `inverse` does not halve a matrix."""
+
+
+def require_float64():
+    """ValueError outside JAX's 64-bit mode, where weights of 10^4 would cost a result its kcal/mol."""
+    if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise ValueError("expected JAX's 64-bit mode, found it off: call this within `with jax.enable_x64(True):`")
 
 
 def squared_distances(a, b):

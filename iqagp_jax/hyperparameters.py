@@ -129,6 +129,8 @@ def objective(build, noise, loss, free_mean=False):
         return gp.log_likelihood(covariance, residual, loss == "concentrated", free_mean and loss == "concentrated")
 
     def hold_out(parameters, x, residual):
+        if len(x) < HOLD_OUT:
+            raise ValueError(f"expected at least {HOLD_OUT} points, of which hold-out holds one out, found {len(x)}")
         held = np.arange(len(x)) % HOLD_OUT == HOLD_OUT - 1
         kernel = build(parameters)
         factor = jnp.linalg.cholesky(gp.covariance_matrix(kernel, x[~held], noise))

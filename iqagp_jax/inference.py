@@ -214,6 +214,9 @@ def in_chunks(function, most):
 
     def apply(positions):
         count = len(positions)
+        if not count:
+            one = jax.eval_shape(function, jax.ShapeDtypeStruct((1, *positions.shape[1:]), positions.dtype))
+            return jax.tree.map(lambda x: jnp.zeros((0, *x.shape[1:]), x.dtype), one)
         chunks = -(-count // most)
         if chunks == 1:
             return function(positions)

@@ -144,6 +144,8 @@ def named_mean(name, data):
     """The prior mean of a name such as ``mf5`` or ``mf5+born-mayer`` for the training ``data``, a `Dataset`.
 
     Where the data have no atomic energies every atom counts with an equal share of the molecule's energy.
+
+    Raises ValueError for unknown names, and for a constant where the data have no energies at all.
     """
     parts = name.split("+") if isinstance(name, str) else [name]
     unknown = [part for part in parts if part not in PRIOR_MEANS]
@@ -156,7 +158,7 @@ def named_mean(name, data):
     means = [REPULSIONS[part].of(data.species) for part in parts if part in REPULSIONS]
     positions, n_atoms = jnp.asarray(data.positions), len(data.species)
     repulsion = sum((np.asarray(jax.jit(jax.vmap(mean))(positions)) for mean in means), np.zeros(positions.shape[:2]))
-    if data.atomic_energies is None:
+    if data.atomic_energies is None or not np.isfinite(data.atomic_energies).all(1).any():
         left = np.repeat((data.energy - repulsion.sum(1))[:, None] / n_atoms, n_atoms, axis=1)
     else:
         left = data.atomic_energies - repulsion
@@ -171,9 +173,9 @@ def constant_mean(name, atomic_energies, thermal, species, free_atoms):
 
     ``thermal`` (n,) marks the frames of unbiased dynamics, ``free_atoms`` maps species to eV (needed by mf4 only).
     """
-    usual = atomic_energies[thermal] if np.any(thermal) else atomic_energies
-    low, high = usual.min(0), usual.max(0)
-    if name == "mf4":
+    if name == "zero":
+        values = np.zeros(len(species))
+    elif name == "mf4":
         missing = sorted(set(species) - set(free_atoms))
         if missing:
             raise ValueError(
@@ -181,9 +183,12 @@ def constant_mean(name, atomic_energies, thermal, species, free_atoms):
                 " add IsolatedAtom frames or choose another mean"
             )
         values = np.array([free_atoms[s] for s in species])
+    elif not len(atomic_energies):
+        raise ValueError(f"expected energies for the prior mean {name}, found none in the training geometries; take zero")
     else:
+        usual = atomic_energies[thermal] if np.any(thermal) else atomic_energies
+        low, high = usual.min(0), usual.max(0)
         values = {
-            "zero": np.zeros(atomic_energies.shape[1]),
             "min": low,
             "mf1": usual.mean(0),
             "mf2": high,

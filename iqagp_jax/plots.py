@@ -64,9 +64,9 @@ def likelihood_trace(model):
     trace = np.asarray(model.trace)
     if model.targets == ("atomic_energies",):
         for k, label in enumerate(atom_labels(model.species)):
-            ax.plot(trace[:, k] / model.n_train, lw=1, label=label)
+            ax.plot(trace[:, k] - trace[-1, k], lw=1, label=label)
         ax.legend(fontsize=7, frameon=False, ncols=2)
-        ax.set(ylabel="log likelihood per training point")
+        ax.set(ylabel="log likelihood (or loss) below its end")
     else:
         ax.plot(trace.sum(1), lw=1)
         ax.set(ylabel="log likelihood of the subset fitted to")

@@ -87,8 +87,9 @@ class Model:
 
     @property
     def n_train(self):
-        """Number of training geometries."""
-        return self.weights.shape[1] // (1 if self.permutations is None else len(self.permutations))
+        """Number of training geometries, their mirrored or permuted copies not counted."""
+        copies = int(dict(self.provenance).get("copies", 1))
+        return self.weights.shape[1] // copies // (1 if self.permutations is None else len(self.permutations))
 
     @property
     def process(self):
@@ -311,8 +312,13 @@ def _joint_variances(model, target):
 def leave_one_out(model):
     """Leave-one-out residuals (N, n) of the training atomic energies and their standard deviations, both in eV.
 
-    Raises ValueError for a model of forces or total energies, where no observation stands alone.
+    Raises ValueError for a model of forces or total energies, where no observation stands alone, and for one of copied
+    geometries, where a copy stays in.
     """
+    if "copies" in dict(model.provenance):
+        raise ValueError(
+            "expected a model without mirrored or permuted copies of its geometries, found one with; fit it without"
+        )
     if not isinstance(model, Model) or model.targets != ("atomic_energies",):
         raise ValueError("expected a model of atomic energies alone to leave one out; validate this one on a test set")
 

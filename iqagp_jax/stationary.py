@@ -11,7 +11,7 @@ import optax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended; every field may have a leading replica axis."""
+    """Where a minimisation ended."""
 
     positions: jax.Array
     """(N, 3) angstrom"""
@@ -48,7 +48,9 @@ def _minimise(energy_fn, positions, max_steps, max_force):
 def minimise(energy_fn, positions, max_steps=500, max_force=1e-3):
     """Relax positions (N, 3), angstrom, by L-BFGS until no atom feels more than ``max_force`` eV/angstrom.
 
-    Returns a `Minimum`; its ``max_force`` tells whether ``max_steps`` sufficed.
+    Returns a `Minimum`; its ``max_force`` tells whether ``max_steps``, one at least, sufficed.
     """
+    if max_steps < 1:
+        raise ValueError(f"expected at least one step, found max_steps={max_steps}")
     with jax.enable_x64(True):
         return jax.device_get(_minimise(energy_fn, jnp.asarray(positions, dtype=jnp.float64), max_steps, max_force))

@@ -1,7 +1,8 @@
 """Which atoms are learned best? Models of one molecule's geometries with the atomic energies of several partitions.
 
     python scripts/partitions.py partitions.json                                            # becke, hirshfeld, equal
-    python scripts/partitions.py qtaim.json --dataset malondialdehyde-qtaim --partitions becke hirshfeld qtaim equal
+    python scripts/partitions.py qtaim.json --dataset malondialdehyde-qtaim --sizes 250 500 975 \
+        --partitions becke hirshfeld qtaim equal
 
 Every model is one Gaussian process per atom, trained on atomic energies alone, prior mean mf5; `equal` gives
 every atom the same share of the molecular energy, so that its atoms know nothing of their surroundings' share. Errors are

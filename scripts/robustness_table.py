@@ -5,8 +5,8 @@
 Models of atomic energies alone on atomic local frames, one for each prior mean. First all replicas run, from equilibrium and
 from displaced or stretched starts; then the last frames of survivors are labelled: a survivor whose energy is wrong by more
 than 5 kcal/mol is in a false basin. Everything is kept in the folder: the same command goes on where it was stopped.
-Label the dataset's geometries with GFN2-xTB first (`--xtb`) to have the truth in minutes instead of hours; atomic energies are
-then equal shares of the molecule's.
+Label the dataset's geometries with GFN2-xTB first (`--xtb`) to have the truth in minutes instead of hours; the molecule's
+energy is then learned, as there are no atomic ones.
 """
 
 import argparse

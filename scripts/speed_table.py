@@ -1,6 +1,6 @@
 """The long tables of the benchmark, and their picture: cost against replicas, training points and atoms.
 
-    python scripts/speed_table.py speed/                 # float64, all cores: about 4 minutes
+    python scripts/speed_table.py speed/                 # float64, all cores: about 8 minutes
     python scripts/speed_table.py speed/ --threads 1 2 --precision float64 float32
 
 Every size runs in a process of its own, so that its peak memory is its own. Writes ``speed.json`` and ``speed.png``, prints a
@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from iqagp_jax import bench
 
@@ -68,7 +69,7 @@ def draw(rows, path):
             axes.plot(x, [s * r["floor_ms"] for s, r in zip(scale, chosen, strict=True)], "k:", linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel=title, ylabel="ms a step" + (" and replica" if name != "replicas" else ""))
         axes.set_xticks(sizes, sizes)
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(frameon=False)
     figure.suptitle("NVT step of 19 atoms, 1000 training points, 100 replicas, one of them varied; dotted: floor")
     figure.savefig(path)

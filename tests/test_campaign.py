@@ -247,6 +247,14 @@ def test_a_geometry_that_fails_three_times_is_set_aside_with_its_error(tmp_path,
     assert rejected == [(1, "failed 3 times, lastly: ZeroDivisionError: division by zero")]
 
 
+class DropsWhatRuns(ThreadPoolExecutor):
+    """An executor that cancels running tasks when it is shut down, as Dask's does."""
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        assert wait, "tasks in flight would be lost"
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+
 def test_a_stop_finishes_what_is_in_flight(tmp_path, quick, monkeypatch):
     started, label_geometry = begin(tmp_path, 9), campaign.label_geometry
 
@@ -257,7 +265,7 @@ def test_a_stop_finishes_what_is_in_flight(tmp_path, quick, monkeypatch):
         return label_geometry(*arguments)
 
     monkeypatch.setattr(campaign, "label_geometry", label)
-    with ThreadPoolExecutor(1) as executor:
+    with DropsWhatRuns(1) as executor:
         started.run(executor, 1, batch=3)
     assert len(stamps(started.folder)) == 5
     with pytest.raises(ValueError, match="expected a running campaign to stop, found none"):
@@ -315,6 +323,23 @@ def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys
     assert len(stamps(folder).items() - made.items()) == 1
     assert load_dataset(tmp_path / "d.extxyz").free_atoms.keys() == {"H", "O"}
     assert iqagp("campaign", "status", folder) == 0
+
+
+def test_what_the_geometries_say_of_their_own_labels_is_not_believed():
+    old = {"level_of_theory": "b3lyp/6-31g", "programs": "pyscf 1.0", "partition": "becke", "sampler": "by hand"}
+    level = campaign.Level("pbe", "def2-svp", partitions=())
+    label = {"energy": -1.0, "forces": [[0.0] * 3] * 3}
+    frames = [Atoms("OHH", positions=WATER, info=old)] * 2
+    dataset, _ = campaign.collect(frames, [label, {**label, "programs": "pyscf 2.0"}], level, {})
+    assert dataset.level["level_of_theory"].startswith("pbe/def2-svp") and dataset.level["sampler"] == "by hand"
+    assert dataset.level["programs"] == f"pyscf 2.0; {level.describe()['programs']}"
+    assert "partition" not in dataset.level
+
+
+def test_a_split_that_a_geometry_lacks_is_asked_for():
+    frames = [Atoms("OHH", positions=WATER, info=info) for info in ({"split": "train"}, {"split": "test"}, {})]
+    with pytest.raises(ValueError, match="expected split of every geometry or of none, found none of geometry 2"):
+        campaign.check(frames, campaign.Level("hf", "sto-3g"))
 
 
 class QueuedJob:

@@ -67,6 +67,7 @@ def test_another_partition_of_the_same_geometries(small):
         extra={"qtaim_energies": raw[[5, 4, 3, 1]]},
         level={"level_of_theory": "analytic", "partition": "qtaim"},
     )
+    labels.positions[0, 0, 0], small.positions[5, 0, 0] = -0.0, 0.0
     both = beside(small, labels)
     np.testing.assert_array_equal(both.positions, small.positions[[1, 3, 4, 5]])
     np.testing.assert_array_equal(both.forces, small.forces[[1, 3, 4, 5]])
@@ -134,6 +135,64 @@ def test_joined_datasets_lack_what_one_of_them_lacks():
     np.testing.assert_array_equal(both.atomic_energies, np.concatenate([data.atomic_energies, np.full((3, 4), np.nan)]))
     assert set(both.origin) == {"split"} and len(both.forces) == 6
     assert concatenate([other, other]).atomic_energies is None
+
+
+def test_datasets_of_other_levels_are_not_joined(small):
+    with pytest.raises(ValueError, match=r"same atoms and level of theory, found .*'analytic'.* and .*'hf'"):
+        concatenate([small, replace(small, level={"level_of_theory": "hf"})])
+
+
+def test_files_of_two_levels_get_a_sentence(small, tmp_path):
+    save_dataset(small, tmp_path / "a.extxyz")
+    save_dataset(replace(small, level={"level_of_theory": "hf", "partition": "becke"}), tmp_path / "b.extxyz")
+    both = (tmp_path / "a.extxyz").read_text() + (tmp_path / "b.extxyz").read_text()
+    (tmp_path / "both.extxyz").write_text(both)
+    with pytest.raises(ValueError, match="one level_of_theory in all frames, found 'analytic' in frame 0 and 'hf' in frame 6"):
+        load_dataset(tmp_path / "both.extxyz")
+
+
+def test_labels_that_were_asked_for_are_saved_not_those_of_the_usual_names(small, tmp_path):
+    save_dataset(replace(small, extra={}, atomic_energies=None), tmp_path / "d.extxyz")
+    frames = read(tmp_path / "d.extxyz", index="3:")
+    for atoms in frames:
+        atoms.info["dft_energy"], atoms.arrays["dft_forces"] = -100.0, np.full((4, 3), 7.0)
+    write(tmp_path / "two.extxyz", frames)
+    data = load_dataset(tmp_path / "two.extxyz", "dft_energy", "dft_forces")
+    save_dataset(data, tmp_path / "back.extxyz")
+    back = load_dataset(tmp_path / "back.extxyz")
+    assert (back.energy == -100).all() and (back.forces == 7).all()
+
+
+def test_what_has_no_place_in_a_dataset_is_told(small, tmp_path):
+    save_dataset(small, tmp_path / "d.extxyz")
+    frames = read(tmp_path / "d.extxyz", index="3:")
+    for atoms in frames:
+        atoms.info["moment"] = np.arange(4.0)  # as many as atoms
+    frames[2].info["note"] = "odd"
+    write(tmp_path / "more.extxyz", frames)
+    with pytest.warns(UserWarning, match=r"left out of the dataset: moment \(no number or word\), note \(a frame lacks it\)"):
+        data = load_dataset(tmp_path / "more.extxyz")
+    assert not {"moment", "note"} & set(data.extra)
+
+
+def test_broken_compression_and_free_atoms_without_energy_get_a_sentence(small, tmp_path):
+    save_dataset(small, tmp_path / "d.extxyz.xz")
+    content = bytearray((tmp_path / "d.extxyz.xz").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "d.extxyz.xz").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a whole extxyz file"):
+        load_dataset(tmp_path / "d.extxyz.xz")
+    frames = [Atoms("H", info={"config_type": "IsolatedAtom"}), Atoms("CO", positions=np.eye(3)[:2], info={"REF_energy": 1.0})]
+    write(tmp_path / "free.extxyz", frames)
+    with pytest.raises(ValueError, match="expected REF_energy of the free atom H, found none"):
+        load_dataset(tmp_path / "free.extxyz")
+
+
+def test_lowest_frame_needs_no_energy_where_there_are_atomic_ones(small):
+    missing = small.energy.copy()
+    missing[[0, small.energy.argmin()]] = np.nan
+    assert replace(small, energy=missing).lowest == small.lowest == small.energy.argmin()
+    assert replace(small, energy=np.full(6, np.nan), atomic_energies=None).lowest == 0
 
 
 def test_unknown_name_gets_a_sentence():

@@ -94,6 +94,13 @@ def test_frames_avoid_collinear_atoms():
         assert np.linalg.norm(np.cross(a, b)) / np.linalg.norm(a) / np.linalg.norm(b) > 0.25
 
 
+def test_linear_molecules_have_no_local_frames():
+    dioxide = np.array([[[0.0, 0, 0], [1.16, 0, 0], [-1.16, 0, 0]]])
+    for positions in (dioxide, dioxide + 0.01 * np.random.default_rng(0).normal(size=(5, 3, 3))):
+        with pytest.raises(ValueError, match="take inverse distances for a linear molecule"):
+            ALF.choose(("C", "O", "O"), positions)
+
+
 def test_too_few_atoms_are_refused_in_a_sentence():
     with pytest.raises(ValueError, match="at least 3 atoms"):
         ALF.choose(("H", "H"), np.zeros((1, 2, 3)))

@@ -358,6 +358,37 @@ def test_incomplete_molecules_get_a_sentence(molecule):
         ferebus.read_folder(molecule, "q00")
 
 
+def test_models_of_two_systems_get_a_sentence(molecule):
+    make_file(molecule / "OTHER_iqa_O1.model", "product", atom="O1", alf="1 2 3")
+    with pytest.raises(ValueError, match="expected one iqa model for each atom, found two of O1, the second TOY_iqa_O1"):
+        ferebus.read_folder(molecule)
+    text = (molecule / "TOY_iqa_O1.model").read_text()
+    (molecule / "TOY_iqa_O1.model").unlink()
+    (molecule / "OTHER_iqa_O1.model").write_text(text.replace("name TOY", "name OTHER"))
+    with pytest.raises(ValueError, match="expected models of one system, found OTHER, TOY"):
+        ferebus.read_folder(molecule)
+
+
+def test_units_do_not_depend_on_capitals(molecule):
+    path = molecule / "TOY_iqa_O1.model"
+    before = ferebus.read_model(path).units[1]
+    path.write_text(path.read_text().replace("property iqa", "property IQA"))
+    assert ferebus.read_model(path).units[1] == before == HARTREE
+
+
+def test_columns_of_a_csv_file_need_not_be_beside_each_other(tmp_path):
+    lines = [line.split(",") for line in CSV.splitlines()]
+    (tmp_path / "a.csv").write_text(CSV)
+    (tmp_path / "b.csv").write_text("\n".join(",".join([*words[:3], words[-1], *words[3:-1]]) for words in lines))
+    np.testing.assert_array_equal(ferebus.read_csv(tmp_path / "a.csv")[0], ferebus.read_csv(tmp_path / "b.csv")[0])
+
+
+def test_single_models_ask_for_float64(molecule):
+    model = ferebus.read_folder(molecule)
+    with pytest.raises(ValueError, match="expected JAX's 64-bit mode, found it off"):
+        model(model.reference)
+
+
 HEADER = "," + ",".join(f"f{k}" for k in EVERY) + ",q00,iqa"
 CSV = "\n".join([HEADER, *(f"{i},{','.join(map(str, X[i]))},0.1,-75.{i}" for i in range(N))])
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import make_dataset
 
-from iqagp_jax import fit, fit_gp
-from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS, default_targets
+from iqagp_jax import fit, fit_gp, leave_one_out
+from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS, default_targets, fit_again
 from iqagp_jax.means import CONSTANTS, constant_mean
 from iqagp_jax.symmetry import permutations
 
@@ -83,6 +83,11 @@ def test_stored_training_split_is_used():
         ({"noise": 0.0}, "expected a noise between 0 and 1"),
         ({"targets": ()}, "expected targets among"),
         ({"n_hyper": 10}, "expected n_hyper where atomic energies alone"),
+        ({"n_hyper": 1}, "expected n_hyper of at least 2"),
+        ({"targets": "forces"}, "expected a tuple of targets, found the word 'forces'"),
+        ({"kernel": "rbf-periodic"}, "expected a kernel of one length scale for inverse distances"),
+        ({"mirror": True}, "expected mirror=True with features 'alf' only"),
+        ({"n_train": 4, "targets": ("atomic_energies",), "loss": "hold-out"}, "expected at least 5 points"),
     ],
 )
 def test_bad_options_get_a_sentence(dataset, options, sentence):
@@ -121,6 +126,52 @@ def test_defaults_learn_what_there_is(dataset):
     assert default_targets(replace(few, forces=None)) == ("atomic_energies",)
     assert default_targets(replace(few, forces=None, atomic_energies=None)) == ("energy",)
     assert default_targets(few, "cg") == ("energy", "forces")
+    split = replace(few, atomic_energies=few.atomic_energies.copy(), origin={"split": np.array(["train"] * 3 + ["test"])})
+    split.atomic_energies[:3] = np.nan
+    assert default_targets(split) == ("energy", "forces")
+
+
+def test_the_first_geometries_may_lack_atomic_energies(dataset):
+    late = replace(dataset[:8], atomic_energies=dataset.atomic_energies[:8].copy())
+    late.atomic_energies[:4] = np.nan
+    model = fit_gp(late, n_train=4, max_steps=0)
+    shares = model.mean(late.positions[0] * 100).sum()
+    assert shares == pytest.approx(
+        fit_gp(replace(late, atomic_energies=None), n_train=4, max_steps=0).mean(late.positions[0] * 100).sum()
+    )
+    with pytest.raises(ValueError, match="expected energies for the prior mean mf5, found none in the training geometries"):
+        fit_gp(replace(late, energy=np.full(8, np.nan)), n_train=4, max_steps=0, targets=("forces",))
+
+
+def test_a_noise_may_be_given_by_name(dataset):
+    options = {"targets": ("atomic_energies",), "max_steps": 0}
+    models = [fit_gp(dataset[:10], noise=noise, **options) for noise in (1e-7, {"atomic_energies": 1e-7})]
+    np.testing.assert_array_equal(models[0].weights, models[1].weights)
+
+
+def test_fitting_again_keeps_a_noise_that_was_given(dataset):
+    noise = {"energy": 1e-5, "forces": 1e-4}
+    model = fit_gp(dataset[:4], targets=("energy", "forces"), noise=noise, max_steps=0)
+    assert fit_again(model, dataset[:5]).noise == model.noise == (1e-5, 1e-4)
+    chosen = fit_gp(dataset[:4], targets=("energy", "forces"), max_steps=0)
+    assert dict(fit_again(chosen, dataset[:5]).provenance)["noise"] == "chosen"
+
+
+def test_copies_are_told_and_not_counted(dataset):
+    model = fit_gp(dataset[:8], "alf", targets=("atomic_energies",), mirror=True, max_steps=0)
+    assert model.n_train == 8 and model.weights.shape[1] == 16
+    with pytest.raises(ValueError, match="expected a model without mirrored or permuted copies"):
+        leave_one_out(model)
+    with pytest.raises(ValueError, match="expected a model without mirrored or permuted copies"):
+        fit_again(model, dataset[:8])
+
+
+def test_prior_means_are_compared_by_likelihoods_of_the_points_seen(dataset):
+    options = {"targets": ("atomic_energies",), "max_steps": 0}
+    few = fit.compare_means(dataset[:10], ["mf1"], **options)["mf1"]
+    assert fit.compare_means(dataset, ["mf1"], n_hyper=10, **options)["mf1"] == pytest.approx(few, rel=0.2)
+    with pytest.raises(ValueError, match="expected a likelihood to compare prior means by"):
+        fit.compare_means(dataset, ["mf1"], loss="hold-out", **options)
 
 
 def test_more_observations_than_fit_into_a_minute_are_left_out_and_told(dataset, monkeypatch):

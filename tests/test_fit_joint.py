@@ -157,6 +157,12 @@ def test_wrong_signs_and_units_are_noticed(factor, sentence):
         fit_gp(replace(data, forces=factor * data.forces), targets=("energy", "forces"), max_steps=0)
 
 
+def test_forces_without_any_energy_are_not_judged():
+    data = load_dataset("malondialdehyde")[:12]
+    nothing = replace(data, energy=np.full(12, np.nan), atomic_energies=None)
+    fit_gp(nothing, targets=("energy", "forces"), prior_mean="zero", max_steps=0)  # a warning would be an error here
+
+
 def test_command_line(dataset, tmp_path):
     save_dataset(dataset[:10], tmp_path / "d.extxyz")
     options = ("--targets", "energy,forces", "--max-steps", 2)
@@ -177,7 +183,10 @@ def test_bad_input_gets_a_sentence(few, monkeypatch):
         fit_gp(few, targets=BOTH, solver="lu")
     with pytest.raises(ValueError, match="expected inverse distances, and energy or forces as targets, for solver 'cg'"):
         fit_gp(few, targets=BOTH, solver="cg")
+    fitted = fit_joint.Fitted.of(fit_gp(few, targets=BOTH, max_steps=0))
     monkeypatch.setattr(joint.os, "sysconf", lambda name: 100)
+    with pytest.raises(ValueError, match=r"found 96 observations, which need 0 GiB of 0; .* solver='cg'"):
+        fitted.add(few)
     with pytest.raises(ValueError, match=r"found 96 observations, which need 0 GiB of 0; .* solver='cg'"):
         fit_gp(few, targets=BOTH)
     duplicated = few[np.array([0, 0, 1])]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,12 +163,24 @@ def test_bad_labels_are_rejected_with_their_reason(monkeypatch):
     assert rejected == [(0, reason)]
 
 
+def test_pople_sets_are_cartesian_as_elsewhere_however_they_are_spelled():
+    cartesian = ("6-31g(d,p)", "6-31+G*", "631+g(d,p)", "6_31g*", "3-21g", "4-31g")
+    assert all(map(scf.is_cartesian, cartesian))
+    assert not any(map(scf.is_cartesian, ("6-311g(d,p)", "6-311++G**", "6311g*", "def2-svp", "aug-cc-pvdz", "sto-3g")))
+
+
+def test_a_restricted_open_shell_has_its_electrons():
+    mf = SimpleNamespace(mo_coeff=np.eye(4), mo_occ=np.array([2.0, 2.0, 1.0, 0.0]))
+    assert [orbitals.shape for orbitals in iqa.occupied_orbitals(mf)] == [(4, 3), (4, 2)]
+
+
 @pytest.mark.parametrize(
     ("species", "level", "sentence"),
     [
         ("OHH", {"charge": 1}, "9 electrons cannot have 0 unpaired ones"),
         ("OHH", {"xc": "superb3lyp"}, "expected a functional that PySCF knows"),
         ("OHH", {"xc": "wb97x"}, "range-separated exchange"),
+        ("OHH", {"xc": "b3lyp-d3bj"}, "has a dispersion correction"),
         ("OHH", {"basis": "6-31+g(7d)"}, "is not there for all of H O"),
         ("OHH", {"spin": 12}, "10 electrons cannot have 12 unpaired ones"),
         ("OHH", {"basis": "6-31g", "charge": 12}, "-2 electrons cannot have 0 unpaired ones"),

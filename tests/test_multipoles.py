@@ -25,12 +25,13 @@ FRAMES = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 FUZZY = {"becke": fuzzy.becke, "hirshfeld": fuzzy.hirshfeld}
 
 
-def test_a_spherical_density_has_the_moments_of_a_point():
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_a_spherical_density_has_the_moments_of_a_point(offset):
     """One Gaussian electron beside each of two nuclei; Gauss-Hermite points integrate its moments exactly."""
     nodes, weights = np.polynomial.hermite.hermgauss(8)
     grid = np.array(list(product(nodes, repeat=3)))
     volume = np.prod(list(product(weights, repeat=3)), axis=1) / np.pi**1.5
-    nuclei, charges = np.array([[1.0, 2.0, -4.0], [-3.0, 0.5, 5.0]]), np.array([1, 3])
+    nuclei, charges = np.array([[1.0, 2.0, -4.0], [-3.0, 0.5, 5.0]]) + offset, np.array([1, 3])
     beside = np.array([[0.7, -0.2, 0.4], [-0.1, 1.3, 0.6]])
     coords = (grid + (nuclei + beside)[:, None]).reshape(-1, 3)
     share = np.kron(np.eye(2), volume * np.exp((grid**2).sum(1)))
@@ -114,9 +115,9 @@ def test_labels_bring_moments_into_the_dataset(tmp_path):
         np.testing.assert_allclose(moments[..., 0], read.extra[f"{name}_charges"], atol=2e-8)
         # Grids do not turn with the molecule to the last digit.
         np.testing.assert_allclose(read.mirrored().extra[f"{name}_multipoles"], [mirror["multipoles"][name]], atol=1e-4)
-    local = jax.vmap(local_moments, (0, None, 0))(
-        data.extra["becke_multipoles"], ALF.choose("OHH", data.positions).frames, data.positions
-    )
+    frames = ALF.choose("OHH", data.positions).frames
+    with jax.enable_x64(True):
+        local = jax.vmap(local_moments, (0, None, 0))(data.extra["becke_multipoles"], frames, data.positions)
     odd = [k for k, name in enumerate(component_names(4)) if (int(name[1]) - int(name[2])) % 2]
     # A planar molecule lies in the xy planes of its frames, where nothing odd in z is left.
     np.testing.assert_allclose(local[..., odd], 0, atol=1e-4)

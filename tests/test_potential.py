@@ -130,6 +130,16 @@ def test_ase_calculator(model):
         wrong.get_potential_energy()
 
 
+def test_no_geometries_have_no_energies(model):
+    energies, forces = energy_and_forces(model)(np.zeros((0, 4, 3)))
+    assert energies.shape == (0,) and forces.shape == (0, 4, 3)
+
+
+def test_a_minimum_takes_a_step_at_least(model):
+    with pytest.raises(ValueError, match="expected at least one step, found max_steps=0"):
+        minimise(energy_fn(model), REFERENCE, max_steps=0)
+
+
 def test_minimum_has_no_forces(model):
     minimum = minimise(energy_fn(model), START, max_force=1e-4)
     _, forces = energy_and_forces(model)(np.asarray(minimum.positions)[None])

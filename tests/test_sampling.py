@@ -112,7 +112,7 @@ def test_distortions_change_what_they_say(source):
             assert np.sum(np.abs(ratio - 1) > 1e-9) == 1
             assert 0.75 <= ratio.min() <= ratio.max() <= 1.5
         if source == "contact":
-            assert after[2, 3] < before[2, 3] + 1e-9
+            assert after[2, 3] < before[2, 3] - 1e-6
         assert np.isfinite(after).all()
 
 

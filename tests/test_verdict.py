@@ -349,6 +349,19 @@ def test_xtb_drives_jax_with_the_forces_of_its_labels(dataset):
         relabelled(dataset[:3], none)
 
 
+def test_ramachandran_pictures_have_as_many_points_of_both():
+    rng = np.random.default_rng(0)
+
+    def run(frames, replicas):
+        path = SimpleNamespace(times=5.0 * np.arange(frames), positions=rng.normal(size=(frames, replicas, 4, 3)))
+        return SimpleNamespace(trajectory=path, group=lambda temperature, kind: np.arange(replicas))
+
+    runs = {"model": run(101, 8), "reference": run(51, 3), "dead": run(51, 3)}
+    runs["dead"].trajectory.positions[:] = np.nan
+    axes = pictures.ramachandran([((0, 1, 2, 3), (3, 2, 1, 0))], 500.0, runs).axes
+    assert [len(ax.lines[0].get_xdata()) for ax in axes] == [123, 123, 0]  # 41 frames after equilibration
+
+
 def test_large_errors_are_told_without_exponents():
     assert [pictures.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]
 

@@ -168,7 +168,7 @@ def _interpret(file, conventions):
         weights=file.table("weights", n, 1)[:, 0],
         x_scaling=x_scaling,
         y_scaling=_scaling(file, "scaling.y", y),
-        units=(np.where(is_length(d), BOHR, 1.0), np.array(HARTREE if names["property"] == "iqa" else 1.0)),
+        units=(np.where(is_length(d), BOHR, 1.0), np.array(HARTREE if names["property"].lower() == "iqa" else 1.0)),
         noise=noise / y.std(ddof=1) if "relative-noise" in conventions else noise,
         labels=tuple({**names, **notes}.items()),
     )
@@ -273,7 +273,12 @@ def read_folder(folder, property="iqa", conventions=(), accept_weights=False):
     models = {}
     for path in paths:
         model = read_model(path, conventions, accept_weights)
-        models[dict(model.labels)["atom"]] = model
+        atom = dict(model.labels)["atom"]
+        if atom in models:
+            raise ValueError(
+                f"{folder}: expected one {property} model for each atom, found two of {atom}, the second {path.name}"
+            )
+        models[atom] = model
     return assemble(models.values(), folder)
 
 
@@ -292,9 +297,15 @@ def assemble(models, origin="models"):
     by_number = {}
     for model in models:
         labels = dict(model.labels)
-        symbol, number = re.fullmatch(r"([A-Za-z]+)(\d+)", labels["atom"]).groups()
+        if not (found := re.fullmatch(r"([A-Za-z]+)(\d+)", labels["atom"])):
+            raise ValueError(f"{origin}: expected an atom's name as O1, found {labels['atom']!r}")
+        symbol, number = found.groups()
         by_number[int(number)] = (symbol.capitalize(), model)
     first = next(iter(by_number.values()))[1]
+    if len(systems := sorted({dict(model.labels).get("name", "") for _, model in by_number.values()})) > 1:
+        raise ValueError(
+            f"{origin}: expected models of one system, found {', '.join(systems)}; keep them in folders of their own"
+        )
     missing = sorted(set(range(1, first.n_atoms + 1)) - set(by_number))
     strange = sorted(n for n, (_, m) in by_number.items() if m.n_atoms != first.n_atoms or m.frame[0] != n - 1)
     if missing or strange:
@@ -339,9 +350,8 @@ def read_csv(path):
             table[row, column] = _finite(word) if header[column] else 0.0
             if not np.isfinite(table[row, column]):
                 raise ValueError(f"{path}, line {k}: expected a finite number for {header[column]}, found {word!r}")
-    start = header.index("f1")
     properties = {name: table[:, k] for k, name in enumerate(header) if name and name not in columns}
-    return table[:, start : start + d], properties
+    return table[:, [header.index(name) for name in columns]], properties
 
 
 def dataset_from_csv(paths, frames):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 import tomllib
 import traceback
@@ -22,8 +23,9 @@ from ase.io import iread
 from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
 
-from iqagp_jax.dataset import DECIMALS, LEVEL, ORIGIN, Dataset
-from iqagp_jax.files import write_atomically
+from iqagp_jax.dataset import DECIMALS, ORIGIN, Dataset
+from iqagp_jax.files import BROKEN_FILE, write_atomically
+from iqagp_jax.labels.executors import Jobs
 from iqagp_jax.lock import owned, owner, stop_requested
 from iqagp_jax.units import BOHR, HARTREE
 
@@ -97,6 +99,7 @@ def label_geometry(species, positions, level):
         if abs(missing) > MAX_MISSING_ELECTRONS:
             return {"rejected": f"{name} populations miss {missing:.4f} electrons (limit {MAX_MISSING_ELECTRONS})"}
     label = {
+        "programs": f"{level.describe()['programs']}, iqagp_jax {version('iqagp-jax')}",
         "energy": mf.e_tot * HARTREE,
         "raw": {name: (a.energy * HARTREE).tolist() for name, a in atoms.items()},
         "remainder": {name: float(mf.e_tot - a.energy.sum()) * HARTREE for name, a in atoms.items()},
@@ -127,6 +130,13 @@ def check(geometries, level):
             )
         if not np.isfinite(atoms.get_positions()).all():
             raise ValueError(f"expected finite positions, found a NaN or infinity in geometry {k}; remove it")
+    for key in ORIGIN:
+        known = [key in atoms.info for atoms in geometries]
+        if any(known) and not all(known):
+            raise ValueError(
+                f"expected {key} of every geometry or of none, found none of geometry {known.index(False)}; a dataset without"
+                " would mix training and test frames: add it there"
+            )
     if not set(level.partitions) <= set(PARTITIONS):
         raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(level.partitions)}")
     if not level.partitions and not level.forces:
@@ -168,6 +178,8 @@ def check_functional(xc):
         libxc.parse_xc(xc)
     except (KeyError, ValueError) as error:
         raise ValueError(f"expected a functional that PySCF knows, found {xc!r}") from error
+    if re.search(r"-(d[234]|vv10|nl)", xc.lower()):
+        raise ValueError(f"{xc} has a dispersion correction, which is not partitioned into atoms; leave it out")
     if libxc.rsh_coeff(xc)[0] or libxc.is_nlc(xc):
         raise ValueError(
             f"{xc} has range-separated exchange or non-local correlation, which is not partitioned into"
@@ -176,7 +188,7 @@ def check_functional(xc):
 
 
 def label_key(species, positions, level):
-    """Name of a label: a hash of everything that determines it."""
+    """Name of a label: a hash of geometry and level; what made it is told in the label itself (``programs``)."""
     # Labels that were made before there were these settings keep their names.
     later = {"multipoles": False, "forces": True}
     settings = {name: value for name, value in asdict(level).items() if name not in later or value != later[name]}
@@ -328,7 +340,8 @@ class Campaign:
         """Make the missing labels, ``workers`` tasks of ``batch`` geometries at a time, until all are made or it is stopped.
 
         ``executor`` is any of ``concurrent.futures``. Killing this process or a worker at any moment loses the labels in
-        flight only; a stop finishes them and shuts the executor down. Raises RuntimeError where workers do nothing but die.
+        flight only; a stop finishes them, and cancels jobs that have not begun. Raises RuntimeError where workers do
+        nothing but die.
         """
         check(self.geometries, self.level)
         with _owned(self.folder):
@@ -341,7 +354,8 @@ class Campaign:
         queue, running = Queue(missing, self.attempts, 10 * workers), {}
         while True:
             if stop_requested(self.folder):
-                executor.shutdown(wait=False)
+                if isinstance(executor, Jobs):
+                    executor.cancel_pending()
                 queue.clear()
             while len(running) < workers and (chunk := queue.take(batch, alone=not running)):
                 running[executor.submit(label_to_files, chunk)] = chunk
@@ -450,7 +464,7 @@ def read_geometries(path):
         raise FileNotFoundError(f"expected a file of geometries, found nothing at {str(path)!r}")
     try:
         frames = list(iread(path))
-    except (XYZError, UnknownFileTypeError, ValueError, KeyError, IndexError, EOFError, StopIteration) as error:
+    except (XYZError, UnknownFileTypeError, *BROKEN_FILE) as error:
         raise ValueError(f"{path} is not a whole file of geometries ({error}); was it cut off?") from error
     return [atoms for atoms in frames if atoms.info.get("config_type") != "IsolatedAtom"]
 
@@ -505,7 +519,12 @@ def collect(geometries, labels, level, free_atoms):
         forces=np.array([label["forces"] for _, label in kept]) if level.forces else None,
         origin={key: np.array([info[key] for info in infos]) for key in ORIGIN if all(key in i for i in infos)},
         extra=extra,
-        level={**level.describe(), **{key: infos[0][key] for key in LEVEL if key in infos[0]}},
+        level={
+            **level.describe(),
+            "programs": "; ".join(sorted({label.get("programs", level.describe()["programs"]) for _, label in kept})),
+            # The geometries may be a dataset's, whose level of theory and partition were others.
+            **({"sampler": infos[0]["sampler"]} if "sampler" in infos[0] else {}),
+        },
         free_atoms=free_atoms,
     )
     return (dataset.with_partition(level.partitions[0]) if level.partitions else dataset), rejected

@@ -94,7 +94,7 @@ def _die_with_parent():
 class Jobs(ThreadPoolExecutor):
     """At most ``workers`` jobs of a submitit executor at a time, each waited for by a thread.
 
-    `shutdown` cancels the jobs that have not begun; leaving the ``with`` block by an exception cancels all of them.
+    Leaving the ``with`` block by an exception cancels all of them.
     """
 
     def __init__(self, executor, workers):
@@ -116,9 +116,9 @@ class Jobs(ThreadPoolExecutor):
             time.sleep(1)
         return job.result()
 
-    def shutdown(self, wait=True, *, cancel_futures=False):
+    def cancel_pending(self):
+        """Cancel the jobs that have not begun."""
         self._unwanted = self._unwanted or ("PENDING",)
-        super().shutdown(wait, cancel_futures=cancel_futures)
 
     def __exit__(self, kind, *rest):
         if kind:

@@ -97,8 +97,8 @@ def occupied_orbitals(mf):
     """Occupied orbitals of each spin, scaled so that rho_sigma = sum_i phi_i^2: two arrays (nao, nocc)."""
     mo, occ = np.asarray(mf.mo_coeff), np.asarray(mf.mo_occ)
     if mo.ndim == 2:
-        alpha = mo[:, occ > 0]
-        return alpha, alpha
+        alpha, beta = mo[:, occ > 0.5], mo[:, occ > 1.5]
+        return alpha, alpha if alpha.shape == beta.shape else beta
     return mo[0][:, occ[0] > 0], mo[1][:, occ[1] > 0]
 
 

@@ -1,5 +1,6 @@
 """The reference calculation: one self-consistent field with its forces, by PySCF."""
 
+import re
 import warnings
 from functools import partial
 
@@ -22,14 +23,15 @@ class LabelError(RuntimeError):
 
 
 def is_cartesian(basis):
-    """Whether a basis has Cartesian d functions: the Pople sets."""
-    return basis.lower().startswith(("6-", "3-", "4-"))
+    """Whether a basis has Cartesian d functions: the Pople sets but 6-311G, however they are spelled."""
+    return bool(re.match(r"(321|431|621|631(?!1))", re.sub("[-_ ]", "", basis.lower())))
 
 
 def build_molecule(species, positions, basis, charge=0, spin=0):
     """PySCF molecule from species (N,) and positions (N, 3) in angstrom; ``spin`` is the number of unpaired electrons.
 
-    Pople basis sets get six Cartesian d functions, as they were defined and as Gaussian and AIMAll users have them.
+    Pople basis sets get six Cartesian d functions, as they were defined and as Gaussian and AIMAll users have them; 6-311G,
+    as there, five. (Their f functions would be ten then, Gaussian's are seven.)
     """
     return gto.M(
         atom=list(zip(species, np.asarray(positions) / BOHR, strict=True)),

@@ -54,9 +54,11 @@ def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charg
     ``.wfn`` file that of its bare primitives. Raises ValueError where the atomic energies or populations miss their
     sums as a campaign's labels must not.
     """
+    if not paths:
+        raise ValueError("expected at least one wave function file, found none")
     unknown = [name for name in partitions if name not in PARTITIONS]
-    if unknown:
-        raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(unknown)}")
+    if unknown or not partitions:
+        raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(unknown) or 'none'}")
     fields = [read_wavefunction(path, xc, charge, spin) for path in paths]
     species = fields[0].mol.elements
     extra = {f"{name}_{what}": [] for name in partitions for what in ("energies", "charges", "remainder")}

@@ -163,12 +163,16 @@ def _logarithmic(ax, has_data, without, x=False):
 
 
 def ramachandran(residues, temperature, runs):
-    """phi and psi of every residue: ``runs`` {name: Run} beside each other."""
+    """phi and psi of every residue: ``runs`` {name: Run} beside each other, as many frames of each through the same time."""
     figure, *axes = panels(len(runs), 4.0)
-    for ax, (name, run) in zip(axes, runs.items(), strict=True):
-        positions = after_equilibration(run, temperature)
+    end = min(run.trajectory.times[-1] for run in runs.values())
+    seen = [after_equilibration(run, temperature, end) for run in runs.values()]
+    frames = [positions[np.isfinite(positions).all((2, 3))] for positions in seen]
+    most = min((len(positions) for positions in frames if len(positions)), default=0)
+    for ax, name, positions in zip(axes, runs, frames, strict=True):
+        positions = positions[np.linspace(0, len(positions), min(most, len(positions)), endpoint=False).astype(int)]
         for phi, psi in residues:
-            ax.plot(dihedral(positions, *phi).ravel(), dihedral(positions, *psi).ravel(), ".", ms=1, alpha=0.3)
+            ax.plot(dihedral(positions, *phi), dihedral(positions, *psi), ".", ms=2, alpha=0.5)
         ax.set(xlim=(-180, 180), ylim=(-180, 180), xlabel="phi, °", ylabel="psi, °", aspect="equal")
-        ax.set_title(f"{name}, {temperature:g} K", fontsize=9)
+        ax.set_title(f"{name}, {temperature:g} K, {len(positions)} frames", fontsize=9)
     return figure
