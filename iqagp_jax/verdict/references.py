@@ -64,7 +64,8 @@ class XTB:
     def energy_fn(self):
         """Energy (N, 3) angstrom -> eV as a JAX function with a gradient, for the integrators that drive models.
 
-        It leaves JAX for the program at every step, with all replicas at once. Where the SCF fails it is NaN.
+        It leaves JAX for the program at every step, with all replicas at once. Where the SCF fails it is NaN. Its SCF begins
+        at the last step's wave function, so a run that was stopped goes on to 1e-8 eV, not bit for bit.
         """
         n_atoms = len(self.system[0])
         # Devices call from threads, which tblite does not bear; processes do.
