@@ -245,6 +245,12 @@ def test_a_bad_protocol_is_refused_before_anything_runs(options, sentence):
         Protocol(**options)
 
 
+def test_the_reference_s_time_counts_where_it_is_driven_only():
+    assert Protocol(time=9.0, frame_interval=3.0, timestep=1.0, reference_replicas=0).reference_time == 10.0
+    with pytest.raises(ValueError, match="expected the reference time to be a multiple"):
+        Protocol(time=9.0, frame_interval=3.0, timestep=1.0)
+
+
 @pytest.fixture(scope="module")
 def verdict(distance_model, tmp_path_factory):
     """A verdict on the toy molecule, whose model is good."""

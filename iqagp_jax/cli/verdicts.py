@@ -76,7 +76,7 @@ def robustness(
         displacement,
         stretch,
         frames,
-        reference_replicas,
+        reference_replicas if driven[0] else 0,
         reference_time,
         seed,
     )
@@ -144,7 +144,7 @@ def active(
     devices.use_cores()
     loaded, out, data = load_model(model), output_folder(out), load_dataset(dataset, energy_key, forces_key)
     protocol = Protocol(
-        tuple(temperature), tuple(start), replicas, time, timestep, frame_interval, displacement, stretch, frames, seed=seed
+        tuple(temperature), tuple(start), replicas, time, timestep, frame_interval, displacement, stretch, frames, 0, seed=seed
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
         limits = (max_uncertainty * KCAL_MOL, energy_window * KCAL_MOL)

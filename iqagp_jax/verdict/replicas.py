@@ -65,7 +65,8 @@ class Protocol:
         require_positive("a stretched bond length in angstrom", self.stretch)
         multiple("frame interval", self.frame_interval, "timestep", self.timestep)
         multiple("time", 1000 * self.time, "frame interval", self.frame_interval)
-        multiple("reference time", 1000 * self.reference_time, "frame interval", self.frame_interval)
+        if self.reference_replicas:
+            multiple("reference time", 1000 * self.reference_time, "frame interval", self.frame_interval)
 
 
 @dataclass(frozen=True)
