@@ -129,7 +129,7 @@ def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset
     with pytest.raises(ValueError, match="within the energy window, found none of 2"):
         learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, energy_window=-10.0)
     with pytest.raises(ValueError, match="an uncertainty of at most 1e-06 kcal/mol, found none of"):
-        learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, 1e-6 * KCAL_MOL, -10.0)
+        learn(small, dataset, tmp_path / "sure", Exact(), protocol, 1, 2, max_uncertainty=1e-6 * KCAL_MOL)
     with pytest.raises(ValueError, match="with the 4 training geometries of the model, found one without 4 of them"):
         learn(small, test_set, tmp_path, Exact())
     unnamed = replace(small, provenance=tuple({**dict(small.provenance), "prior_mean": "my_wall"}.items()))
