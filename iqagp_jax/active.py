@@ -33,7 +33,7 @@ from iqagp_jax.fit import fit_again, training_frames
 from iqagp_jax.fit_joint import Fitted
 from iqagp_jax.means import named_mean
 from iqagp_jax.modelfile import load_model, save_model
-from iqagp_jax.potential import Model
+from iqagp_jax.potential import Model, refuse_copies
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, claim, judge, pictures, truth
@@ -141,11 +141,7 @@ def _training_data(model, dataset):
             "expected a model that learns the molecule's energy or forces, found one of atomic energies, which the reference"
             " does not give; train one without --targets"
         )
-    if "copies" in dict(model.provenance):
-        raise ValueError(
-            "expected a model without mirrored or permuted copies of its geometries, found one with; train it on inverse"
-            " distances, or without --mirror and --symmetry"
-        )
+    refuse_copies(model)
     if dataset.species != model.species:
         raise ValueError(f"expected a dataset of {' '.join(model.species)}, found one of {' '.join(dataset.species)}")
     of_training = np.flatnonzero(dataset.origin["split"] == "train") if dataset.splits else np.arange(len(dataset))

@@ -17,7 +17,7 @@ from iqagp_jax.fit_joint import check_targets, fit_joint, subset
 from iqagp_jax.hyperparameters import Search, search_hyperparameters
 from iqagp_jax.kernels import RBF, Joint, Matern52, Matern92, Periodic, Select
 from iqagp_jax.means import CONSTANTS, named_mean
-from iqagp_jax.potential import Model
+from iqagp_jax.potential import Model, refuse_copies
 from iqagp_jax.symmetry import permutations
 from iqagp_jax.units import BOHR, HARTREE
 
@@ -193,10 +193,7 @@ def fit_again(model, dataset):
     Raises ValueError for a prior mean that has no name, a function of the user's, and for a model of copied geometries.
     """
     told = dict(model.provenance)
-    if "copies" in told:
-        raise ValueError(
-            "expected a model without mirrored or permuted copies of its geometries, found one with; fit_gp makes it"
-        )
+    refuse_copies(model)
     return fit_gp(
         dataset,
         model.features.name,

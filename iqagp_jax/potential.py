@@ -88,8 +88,12 @@ class Model:
     @property
     def n_train(self):
         """Number of training geometries, their mirrored or permuted copies not counted."""
-        copies = int(dict(self.provenance).get("copies", 1))
-        return self.weights.shape[1] // copies // (1 if self.permutations is None else len(self.permutations))
+        return self.weights.shape[1] // self.copies // (1 if self.permutations is None else len(self.permutations))
+
+    @property
+    def copies(self):
+        """How many times it has each training geometry, mirrored or permuted copies and the geometry itself."""
+        return int(dict(self.provenance).get("copies", 1))
 
     @property
     def process(self):
@@ -309,18 +313,25 @@ def _joint_variances(model, target):
     return lambda known, positions: inference.in_chunks(partial(of_few, known), most)(positions), model.known
 
 
+def refuse_copies(model):
+    """ValueError for a `Model` of mirrored or permuted copies, which must not be taken for geometries of their own."""
+    if model.copies > 1:
+        raise ValueError(
+            "expected a model without mirrored or permuted copies of its geometries, found one with; train it on inverse"
+            " distances, or without mirror and symmetry"
+        )
+
+
 def leave_one_out(model):
     """Leave-one-out residuals (N, n) of the training atomic energies and their standard deviations, both in eV.
 
     Raises ValueError for a model of forces or total energies, where no observation stands alone, and for one of copied
     geometries, where a copy stays in.
     """
-    if "copies" in dict(model.provenance):
-        raise ValueError(
-            "expected a model without mirrored or permuted copies of its geometries, found one with; fit it without"
-        )
     if not isinstance(model, Model) or model.targets != ("atomic_energies",):
         raise ValueError("expected a model of atomic energies alone to leave one out; validate this one on a test set")
+
+    refuse_copies(model)
 
     def one_atom(arguments):
         kernel, train, residual, s2 = arguments
