@@ -171,9 +171,13 @@ class Dynamics:
         return _where(replica.status == Status.ALIVE.value, Replica(moved, steps, hot, status), replica)
 
     def advance(self, replicas, targets, steps):
-        """R replicas, ``steps`` timesteps later. As ``steps`` is no constant, one program makes any number, bit for bit."""
+        """R replicas ``steps`` timesteps later, and their `Frame`: one program for any number, zero too, bit for bit.
+
+        Frames come with the steps since a program of their own would have to be launched, as often as frames are recorded.
+        """
         step = jax.vmap(self.step)
-        return jax.lax.fori_loop(0, steps, lambda _, r: step(r, targets), replicas)
+        replicas = jax.lax.fori_loop(0, steps, lambda _, r: step(r, targets), replicas)
+        return replicas, jax.vmap(self.observe)(replicas, targets)
 
     def observe(self, replica, target):
         """What is recorded of a replica whose thermostat is at ``target`` K."""

@@ -236,7 +236,7 @@ def simulate(
         directory = output_folder(directory)
         start = partial(jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))), seed, np.arange(len(starts)))
         begin = RunState(start(starts, targets), np.int64(0), np.float64(0.0))
-        observe = compiled(jax.vmap(dynamics.observe), begin.replicas, targets)
+        advance = _compiled_advance(dynamics, begin.replicas, targets)
         probes = starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
         description = {
             "time_ps": float(time),
@@ -257,7 +257,7 @@ def simulate(
             "near": rule.near.tolist(),
             "held": rule.held.tolist(),
             "starts": starts.tolist(),
-            "potential": np.asarray(observe(start(probes, targets), targets).energies).tolist(),
+            "potential": np.asarray(advance(start(probes, targets), 0)[1].energies).tolist(),
         }
         check_same_run(directory, description)
         first = jax.process_index() == 0
@@ -282,8 +282,8 @@ def simulate(
                     log(directory, line)
                 say(line)
 
-            def record(state):
-                frame = jax.device_get(observe(state.replicas, targets))
+            def record(state, frame):
+                frame = jax.device_get(frame)
                 if first:
                     recorder.record(times=np.float64(state.step // frame_steps * frame_interval), **frame._asdict())
 
@@ -298,8 +298,8 @@ def simulate(
             else:
                 tell(f"{'goes on from' if state.step else 'begins at'} step {state.step} of {schedule.last}")
             if state.step == 0:
-                record(state)
-            for state in _chunks(dynamics, targets, uncertainty_limit, schedule, loaded):
+                record(state, advance(state.replicas, 0)[1])
+            for state, frame in _chunks(advance, uncertainty_limit, schedule, loaded):
                 before, alive = alive, _alive(state.replicas)
                 if (before != alive).any():
                     failures = _failures(dynamics, state.replicas, targets, uncertainty_limit)
@@ -309,7 +309,7 @@ def simulate(
                         if before[failure["replica"]]:
                             tell(f"replica {failure['replica']} failed: {failure['reason']}")
                 if state.step % frame_steps == 0:
-                    record(state)
+                    record(state, frame)
                 show(
                     completed=state.step // frame_steps,
                     description=f"simulating, {alive.sum()} of {len(alive)} replicas alive",
@@ -351,30 +351,31 @@ class _Schedule(NamedTuple):
         return state.step >= self.last or (state.step % self.frame == 0 and not _alive(state.replicas).any())
 
 
-def _chunks(dynamics, targets, limit, schedule, state):
-    """The states of a run on its way to the end: at all frames and looks, and else twice a second or so."""
-    if schedule.over(state):
-        return
-
-    def several(replicas, targets, steps):
-        return dynamics.advance(replicas, targets, steps[0])
-
+def _compiled_advance(dynamics, replicas, targets):
+    """A function of replicas and a number of steps that gives what `Dynamics.advance` does, spread over devices."""
     # Every replica is told how many steps: what is spread over devices has one value a replica.
-    advance = compiled(several, state.replicas, targets, np.ones(len(targets), np.int64))
+    several = compiled(
+        lambda r, targets, steps: dynamics.advance(r, targets, steps[0]), replicas, targets, np.ones(len(targets), int)
+    )
+    return lambda replicas, steps: jax.block_until_ready(several(replicas, targets, np.full(len(targets), steps)))
+
+
+def _chunks(advance, limit, schedule, state):
+    """The states of a run on its way to the end, each with its `Frame`: at all frames and looks, else twice a second or so."""
     most, began = 1, clock.perf_counter()
     while not schedule.over(state):
         replicas, step, seconds = state
-        steps = np.int64(min(most, schedule.frame - step % schedule.frame, schedule.look - step % schedule.look))
-        replicas = jax.block_until_ready(advance(replicas, targets, np.full(len(targets), steps)))
+        steps = min(most, schedule.frame - step % schedule.frame, schedule.look - step % schedule.look)
+        replicas, frame = advance(replicas, steps)
         step = step + steps
         if limit and step % schedule.look == 0:
-            replicas = agreed(limit.stop(replicas))
+            replicas, frame = advance(agreed(limit.stop(replicas)), 0)
         now = clock.perf_counter()
         spent, began = now - began, now
         # Doubled at most: the first chunks are short, and one may have been held up by something else.
         most = int(agreed(max(1, min(2 * most, int(steps * CHUNK_SECONDS / spent)))))
         state = RunState(replicas, step, seconds + spent)
-        yield state
+        yield state, frame
 
 
 def _alive(replicas):
