@@ -357,24 +357,32 @@ def _compiled_advance(dynamics, replicas, targets):
     several = compiled(
         lambda r, targets, steps: dynamics.advance(r, targets, steps[0]), replicas, targets, np.ones(len(targets), int)
     )
-    return lambda replicas, steps: jax.block_until_ready(several(replicas, targets, np.full(len(targets), steps)))
+    return lambda replicas, steps: several(replicas, targets, np.full(len(targets), steps))
 
 
 def _chunks(advance, limit, schedule, state):
-    """The states of a run on its way to the end, each with its `Frame`: at all frames and looks, else twice a second or so."""
+    """The states of a run on its way to the end, each with its `Frame`: at all frames and looks, else twice a second or so.
+
+    The next steps are asked for before the last are done: no device waits for another one, or for the caller.
+    """
     most, began = 1, clock.perf_counter()
+
+    def launched(replicas, step):
+        steps = min(most, schedule.frame - step % schedule.frame, schedule.look - step % schedule.look, schedule.last - step)
+        return (step + steps, *advance(replicas, steps))
+
+    coming = launched(state.replicas, state.step)
     while not schedule.over(state):
-        replicas, step, seconds = state
-        steps = min(most, schedule.frame - step % schedule.frame, schedule.look - step % schedule.look)
-        replicas, frame = advance(replicas, steps)
-        step = step + steps
+        step, replicas, frame = coming
         if limit and step % schedule.look == 0:
             replicas, frame = advance(agreed(limit.stop(replicas)), 0)
+        coming = launched(replicas, step)
+        jax.block_until_ready((replicas, frame))
         now = clock.perf_counter()
         spent, began = now - began, now
         # Doubled at most: the first chunks are short, and one may have been held up by something else.
-        most = int(agreed(max(1, min(2 * most, int(steps * CHUNK_SECONDS / spent)))))
-        state = RunState(replicas, step, seconds + spent)
+        most = int(agreed(max(1, min(2 * most, int((step - state.step) * CHUNK_SECONDS / spent)))))
+        state = RunState(replicas, step, state.seconds + spent)
         yield state, frame
 
 

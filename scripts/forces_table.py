@@ -5,7 +5,7 @@
     python scripts/forces_table.py ethanol 1000 --sigmas 20
     python scripts/forces_table.py modes 300              # ethanol's normal-mode scans: picture and largest error
     python scripts/forces_table.py cost                   # prediction with forces in the training against without
-    python scripts/forces_table.py glycine                # capped glycine, what is labelled of campaigns/glycine
+    python scripts/forces_table.py glycine                # capped glycine, 300 geometries
     python scripts/forces_table.py size 300 1000          # aspirin by GFN2-xTB: seconds and memory, with the matrix and without
 
 Errors are mean absolute ones on frames of a run of their own, energies compared absolutely; hyperparameters are found from
@@ -179,15 +179,12 @@ def cost(_):
 
 
 def glycine(_):
-    from iqagp_jax.labels.campaign import Campaign
-
-    data, _ = Campaign.load(Path(__file__).parents[1] / "campaigns" / "glycine").dataset()
+    data = load_dataset("capped-glycine")
     test = data.split("test_500K")
-    n = min(300, len(data.split("train")))
-    print(f"{len(data)} labelled geometries, {len(test)} of them test frames\n{HEADER}")
+    print(HEADER)
     for symmetry in (False, True):
-        model, seconds = timed_fit(data, n, targets=("energy", "forces"), symmetry=symmetry)
-        report(f"{n}, energy + forces{', symmetry' * symmetry}", model, test, seconds)
+        model, seconds = timed_fit(data, 300, targets=("energy", "forces"), symmetry=symmetry)
+        report(f"300, energy + forces{', symmetry' * symmetry}", model, test, seconds)
 
 
 def size(arguments):
