@@ -245,7 +245,8 @@ def test_replica_stops_where_its_energy_is_too_uncertain(tmp_path):
         return abs(bond - np.linalg.norm(GEOMETRY[0] - GEOMETRY[1]))
 
     largest = 1.5 * KCAL_MOL
-    result = run(tmp_path, uncertainty_limit=UncertaintyLimit(lambda r: deviation(r) ** 2, largest, 1.5))
+    limit = UncertaintyLimit(lambda r: deviation(r) ** 2, largest, 1.5)
+    result = run(tmp_path / "limited", frame_interval=1.5, uncertainty_limit=limit)
     looked_at = load_trajectory(run(tmp_path / "free", frame_interval=1.5).directory)
     uncertain = deviation(looked_at.positions) > largest
     assert result.survived.tolist() == (~uncertain.any(0)).tolist() != [True] * 3
@@ -254,6 +255,8 @@ def test_replica_stops_where_its_energy_is_too_uncertain(tmp_path):
         assert result.failure_times[k] == looked_at.times[uncertain[:, k]][0]
         assert "kcal/mol, limit 1.5 kcal/mol, at 0.0" in result.failure_reasons[k]
         np.testing.assert_array_equal(result.positions[k], looked_at.positions[uncertain[:, k], k][0])
+    frames = load_trajectory(result.directory)
+    np.testing.assert_array_equal(frames.alive, ~(frames.times[:, None] >= result.failure_times))
 
 
 # Pieces
