@@ -61,11 +61,8 @@ STAGES = np.array(
 STAGE_ERRORS = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
 """Runge-Kutta pair of order 5(4) of Dormand and Prince (doi:10.1016/0771-050X(80)90013-3)."""
 
-RAY_STEP, RAY_END, BISECTIONS, FAR = 0.15, 13.0, 9, 5
-"""Step along a ray close to the nuclei, end of a ray, and bisections of a step in which the basin changes.
-
-From 2 bohr off the nearest nucleus on one is left out every half bohr, up to `FAR`: the density falls much faster there.
-"""
+RAY_STEP, RAY_END, BISECTIONS = 0.15, 13.0, 9
+"""Step along a ray close to the nuclei, end of a ray, and bisections of a step in which the basin changes."""
 
 OUTER_ANGULAR = {"H": 770, "C": 5810}
 """Lebedev points outside the beta sphere; 2354 for other elements. Atoms between others, like carbon, need most."""
@@ -323,7 +320,7 @@ def _ray_segments(atom, directions, s):
             found = _basin(cx + r * ux, cy + r * uy, cz + r * uz, s)[0]
             while found != owner:
                 low, high, beyond = known, r, found
-                for n in range(BISECTIONS - max(0, min(int(2 * nearest) - 3, FAR))):
+                for n in range(BISECTIONS):
                     if n == BISECTIONS // 2 and owner != atom and beyond != atom:
                         break
                     middle = 0.5 * (low + high)
