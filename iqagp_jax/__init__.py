@@ -2,21 +2,20 @@
 
 from importlib.metadata import version
 
-from iqagp_jax.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
-from iqagp_jax.fit import fit_gp
+from iqagp_jax.data.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
+from iqagp_jax.dynamics.run import simulate
+from iqagp_jax.dynamics.trajectory import load_trajectory
+from iqagp_jax.families.gp.fit import fit_gp
+from iqagp_jax.families.gp.model import Model, leave_one_out
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.potential import (
-    Model,
     atomic_energies,
     energy_and_forces,
     energy_fn,
     energy_variance,
     force_variance,
-    leave_one_out,
     predictive_variance,
 )
-from iqagp_jax.simulate import simulate
-from iqagp_jax.trajectory import load_trajectory
 from iqagp_jax.validation import validate
 
 __all__ = [

@@ -27,13 +27,13 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from iqagp_jax.dataset import DECIMALS, Dataset, concatenate, load_dataset, save_dataset
-from iqagp_jax.files import write_atomically
-from iqagp_jax.fit import fit_again, training_frames
-from iqagp_jax.fit_joint import Fitted
-from iqagp_jax.means import named_mean
+from iqagp_jax.data.dataset import DECIMALS, Dataset, concatenate, load_dataset, save_dataset
+from iqagp_jax.families.gp.fit import fit_again, training_frames
+from iqagp_jax.families.gp.fit_joint import Fitted
+from iqagp_jax.families.gp.means import named_mean
+from iqagp_jax.families.gp.model import Model, refuse_copies
+from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.modelfile import load_model, save_model
-from iqagp_jax.potential import Model, refuse_copies
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, claim, judge, pictures, truth

@@ -26,17 +26,18 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from iqagp_jax import inference
 from iqagp_jax.ase_calculator import IQAGP
-from iqagp_jax.dataset import load_dataset
-from iqagp_jax.devices import compiled, over_devices
-from iqagp_jax.features import ALF, InverseDistances
-from iqagp_jax.fit import build_kernel
-from iqagp_jax.kernels import Matern92
-from iqagp_jax.means import ConstantMean
-from iqagp_jax.potential import Model, energy_and_forces, energy_fn, rounding_error
-from iqagp_jax.robustness import failure_rule
-from iqagp_jax.simulate import Dynamics, NoseHoover
+from iqagp_jax.data.dataset import load_dataset
+from iqagp_jax.dynamics.run import Dynamics, NoseHoover
+from iqagp_jax.families.gp import fast as inference
+from iqagp_jax.families.gp.features import ALF, InverseDistances
+from iqagp_jax.families.gp.fit import build_kernel
+from iqagp_jax.families.gp.kernels import Matern92
+from iqagp_jax.families.gp.means import ConstantMean
+from iqagp_jax.families.gp.model import Model
+from iqagp_jax.machine.devices import compiled, over_devices
+from iqagp_jax.potential import energy_and_forces, energy_fn, rounding_error
+from iqagp_jax.system.failure import failure_rule
 
 RUNS = 5
 """Timings of which the median is taken."""

@@ -21,16 +21,19 @@ Energies are in eV and positions in angstrom as everywhere in the package; momen
 field's files have them.
 """
 
+from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqagp_jax import gp
-from iqagp_jax.features import local_frame
-from iqagp_jax.harmonics import rank, rotated, solid_harmonics, sphere
-from iqagp_jax.potential import double
+from iqagp_jax.machine.precision import double, require_float64
+from iqagp_jax.potential import Bound
+from iqagp_jax.system.elements import same_atoms
+from iqagp_jax.system.frames import local_frame
+from iqagp_jax.system.harmonics import rank, rotated, solid_harmonics, sphere
 from iqagp_jax.units import BOHR, HARTREE
 
 
@@ -47,13 +50,14 @@ def coupling(max_rank):
     return np.where(big[:, None, None] == small[:, None] + small, factors * means, 0.0)
 
 
-def interaction_energy(positions, moments, molecule):
-    """U in eV of atoms at ``positions`` (A, 3) in angstrom with ``moments`` (A, (L+1)^2) along the global axes.
+def interaction_energies(positions, moments, molecule):
+    """Every atom's half (A,) of its interactions in eV, of atoms at ``positions`` (A, 3) in angstrom with ``moments``
+    (A, (L+1)^2) along the global axes; U is their sum.
 
     ``molecule`` (A,) numbers each atom's molecule; molecules may differ. Time goes with the square of the number of
     atoms, memory linearly, also for the gradient.
     """
-    gp.require_float64()
+    require_float64()
     constants, highest = coupling(rank(moments)), 2 * rank(moments)
     positions = positions / BOHR
 
@@ -68,12 +72,17 @@ def interaction_energy(positions, moments, molecule):
         potential = moments @ jnp.einsum("klm,l->mk", constants, q)
         return jnp.sum(jnp.where(other, jnp.sum(irregular * potential, -1), 0.0))
 
-    return 0.5 * HARTREE * jnp.sum(jax.lax.map(with_all_others, (positions, moments, molecule)))
+    return 0.5 * HARTREE * jax.lax.map(with_all_others, (positions, moments, molecule))
+
+
+def interaction_energy(positions, moments, molecule):
+    """U in eV, the sum of `interaction_energies`."""
+    return jnp.sum(interaction_energies(positions, moments, molecule))
 
 
 def local_axes(frames, positions):
     """Axes (N, 3, 3), as rows, of the atomic local ``frames``, (centre, x-axis, xy-plane) for every atom of (N, 3)."""
-    gp.require_float64()
+    require_float64()
     return jax.vmap(local_frame, (None, 0, 0, 0))(jnp.asarray(positions), *jnp.asarray(frames).T)
 
 
@@ -143,3 +152,43 @@ def _checked(frames, positions):
             f"expected positions of shape (molecules, {len(frames)}, 3) for the frames of {len(frames)} atoms, found {shape}"
         )
     return double(positions)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["moments"], meta_fields=[])
+@dataclass(frozen=True)
+class Electrostatics:
+    """U between the molecules of a system as a potential: a cluster, no cut-off, no walls."""
+
+    moments: Any
+    """one molecule's positions (N, 3) -> its moments (N, (L+1)^2) in its ``frames``; with its ``species``"""
+
+    made_by = None
+
+    def check(self, system):
+        """ValueError, in a sentence, for a cell, and for molecules that the moments are not of."""
+        if system.cell is not None:
+            raise ValueError("expected a cluster for electrostatics without a cut-off, found a cell; leave the cell out")
+        for number, atoms in enumerate(system.members):
+            same_atoms(self.moments.species, tuple(system.species[a] for a in atoms), f"molecule {number}")
+
+    def bind(self, system, dtype=np.float64):
+        """All molecules' moments at once, then all pairs."""
+        atoms = np.array(system.members)
+        molecule = np.empty(len(system), dtype=int)
+        molecule[atoms] = np.arange(len(atoms))[:, None]
+        frames = self.moments.frames
+
+        def energies(positions, aux):
+            each = jax.vmap(lambda r: global_moments(self.moments(r), frames, r))(positions[atoms])
+            moments = jnp.zeros((len(molecule), each.shape[-1])).at[atoms].set(each)
+            return interaction_energies(positions, moments, jnp.asarray(molecule)), aux
+
+        return Bound(energies)
+
+    def uncertainty(self, system):
+        """None: nothing is told of the moments' errors."""
+        return None
+
+
+PARTS = (Electrostatics,)
+"""What a model file may hold of it."""

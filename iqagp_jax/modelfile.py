@@ -1,41 +1,39 @@
-"""Models as files: every array bit for bit in safetensors, the structure as JSON beside them, nothing executable."""
+"""Models as files: every array bit for bit in safetensors, the structure as JSON beside them, nothing executable.
 
+A family of potentials names the dataclasses that its models consist of in ``PARTS`` of its module ``families.<name>.parts``; a
+class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds.
+"""
+
+import hashlib
 import json
 from dataclasses import fields
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from iqagp_jax.atomwise import AtomGP, Atomwise, Moments, PolynomialMean
-from iqagp_jax.features import ALF, InverseDistances
-from iqagp_jax.files import write_atomically
-from iqagp_jax.kernels import (
-    RBF,
-    Constant,
-    Joint,
-    Linear,
-    Matern52,
-    Matern92,
-    Periodic,
-    Product,
-    RBFCyclic,
-    Restrict,
-    Select,
-    Sum,
-)
-from iqagp_jax.means import ZBL, BornMayer, ConstantMean, SumOfMeans
-from iqagp_jax.potential import Model
+from iqagp_jax.families import FAMILIES
+from iqagp_jax.machine.files import write_atomically
 
-FORMAT = "iqagp-model-1"
+FORMAT = "iqagp-model-2"
 
-MODELS = (Model, Atomwise, AtomGP, Moments)
-FEATURES = (ALF, InverseDistances)
-KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
-MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL, PolynomialMean)
-PARTS = {kind.__name__: kind for kind in MODELS + FEATURES + KERNELS + MEANS}
-"""The dataclasses a model file may consist of."""
+READ = ("iqagp-model-1", FORMAT)
+"""Formats that are read; the first has no checksum."""
+
+
+@cache
+def parts():
+    """The dataclasses that a model file may consist of, by name."""
+    families = [import_module(f"iqagp_jax.families.{name}.parts").PARTS for name in FAMILIES]
+    shared = [import_module(f"iqagp_jax.{name}").PARTS for name in ("compose", "electrostatics")]
+    return {_name(kind): kind for kinds in (*shared, *families) for kind in kinds}
+
+
+def _name(kind):
+    return getattr(kind, "FILE_NAME", kind.__name__)
 
 
 def save_model(model, path):
@@ -45,12 +43,12 @@ def save_model(model, path):
     """
     tensors = {}
     structure = _take_apart(model, "model", tensors)
-    metadata = {"iqagp": json.dumps({"format": FORMAT, "structure": structure})}
-    write_atomically(path, save(tensors, metadata))
+    header = {"format": FORMAT, "checksum": _checksum(structure, tensors), "structure": structure}
+    write_atomically(path, save(tensors, {"iqagp": json.dumps(header)}))
 
 
 def load_model(path):
-    """Read a model as `save_model` wrote it. Raises ValueError, in a sentence, if the file is something else."""
+    """Read a model as `save_model` wrote it. Raises ValueError, in a sentence, if the file is something else, or damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a model file, found nothing at {str(path)!r}; `iqagp train` makes one")
@@ -60,9 +58,20 @@ def load_model(path):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); was it cut off?") from error
-    if header.get("format") != FORMAT:
+    if header.get("format") not in READ:
         raise ValueError(f"expected a model of format {FORMAT}, found {header.get('format')!r} in {path}")
+    if header["format"] == FORMAT and header.get("checksum") != _checksum(header.get("structure"), tensors):
+        raise ValueError(f"expected the numbers that were saved, found others in {path}: its checksum is wrong; take a copy")
     return _put_together(header["structure"], tensors)
+
+
+def _checksum(structure, tensors):
+    """SHA-256 of the structure and of all arrays with their names, types and shapes."""
+    digest = hashlib.sha256(json.dumps(structure).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _take_apart(value, name, tensors):
@@ -70,17 +79,21 @@ def _take_apart(value, name, tensors):
     if isinstance(value, np.ndarray):
         tensors[name] = value
         return {"array": name}
-    if type(value).__name__ in PARTS:
-        parts = {f.name: _take_apart(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields(value)}
-        return {"type": type(value).__name__, "fields": parts}
-    if isinstance(value, tuple) and any(isinstance(item, np.ndarray) or type(item).__name__ in PARTS for item in value):
+    if _is_part(value):
+        described = {f.name: _take_apart(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields(value)}
+        return {"type": _name(type(value)), "fields": described}
+    if isinstance(value, tuple) and any(isinstance(item, np.ndarray) or _is_part(item) for item in value):
         return {"tuple": [_take_apart(item, f"{name}.{k}", tensors) for k, item in enumerate(value)]}
     if value is None or isinstance(value, str | int | float | tuple):
         return {"value": value}
     raise TypeError(
-        f"{name} is {value!r}, which a model file cannot hold; save the model with a prior mean from iqagp_jax.means"
-        " and subtract your own function from the data instead"
+        f"{name} is {value!r}, which a model file cannot hold; save the model with a prior mean from"
+        " iqagp_jax.families.gp.means and subtract your own function from the data instead"
     )
+
+
+def _is_part(value):
+    return type(value) is parts().get(_name(type(value)))
 
 
 def _put_together(description, tensors):
@@ -90,8 +103,9 @@ def _put_together(description, tensors):
         return tuple(_put_together(item, tensors) for item in description["tuple"])
     if "value" in description:
         return _tuples(description["value"])
-    parts = {name: _put_together(part, tensors) for name, part in description["fields"].items()}
-    return PARTS[description["type"]](**parts)
+    kind = parts()[description["type"]]
+    known = {name: _put_together(part, tensors) for name, part in description["fields"].items()}
+    return getattr(kind, "from_fields", lambda fields: kind(**fields))(known)
 
 
 def _tuples(value):

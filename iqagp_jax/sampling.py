@@ -19,8 +19,8 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
-from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
-from iqagp_jax.metadynamics import WellTempered, choose_variables
+from iqagp_jax.dynamics.metadynamics import WellTempered, choose_variables
+from iqagp_jax.system.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
 from iqagp_jax.units import KCAL_MOL
 
 TIMESTEP = 0.5

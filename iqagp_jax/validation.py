@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
+import jax
 import numpy as np
 
-from iqagp_jax.potential import Model, energy_and_forces, energy_variance, force_variance
-from iqagp_jax.potential import atomic_energies as plain_atomic_energies
+from iqagp_jax.potential import bind, energy_and_forces, potential_of, uncertainty
+from iqagp_jax.system.elements import same_atoms
 from iqagp_jax.units import KCAL_MOL
 
 BATCH = 64
@@ -53,25 +54,26 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's predictions for a dataset; eV and angstrom, n geometries of N atoms."""
+    """A potential's predictions for a dataset; eV and angstrom, n geometries of N atoms; None for what it does not know."""
 
     energy: np.ndarray
     """(n,)"""
     forces: np.ndarray
     """(n, N, 3)"""
-    variance: np.ndarray
+    variance: np.ndarray | None = None
     """(n,) predictive variance of the molecular energy, eV^2"""
-    force_variance: np.ndarray
-    """(n, N, 3) predictive variance of the force components, (eV/angstrom)^2; NaN for imported models"""
+    force_variance: np.ndarray | None = None
+    """(n, N, 3) predictive variance of the force components, (eV/angstrom)^2"""
     atomic_energies: np.ndarray | None = None
-    """(n, N), of a model that has learned them"""
+    """(n, N), of a potential that has learned them"""
 
 
 @dataclass(frozen=True)
 class Validation:
     """Errors in kcal/mol and kcal/mol/angstrom, absolute energies compared (no offset is removed); None without labels."""
 
-    n_train: int
+    n_train: int | None
+    """training geometries; None of a potential that does not tell"""
     n_test: int
     energy: Errors | None
     forces: Errors | None
@@ -86,23 +88,40 @@ class Validation:
 
 def predict(model, positions):
     """`Predictions` for geometries (n, N, 3) in angstrom."""
-    import jax
+    known = uncertainty(model)
+    asked = {"variance": known and known.energy, "force_variance": known and known.forces}
+    if learned_atomic_energies(model):
+        asked["atomic_energies"] = _one_by_one(model)
+    functions = {"both": energy_and_forces(model), **{name: of for name, of in asked.items() if of}}
+    parts = {name: [] for name in functions}
+    for start in range(0, len(positions), BATCH):
+        # The last batch is filled up, so that one compiled shape serves all.
+        batch = positions[np.minimum(np.arange(start, start + BATCH), len(positions) - 1)]
+        for name, of in functions.items():
+            parts[name].append(of(batch))
+    energy, forces = (np.concatenate(part)[: len(positions)] for part in zip(*parts.pop("both"), strict=True))
+    return Predictions(energy, forces, **{name: np.concatenate(part)[: len(positions)] for name, part in parts.items()})
 
-    fast, variance = energy_and_forces(model), energy_variance(model)
-    of_forces = force_variance(model) if isinstance(model, Model) else lambda batch: np.full(batch.shape, np.nan)
-    # A model of the molecule's energy divides it among the atoms as it likes.
-    learned = not isinstance(model, Model) or "atomic_energies" in model.targets
-    with jax.enable_x64(True):
-        # One after the other: the plain formula takes differences from all training points, images and features at once.
-        plain = jax.jit(lambda batch: jax.lax.map(lambda r: plain_atomic_energies(model, r), batch))
-        parts = []
-        for start in range(0, len(positions), BATCH):
-            # The last batch is filled up, so that one compiled shape serves all.
-            batch = positions[np.minimum(np.arange(start, start + BATCH), len(positions) - 1)]
-            parts.append((*fast(batch), variance(batch), of_forces(batch), *([plain(batch)] if learned else [])))
-    return Predictions(
-        *(np.concatenate([np.asarray(part) for part in of_all])[: len(positions)] for of_all in zip(*parts, strict=True))
-    )
+
+def _one_by_one(model):
+    """The plain formula for many geometries: it takes differences from all training points, images and features at once."""
+    bound, _ = bind(model)
+
+    @jax.jit
+    def plain(batch):
+        return jax.lax.map(lambda r: bound.energies(r, bound.aux)[0], batch)
+
+    def apply(batch):
+        with jax.enable_x64(True):
+            return np.asarray(plain(batch))
+
+    return apply
+
+
+def learned_atomic_energies(model):
+    """Whether a potential learned atomic energies; one of the molecule's energy divides it among the atoms as it likes."""
+    made_by = getattr(model, "made_by", None)
+    return made_by is None or not made_by.targets or "atomic_energies" in made_by.targets
 
 
 def atom_labels(species):
@@ -115,13 +134,12 @@ def validate(model, dataset, predictions=None):
 
     Raises ValueError where the dataset's atoms are not the model's.
     """
-    if dataset.species != model.species:
-        raise ValueError(
-            f"expected the atoms {' '.join(model.species)} of the model, found {' '.join(dataset.species)} in the dataset"
-        )
+    same_atoms(potential_of(model).system.species, dataset.species, "the dataset")
     predictions = predictions or predict(model, dataset.positions)
     error = (predictions.energy - dataset.energy) / KCAL_MOL
-    atoms = forces = force_calibration = None
+    atoms = forces = energy_calibration = force_calibration = None
+    if predictions.variance is not None:
+        energy_calibration = Calibration.of(error, predictions.variance / KCAL_MOL**2)
     if dataset.atomic_energies is not None and predictions.atomic_energies is not None:
         by_atom = (predictions.atomic_energies - dataset.atomic_energies) / KCAL_MOL
         if np.isfinite(by_atom).any():
@@ -129,15 +147,15 @@ def validate(model, dataset, predictions=None):
     if dataset.forces is not None:
         force_error = predictions.forces - dataset.forces
         forces = Errors.of(force_error / KCAL_MOL)
-        if np.isfinite(predictions.force_variance).all():
+        if predictions.force_variance is not None:
             force_calibration = Calibration.of(force_error, predictions.force_variance)
     return Validation(
-        n_train=model.n_train,
+        n_train=getattr(model, "n_train", None),
         n_test=len(dataset),
         energy=Errors.of(error),
         forces=forces,
         atomic_energies=atoms,
-        energy_calibration=Calibration.of(error, predictions.variance / KCAL_MOL**2),
+        energy_calibration=energy_calibration,
         force_calibration=force_calibration,
     )
 

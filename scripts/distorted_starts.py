@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from iqagp_jax import devices, energy_and_forces, energy_fn, load_model
+from iqagp_jax import energy_and_forces, energy_fn, load_model
 from iqagp_jax.cli.console import console, output_folder, table, track
-from iqagp_jax.geometry import pair_distances
+from iqagp_jax.dynamics.minimise import minimise
+from iqagp_jax.dynamics.starts import hydrogen_bonds_to_stretch, restoring_force
 from iqagp_jax.labels.executors import Processes
-from iqagp_jax.robustness import failure_rule
-from iqagp_jax.starts import hydrogen_bonds_to_stretch, restoring_force
-from iqagp_jax.stationary import minimise
+from iqagp_jax.machine import devices
+from iqagp_jax.references.references import reference_of
+from iqagp_jax.system.failure import failure_rule
+from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
 from iqagp_jax.verdict import Protocol, claim
-from iqagp_jax.verdict.references import reference_of
 from iqagp_jax.verdict.replicas import choose_starts, minimum_of, run_replicas
 from iqagp_jax.verdict.structure import same_structure
 

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from ase.io import read
 
-from iqagp_jax import energy_and_forces, gp, load_model, save_model
-from iqagp_jax.fit import fit_atom
-from iqagp_jax.formats import ferebus
-from iqagp_jax.geometry import whole_molecules
+from iqagp_jax import energy_and_forces, load_model, save_model
+from iqagp_jax.families.fflux import files as ferebus
+from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.families.gp.fit import fit_atom
+from iqagp_jax.system.geometry import whole_molecules
 from iqagp_jax.units import HARTREE, KJ_MOL
 
 REFERENCE = Path(os.environ.get("IQAGP_REFERENCE", "../shared/reference"))

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from ase.io import read
 
-from iqagp_jax import images, inference, joint, symmetry
 from iqagp_jax.bench import Case, synthetic_model
 from iqagp_jax.cli.console import table
+from iqagp_jax.families.gp import fast as inference
+from iqagp_jax.families.gp import images, joint
+from iqagp_jax.system import symmetry
 
 GEOMETRIES = Path(__file__).parent.parent / "campaigns/glycine/geometries.extxyz"
 

@@ -21,8 +21,8 @@ import numpy as np
 from pyscf import dft
 
 from iqagp_jax import load_dataset
+from iqagp_jax.families.fflux.files import geometries, read_csv
 from iqagp_jax.formats.aimall import read_int, read_sum
-from iqagp_jax.formats.ferebus import geometries, read_csv
 from iqagp_jax.labels import scf
 from iqagp_jax.labels.iqa import integrate_atoms
 from iqagp_jax.labels.partitions import PARTITIONS

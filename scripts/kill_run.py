@@ -23,7 +23,7 @@ OFTEN = [
     sys.executable,
     "-c",
     "import importlib, iqagp_jax.cli;"
-    "importlib.import_module('iqagp_jax.simulate').CHECKPOINT_SECONDS = 0.2;"
+    "importlib.import_module('iqagp_jax.dynamics.run').CHECKPOINT_SECONDS = 0.2;"
     "iqagp_jax.cli.main()",
 ]
 """The same program with a checkpoint every 0.2 s: on a fast machine the whole run takes less than ten lives of 3 s."""

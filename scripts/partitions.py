@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from iqagp_jax import fit_gp, load_dataset, validate
-from iqagp_jax.files import write_atomically
+from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.units import KCAL_MOL
 
 TESTS = ("test_500K", "test_1000K")

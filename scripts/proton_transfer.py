@@ -17,11 +17,11 @@ import numpy as np
 from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_dataset, save_model
 from iqagp_jax.active import learn
 from iqagp_jax.cli.console import output_folder, table, track
-from iqagp_jax.devices import use_cores
 from iqagp_jax.labels.executors import Processes
+from iqagp_jax.machine.devices import use_cores
+from iqagp_jax.references.references import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, judge
-from iqagp_jax.verdict.references import XTB, relabelled
 from iqagp_jax.verdict.replicas import load_run
 from iqagp_jax.verdict.structure import states
 

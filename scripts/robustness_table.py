@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from iqagp_jax import devices, energy_fn, fit_gp, load_dataset, load_model, save_model
+from iqagp_jax import energy_fn, fit_gp, load_dataset, load_model, save_model
 from iqagp_jax.cli.console import output_folder, table, track
-from iqagp_jax.files import write_atomically
 from iqagp_jax.labels.executors import Processes
+from iqagp_jax.machine import devices
+from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.potential import energy_and_forces
-from iqagp_jax.robustness import failure_rule
+from iqagp_jax.references.references import XTB, reference_of, relabelled
+from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, claim
-from iqagp_jax.verdict.references import XTB, reference_of, relabelled
 from iqagp_jax.verdict.replicas import KINDS, choose_starts, minimum_of, run_replicas
 from iqagp_jax.verdict.truth import FALSE_BASIN, spread
 

@@ -28,7 +28,8 @@ SWEEPS = {
 
 ONE = """
 import dataclasses, json, sys
-from iqagp_jax import bench, devices
+from iqagp_jax import bench
+from iqagp_jax.machine import devices
 case, threads = json.loads(sys.argv[1])
 devices.use_cores(threads)
 case = bench.Case(**case)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from iqagp_jax import energy_fn, load_model, load_trajectory, simulate
-from iqagp_jax.robustness import failure_rule
-from iqagp_jax.starts import starts
+from iqagp_jax.dynamics.starts import starts
+from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import BOLTZMANN
 
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from iqagp_jax.dataset import Dataset
-from iqagp_jax.fit import fit_gp
+from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.families.gp.fit import fit_gp
 
 SPECIES = ("O", "C", "H", "H")
 """Formaldehyde-like, with one hydrogen out of the plane, so that reflection changes it."""

@@ -11,11 +11,11 @@ from test_verdict import Exact
 
 from iqagp_jax import energy_variance, fit_gp, load_dataset, load_model, save_dataset, save_model, validate
 from iqagp_jax.active import learn, most_uncertain
-from iqagp_jax.dataset import DECIMALS
-from iqagp_jax.fit_joint import Fitted
+from iqagp_jax.data.dataset import DECIMALS
+from iqagp_jax.families.gp.fit_joint import Fitted
+from iqagp_jax.references.references import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol
-from iqagp_jax.verdict.references import XTB, relabelled
 
 TARGETS = ("energy", "forces")
 
@@ -105,7 +105,7 @@ def test_hyperparameters_can_be_fitted_again(taught, tmp_path):
     model, told = learn(*arguments, reference, protocol, **options)
     assert [row["geometries"] for row in told] == [4, 12]
     assert abs(np.log(model.kernel.lengthscale / plain.kernel.lengthscale)).min() > 0.01
-    assert dict(model.provenance)["prior_mean"] == "mf5+born-mayer"
+    assert model.made_by.options.prior_mean == "mf5+born-mayer"
     assert model.targets == plain.targets and len(model.permutations) == len(plain.permutations)
     first = load_dataset(tmp_path / "dataset.extxyz")[:12]
     np.testing.assert_array_equal(np.round(model.train_positions, DECIMALS), first.positions)

@@ -8,7 +8,7 @@ import pytest
 from test_cli import iqagp
 
 from iqagp_jax import bench
-from iqagp_jax.kernels import Matern92
+from iqagp_jax.families.gp.kernels import Matern92
 
 
 def test_floor_of_the_products_and_exponentials():

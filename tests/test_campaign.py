@@ -17,10 +17,10 @@ from ase import Atoms
 from ase.io import read, write
 from test_cli import iqagp
 
-from iqagp_jax.dataset import load_dataset
+from iqagp_jax.data.dataset import load_dataset
 from iqagp_jax.labels import campaign
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
-from iqagp_jax.lock import owned, owner, request_stop
+from iqagp_jax.machine.lock import owned, owner, request_stop
 from iqagp_jax.units import HARTREE
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])

@@ -16,13 +16,14 @@ from ase.io import read
 from jax.experimental.compilation_cache import compilation_cache
 from test_simulate import GEOMETRY, SPECIES, energy, run
 
-from iqagp_jax import checkpoint, trajectory
-from iqagp_jax.checkpoint import check_same_run
-from iqagp_jax.dynamics import Langevin
-from iqagp_jax.lock import owned
-from iqagp_jax.robustness import Status
-from iqagp_jax.simulate import UncertaintyLimit, stretch_bond
-from iqagp_jax.trajectory import load_trajectory, read_pieces
+from iqagp_jax.dynamics import folder as checkpoint
+from iqagp_jax.dynamics import trajectory
+from iqagp_jax.dynamics.ensembles import Langevin
+from iqagp_jax.dynamics.folder import check_same_run
+from iqagp_jax.dynamics.run import UncertaintyLimit, stretch_bond
+from iqagp_jax.dynamics.trajectory import load_trajectory, read_pieces
+from iqagp_jax.machine.lock import owned
+from iqagp_jax.system.failure import Status
 from iqagp_jax.units import KCAL_MOL
 
 running = sys.modules[UncertaintyLimit.__module__]

@@ -13,12 +13,12 @@ from conftest import make_dataset
 
 from iqagp_jax import cli, load_dataset, save_dataset, save_model
 from iqagp_jax.cli import console, models
-from iqagp_jax.devices import use_cores
-from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS
-from iqagp_jax.formats.ferebus import CONVENTIONS
-from iqagp_jax.hyperparameters import LOSSES, OPTIMISERS
+from iqagp_jax.families.fflux.files import CONVENTIONS
+from iqagp_jax.families.gp.fit import DEFAULT_KERNEL, KERNELS
+from iqagp_jax.families.gp.search import LOSSES, OPTIMISERS
 from iqagp_jax.labels.partitions import PARTITIONS
-from iqagp_jax.verdict.references import XTB
+from iqagp_jax.machine.devices import use_cores
+from iqagp_jax.references.references import XTB
 
 
 def iqagp(*arguments):
@@ -26,7 +26,7 @@ def iqagp(*arguments):
     sys.argv = ["iqagp", *map(str, arguments)]
     try:
         # JAX has begun here: its devices cannot change.
-        with patch("iqagp_jax.devices.use_cores", lambda count=None: use_cores(count) if count else None):
+        with patch("iqagp_jax.machine.devices.use_cores", lambda count=None: use_cores(count) if count else None):
             cli.main()
     except SystemExit as stop:
         return stop.code or 0

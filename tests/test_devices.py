@@ -12,16 +12,17 @@ import pytest
 import scipy.linalg.cython_blas
 
 from iqagp_jax import load_trajectory, save_model
-from iqagp_jax.devices import keep_compiled, one_blas_thread, use_cores
+from iqagp_jax.machine.devices import keep_compiled, one_blas_thread, use_cores
 
 RUN = """
 import sys
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import numpy as np
-from iqagp_jax import energy_fn, energy_variance, load_model, simulate
-from iqagp_jax.robustness import failure_rule
-from iqagp_jax.simulate import UncertaintyLimit
+from iqagp_jax import energy_fn, energy_variance, load_model
+from iqagp_jax import simulate
+from iqagp_jax.system.failure import failure_rule
+from iqagp_jax.dynamics.run import UncertaintyLimit
 model = load_model(sys.argv[2])
 assert len(jax.devices()) == int(sys.argv[1])
 rule, starts = failure_rule(model.species, model.reference), np.repeat(model.reference[None], int(sys.argv[4]), axis=0)
@@ -100,7 +101,9 @@ def test_one_blas_thread_while_it_lasts():
 
 
 def test_what_is_compiled_is_kept_in_private(tmp_path, monkeypatch):
-    command = "import jax; from iqagp_jax.devices import keep_compiled; print(keep_compiled()); jax.jit(lambda x: x + x)(1.0)"
+    command = (
+        "import jax; from iqagp_jax.machine.devices import keep_compiled; print(keep_compiled()); jax.jit(lambda x: x + x)(1.0)"
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     folder = tmp_path / "iqagp_jax"

@@ -10,7 +10,7 @@ import pytest
 from conftest import rotation
 
 from iqagp_jax.electrostatics import energy_and_forces, energy_fn, interaction_energy
-from iqagp_jax.harmonics import component_names, solid_harmonics, sphere
+from iqagp_jax.system.harmonics import component_names, solid_harmonics, sphere
 from iqagp_jax.units import BOHR, HARTREE
 
 NAMES = component_names(4)

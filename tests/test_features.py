@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import REFERENCE, SPECIES, rotation
 
-from iqagp_jax.features import ALF, InverseDistances, alf_features, alf_positions, pair_weights
+from iqagp_jax.families.gp.features import ALF, InverseDistances, pair_weights
+from iqagp_jax.system.frames import alf_features, alf_positions
 
 pytestmark = pytest.mark.usefixtures("x64")
 

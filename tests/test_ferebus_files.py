@@ -18,10 +18,10 @@ from iqagp_jax import (
     validate,
 )
 from iqagp_jax.ase_calculator import IQAGP
-from iqagp_jax.fit import fit_atom
-from iqagp_jax.formats import ferebus
-from iqagp_jax.robustness import failure_rule
-from iqagp_jax.stationary import minimise
+from iqagp_jax.dynamics.minimise import minimise
+from iqagp_jax.families.fflux import files as ferebus
+from iqagp_jax.families.fflux.fit import fit_atom
+from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import BOHR, HARTREE
 
 N, D = 12, 6

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from conftest import make_dataset
 
-from iqagp_jax import fit, fit_gp, leave_one_out
-from iqagp_jax.fit import DEFAULT_KERNEL, KERNELS, default_targets, fit_again
-from iqagp_jax.means import CONSTANTS, constant_mean
-from iqagp_jax.symmetry import permutations
+from iqagp_jax import fit_gp, leave_one_out
+from iqagp_jax.families.gp import fit
+from iqagp_jax.families.gp.fit import DEFAULT_KERNEL, KERNELS, default_targets, fit_again
+from iqagp_jax.families.gp.means import CONSTANTS, constant_mean
+from iqagp_jax.system.symmetry import permutations
 
 
 def test_likelihood_rises_for_every_atom(model):
@@ -18,8 +19,8 @@ def test_likelihood_rises_for_every_atom(model):
 
 def test_hyperparameters_are_a_maximum(dataset):
     """Moving one length scale by 5% either way from the optimum lowers the likelihood."""
-    from iqagp_jax import gp
-    from iqagp_jax.kernels import Matern52
+    from iqagp_jax.families.gp import regression as gp
+    from iqagp_jax.families.gp.kernels import Matern52
 
     fitted = fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=200, targets=("atomic_energies",))
     with jax.enable_x64(True):
@@ -118,9 +119,9 @@ def test_defaults_learn_what_there_is(dataset):
     assert fitted.targets == ("atomic_energies", "energy", "forces")
     np.testing.assert_array_equal(fitted.permutations, permutations(few.species, fitted.reference))
     assert len(fit_gp(few, max_steps=0, symmetry=False).permutations) == 1
-    assert dict(fitted.provenance)["prior_mean"] == "mf5+born-mayer"
+    assert fitted.made_by.options.prior_mean == "mf5+born-mayer"
     local = fit_gp(few, "alf", max_steps=0, targets=("atomic_energies",))
-    assert dict(local.provenance)["prior_mean"] == "mf5"
+    assert local.made_by.options.prior_mean == "mf5"
     nothing = np.full_like(few.atomic_energies, np.nan)
     assert default_targets(replace(few, atomic_energies=nothing)) == ("energy", "forces")
     assert default_targets(replace(few, forces=None)) == ("atomic_energies",)

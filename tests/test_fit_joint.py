@@ -15,10 +15,7 @@ from iqagp_jax import (
     energy_fn,
     energy_variance,
     fit_gp,
-    fit_joint,
     force_variance,
-    iterative,
-    joint,
     leave_one_out,
     load_dataset,
     load_model,
@@ -28,8 +25,9 @@ from iqagp_jax import (
     save_model,
     validate,
 )
-from iqagp_jax.dataset import concatenate
-from iqagp_jax.features import InverseDistances
+from iqagp_jax.data.dataset import concatenate
+from iqagp_jax.families.gp import fit_joint, iterative, joint
+from iqagp_jax.families.gp.features import InverseDistances
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import predict
 

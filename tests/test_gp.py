@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from iqagp_jax import gp
-from iqagp_jax.kernels import RBF, Matern52
+from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.families.gp.kernels import RBF, Matern52
 
 pytestmark = pytest.mark.usefixtures("x64")
 

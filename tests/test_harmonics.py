@@ -6,7 +6,7 @@ import pytest
 from conftest import rotation
 from scipy.special import sph_harm_y
 
-from iqagp_jax.harmonics import component_names, rotated, solid_harmonics, sphere, translated
+from iqagp_jax.system.harmonics import component_names, rotated, solid_harmonics, sphere, translated
 
 RNG = np.random.default_rng(0)
 POINTS, CHARGES = RNG.normal(size=(40, 3)), RNG.normal(size=40)

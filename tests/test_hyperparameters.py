@@ -3,9 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqagp_jax import fit_gp, gp, hyperparameters
-from iqagp_jax.fit import fit_atom
-from iqagp_jax.hyperparameters import (
+from iqagp_jax import fit_gp
+from iqagp_jax.families.fflux.fit import fit_atom
+from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.families.gp import search as hyperparameters
+from iqagp_jax.families.gp.kernels import RBF
+from iqagp_jax.families.gp.search import (
     HOLD_OUT,
     Search,
     initial_lengthscales,
@@ -14,7 +17,6 @@ from iqagp_jax.hyperparameters import (
     random_starts,
     search_hyperparameters,
 )
-from iqagp_jax.kernels import RBF
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-1, 1, (2, 60, 2))
@@ -129,7 +131,7 @@ def test_transfer_learning_ends_where_all_points_lead():
 
 def test_options_reach_the_molecule_fit(dataset):
     fitted = fit_gp(dataset, targets=("atomic_energies",), max_steps=3, loss="hold-out", n_starts=2, seed=4, n_seed=20)
-    assert dict(fitted.provenance)["loss"] == "hold-out"
+    assert fitted.made_by.options.loss == "hold-out"
     assert np.isfinite(fitted.weights).all()
 
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqagp_jax import atomic_energies, energy_and_forces, energy_fn, images, inference, joint
+from iqagp_jax import atomic_energies, energy_and_forces, energy_fn
 from iqagp_jax.bench import Case, starts, synthetic_model
-from iqagp_jax.kernels import Matern92
+from iqagp_jax.families.gp import fast as inference
+from iqagp_jax.families.gp import images, joint
+from iqagp_jax.families.gp.kernels import Matern92
 from iqagp_jax.potential import rounding_error
 
 CASES = {
@@ -165,7 +167,7 @@ def test_float32_is_near_and_said_to_be(x64):
 
 
 def test_fast_angles_are_arctan2(x64):
-    from iqagp_jax.features import angle
+    from iqagp_jax.system.frames import angle
 
     around = np.linspace(-np.pi, np.pi, 2001)
     sine, cosine = np.sin(around), np.cos(around)

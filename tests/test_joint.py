@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqagp_jax import joint
-from iqagp_jax.features import InverseDistances
-from iqagp_jax.kernels import RBF, Matern52
+from iqagp_jax.families.gp import joint
+from iqagp_jax.families.gp.features import InverseDistances
+from iqagp_jax.families.gp.kernels import RBF, Matern52
 
 pytestmark = pytest.mark.usefixtures("x64")
 

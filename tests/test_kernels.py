@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import gamma, kv
 
-from iqagp_jax.gp import cross_covariance
-from iqagp_jax.kernels import RBF, Joint, Matern52, Matern92, Periodic, Product, Select, covariance
+from iqagp_jax.families.gp.kernels import RBF, Joint, Matern52, Matern92, Periodic, Product, Select, covariance
+from iqagp_jax.families.gp.regression import cross_covariance
 
 pytestmark = pytest.mark.usefixtures("x64")
 

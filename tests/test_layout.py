@@ -1,4 +1,4 @@
-"""Imports run downwards only, and the core knows neither quantum chemistry nor pictures nor the command line."""
+"""The wings are held apart: what each room may not know of, and imports that run downwards only."""
 
 import ast
 from pathlib import Path
@@ -7,60 +7,65 @@ import pytest
 
 import iqagp_jax
 
-FLOORS = [
-    {"units", "files", "lock", "progress"},
-    {"geometry", "harmonics", "devices"},
-    {"symmetry"},
-    {"features", "kernels", "means", "dataset", "data"},
-    {"gp", "images"},
-    {"hyperparameters", "atomwise", "joint", "inference"},
-    {"iterative", "potential"},
-    {"fit_joint"},
-    {"fit", "modelfile", "stationary", "robustness", "trajectory", "electrostatics"},
-    {"dynamics", "checkpoint", "validation"},
-    {"simulate"},
-    {"starts", "plots", "metadynamics"},
-    {"formats"},
-    {"labels", "sampling", "ase_calculator"},
-    {"verdict", "bench"},
-    {"active"},
-    {"demo", "cli", "__main__", "__init__"},
-]
-
-CORE = set().union(*FLOORS[:9]) | {"dynamics", "checkpoint", "simulate"}
-
-OUTSIDE_THE_CORE = {"pyscf", "numba", "tblite", "rdkit", "matplotlib", "typer", "znh5md", "submitit", "distributed"}
-
 ROOT = Path(iqagp_jax.__file__).parent
 
+BELOW = {
+    "machine": set(),
+    "system": {"machine"},
+    "data": {"machine", "system"},
+    "potential": {"machine", "system", "data"},
+    "families": {"machine", "system", "data", "potential"},
+    "electrostatics": {"machine", "system", "data", "potential"},
+    "compose": {"machine", "system", "data", "potential"},
+    "dynamics": {"machine", "system", "data", "potential"},
+    "formats": {"machine", "system", "data", "families"},
+    "labels": {"machine", "system", "data", "formats"},
+    "references": {"machine", "system", "data", "potential", "labels", "sampling"},
+}
+"""The rooms of ours that a wing may import beside itself and ``units``; the others are above all of these."""
 
-def modules():
+ABOVE = {"verdict", "active", "bench", "demo", "cli", "plots"}
+
+QUANTUM_CHEMISTRY, PICTURES, JOBS = {"pyscf", "numba", "tblite", "rdkit"}, {"matplotlib"}, {"submitit", "distributed"}
+HANDS = {"typer", "rich"}
+
+FOREIGN = {
+    "machine": QUANTUM_CHEMISTRY | PICTURES | JOBS | {"typer"},
+    "families": QUANTUM_CHEMISTRY | PICTURES | JOBS | HANDS,
+    "dynamics": QUANTUM_CHEMISTRY | PICTURES | JOBS | HANDS,
+    "labels": PICTURES | HANDS,
+    "verdict": QUANTUM_CHEMISTRY | JOBS | HANDS,
+}
+FOREIGN |= dict.fromkeys(("system", "data", "potential", "compose", "electrostatics", "units"), FOREIGN["families"])
+"""Packages of others that a wing does without."""
+
+
+def rooms():
     for path in sorted(ROOT.rglob("*.py")):
         yield path.relative_to(ROOT).parts[0].removesuffix(".py"), path
 
 
 def imported(path):
-    """(top-level package, module of ours or None) of every import in a file."""
+    """Names of all modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "iqagp_jax":
-                names = [f"iqagp_jax.{alias.name}" for alias in node.names]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            package, *rest = name.split(".")
-            yield package, rest[0] if package == "iqagp_jax" and rest else None
+            yield from (alias.name for alias in node.names)
 
 
-def floor(name):
-    return next(k for k, names in enumerate(FLOORS) if name in names)
+@pytest.mark.parametrize(("room", "path"), list(rooms()), ids=lambda value: str(value).removeprefix(str(ROOT)))
+def test_wings_are_apart(room, path):
+    for name in imported(path):
+        package, *rest = name.split(".")
+        assert package not in FOREIGN.get(room, ()), f"{room} imports {package}"
+        if package == "iqagp_jax" and rest and room in BELOW:
+            assert rest[0] in BELOW[room] | {room, "units"}, f"{room} imports {name}"
+        if package == "iqagp_jax" and rest and room not in ABOVE and not path.name.startswith("__"):
+            assert rest[0] not in ABOVE - {room}, f"{room} imports {name}"
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: str(value).rsplit("/", 1)[-1])
-def test_imports_run_downwards(name, path):
-    for package, ours in imported(path):
-        if ours and ours != name:
-            assert floor(ours) < floor(name) or name in FLOORS[-1], f"{name} imports {ours}"
-        assert not (name in CORE and package in OUTSIDE_THE_CORE), f"{name} imports {package}"
+def test_families_do_not_know_each_other_but_by_their_parts():
+    """FFLUX' models are made of the Gaussian processes' kernels; nothing goes the other way."""
+    for path in (ROOT / "families" / "gp").glob("*.py"):
+        assert not any(name.startswith("iqagp_jax.families.fflux") for name in imported(path)), path

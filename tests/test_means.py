@@ -9,8 +9,8 @@ import pytest
 from conftest import SPECIES, make_dataset
 
 from iqagp_jax import fit_gp, load_model, save_model
-from iqagp_jax.fit import compare_means, too_sharp
-from iqagp_jax.means import ZBL, BornMayer, named_mean, pair_means
+from iqagp_jax.families.gp.fit import compare_means, too_sharp
+from iqagp_jax.families.gp.means import ZBL, BornMayer, named_mean, pair_means
 from iqagp_jax.units import KCAL_MOL
 
 TOGETHER = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.2, 0.0, 0.0]])
@@ -76,7 +76,7 @@ def test_models_with_repulsions_are_saved_and_read(dataset, tmp_path):
     model = fit_gp(few, prior_mean="mf1+born-mayer+zbl", max_steps=0, targets=("energy", "forces"))
     save_model(model, tmp_path / "m.safetensors")
     back = load_model(tmp_path / "m.safetensors")
-    assert dict(back.provenance)["prior_mean"] == "mf1+born-mayer+zbl"
+    assert back.made_by.options.prior_mean == "mf1+born-mayer+zbl"
     with jax.enable_x64(True):
         here, there = (jax.jit(jax.vmap(m.mean))(few.positions * 0.5) for m in (model, back))
     np.testing.assert_array_equal(here, there)
@@ -93,4 +93,4 @@ def test_a_wall_amid_the_data_is_warned_of():
 
 def test_a_class_of_ones_own_is_named_in_the_provenance(dataset):
     model = fit_gp(dataset[:10], prior_mean=BornMayer.of(SPECIES), max_steps=0)
-    assert dict(model.provenance)["prior_mean"] == "BornMayer"
+    assert model.made_by.options.prior_mean == "BornMayer"

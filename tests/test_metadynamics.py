@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from iqagp_jax import metadynamics
-from iqagp_jax.metadynamics import Dihedral, Distance, Transfer, WellTempered, choose_variables, parse_variable
+from iqagp_jax.dynamics import metadynamics
+from iqagp_jax.dynamics.metadynamics import Dihedral, Distance, Transfer, WellTempered, choose_variables, parse_variable
 from iqagp_jax.units import BOLTZMANN
 
 KT = BOLTZMANN * 300.0

@@ -10,12 +10,12 @@ from conftest import rotation
 from pyscf.scf.jk import get_jk
 from scipy.sparse import csr_array
 
-from iqagp_jax.dataset import load_dataset, save_dataset
+from iqagp_jax.data.dataset import load_dataset, save_dataset
 from iqagp_jax.electrostatics import global_moments, interaction_energy, local_moments
-from iqagp_jax.features import ALF
-from iqagp_jax.harmonics import component_names, solid_harmonics
+from iqagp_jax.families.gp.features import ALF
 from iqagp_jax.labels import campaign, fuzzy, iqa, scf
 from iqagp_jax.labels.multipoles import atomic_moments, molecular_moments
+from iqagp_jax.system.harmonics import component_names, solid_harmonics
 from iqagp_jax.units import BOHR, HARTREE
 
 WATER = np.array([[0.1, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.2, -0.7972, -0.4692]])

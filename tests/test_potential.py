@@ -11,7 +11,7 @@ from conftest import REFERENCE, SPECIES, make_dataset, pair_energies, rotation
 
 from iqagp_jax import atomic_energies, energy_and_forces, energy_fn, fit_gp, leave_one_out, predictive_variance
 from iqagp_jax.ase_calculator import IQAGP
-from iqagp_jax.stationary import minimise
+from iqagp_jax.dynamics.minimise import minimise
 
 START = REFERENCE + 0.05 * np.random.default_rng(5).normal(size=(4, 3))
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from iqagp_jax.robustness import Status, covalent_bonds, failure_reason, failure_rule, failure_status, hot_steps, pieces
+from iqagp_jax.system.failure import Status, covalent_bonds, failure_reason, failure_rule, failure_status, hot_steps, pieces
 from iqagp_jax.units import KCAL_MOL
 
 WATER = ("O", "H", "H")

@@ -4,8 +4,8 @@ import pytest
 from ase.calculators.fd import calculate_numerical_forces
 
 from iqagp_jax import sampling
-from iqagp_jax.geometry import bond_graph, graph_distances, moved_side, pair_distances
-from iqagp_jax.metadynamics import Dihedral, WellTempered
+from iqagp_jax.dynamics.metadynamics import Dihedral, WellTempered
+from iqagp_jax.system.geometry import bond_graph, graph_distances, moved_side, pair_distances
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
 # Hydrogen peroxide: a torsion and a contact three bonds apart.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqagp_jax.dynamics import (
+from iqagp_jax.dynamics.ensembles import (
     Dynamics,
     Langevin,
     NoseHoover,
@@ -21,9 +21,9 @@ from iqagp_jax.dynamics import (
     masses_of,
     remove_rigid_motion,
 )
-from iqagp_jax.robustness import Status, failure_rule, failure_status
-from iqagp_jax.simulate import random_displacements, simulate, stretch_bond
-from iqagp_jax.trajectory import load_trajectory
+from iqagp_jax.dynamics.run import random_displacements, simulate, stretch_bond
+from iqagp_jax.dynamics.trajectory import load_trajectory
+from iqagp_jax.system.failure import Status, failure_rule, failure_status
 from iqagp_jax.units import BOLTZMANN, TIME_UNIT
 
 SPECIES = ("C", "H", "H", "F")

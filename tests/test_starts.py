@@ -5,7 +5,7 @@ import pytest
 from conftest import SPECIES
 
 from iqagp_jax import energy_and_forces
-from iqagp_jax.starts import equilibrium, hydrogen_bonds_to_stretch, starts
+from iqagp_jax.dynamics.starts import equilibrium, hydrogen_bonds_to_stretch, starts
 
 
 def test_each_kind_is_where_asked(model, dataset):

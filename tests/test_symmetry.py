@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from iqagp_jax import load_dataset, symmetry
+from iqagp_jax import load_dataset
+from iqagp_jax.system import symmetry
 
 
 def group_of(name):

@@ -11,14 +11,14 @@ from conftest import REFERENCE, SPECIES, pair_energies, pair_forces
 from matplotlib.figure import Figure
 from scipy.spatial.distance import jensenshannon
 
+from iqagp_jax.dynamics.metadynamics import Dihedral
+from iqagp_jax.dynamics.trajectory import Trajectory
 from iqagp_jax.labels.campaign import Level
-from iqagp_jax.metadynamics import Dihedral
-from iqagp_jax.robustness import failure_rule
+from iqagp_jax.references.references import DFT, XTB, reference_of, relabelled
 from iqagp_jax.sampling import starting_geometries
-from iqagp_jax.trajectory import Trajectory
+from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, pictures, report, truth
-from iqagp_jax.verdict.references import DFT, XTB, reference_of, relabelled
 from iqagp_jax.verdict.replicas import Run, choose_starts, run_replicas
 from iqagp_jax.verdict.structure import Coordinate, backbone, dihedral, settled
 

@@ -35,7 +35,7 @@ app.command()(runs.bench)
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("iqagp-demo")):
     """The main job on embedded data: train, validate, fifty replicas at 500 K, pictures and a report."""
-    from iqagp_jax.demo import run_demo
+    from iqagp_jax.cli.demo import run_demo
 
     run_demo(out)
 

@@ -7,8 +7,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from iqagp_jax.files import output_folder as output_folder
-from iqagp_jax.progress import track as track
+from iqagp_jax.machine.files import output_folder as output_folder
+from iqagp_jax.machine.progress import track as track
 
 console = Console()
 

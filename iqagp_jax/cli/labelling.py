@@ -59,7 +59,7 @@ def sample(
     from ase.io import write
 
     from iqagp_jax import sampling
-    from iqagp_jax.metadynamics import choose_variables, parse_variable
+    from iqagp_jax.dynamics.metadynamics import choose_variables, parse_variable
 
     output = output_file(output)
     plan = sampling.SamplingPlan(
@@ -128,10 +128,10 @@ def label_xtb(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
 ):
     """Label geometries with energies and forces by GFN2-xTB, in seconds: for trials, and for verdicts held to xtb."""
-    from iqagp_jax.dataset import save_dataset, unlabelled
+    from iqagp_jax.data.dataset import save_dataset, unlabelled
     from iqagp_jax.labels.campaign import check_electrons, read_geometries
     from iqagp_jax.labels.executors import Processes
-    from iqagp_jax.verdict.references import XTB, relabelled
+    from iqagp_jax.references.references import XTB, relabelled
 
     output, frames = output_file(output), read_geometries(geometries)
     bare = unlabelled(frames, str(geometries))
@@ -147,7 +147,7 @@ def label_xtb(
 
 def write_dataset(campaign, output, known=None):
     """Write what a campaign has finished as a dataset, on top of a known one of its geometries, and print what it lacks."""
-    from iqagp_jax.dataset import beside, load_dataset, save_dataset
+    from iqagp_jax.data.dataset import beside, load_dataset, save_dataset
 
     dataset, rejected = campaign.dataset()
     if known:
@@ -271,7 +271,7 @@ def print_status(campaign):
 @campaign_app.command()
 def stop(folder: CampaignFolder):
     """Ask a running campaign to stop: it finishes the labels in flight and begins no others."""
-    from iqagp_jax.lock import request_stop
+    from iqagp_jax.machine.lock import request_stop
 
     console.print(f"{request_stop(folder)} will stop once the labels in flight are finished")
 

@@ -76,8 +76,8 @@ def train(
     forces_key: ForcesKey = None,
 ):
     """Fit one Gaussian process per atom to atomic energies, energies or forces; hyperparameters by likelihood."""
-    from iqagp_jax.dataset import load_dataset
-    from iqagp_jax.fit import DEFAULT_MEAN, default_targets, fit_gp
+    from iqagp_jax.data.dataset import load_dataset
+    from iqagp_jax.families.gp.fit import DEFAULT_MEAN, default_targets, fit_gp
     from iqagp_jax.modelfile import save_model
     from iqagp_jax.plots import likelihood_trace
     from iqagp_jax.validation import atom_labels
@@ -137,7 +137,7 @@ def shares(noise):
 
 def print_means(data, chosen, options):
     """Table of the log likelihood per data point of prior means, and a warning where one varies sharply amid the data."""
-    from iqagp_jax import fit
+    from iqagp_jax.families.gp import fit
 
     names = dict.fromkeys((*MEANS_TO_COMPARE, chosen))
     likelihoods = fit.compare_means(data, names, progress=lambda names: track(list(names), "prior means"), **options)
@@ -169,8 +169,8 @@ def train_atom(
     """Fit one property of one atom to a FEREBUS training set and write it as a .model file."""
     import numpy as np
 
-    from iqagp_jax.fit import fit_atom
-    from iqagp_jax.formats import ferebus
+    from iqagp_jax.families.fflux import files as ferebus
+    from iqagp_jax.families.fflux.fit import fit_atom
     from iqagp_jax.validation import Errors
 
     output = output_file(output)
@@ -216,7 +216,7 @@ def convert(
     ] = False,
 ):
     """Convert FEREBUS .model files to a model of ours, or a model of ours to .model files."""
-    from iqagp_jax.formats import ferebus
+    from iqagp_jax.families.fflux import files as ferebus
     from iqagp_jax.modelfile import load_model, save_model
 
     only_with(
@@ -245,7 +245,7 @@ def validate(
     forces_key: ForcesKey = None,
 ):
     """Errors of a model on labelled geometries it has not seen; energies are compared absolutely."""
-    from iqagp_jax.dataset import load_dataset
+    from iqagp_jax.data.dataset import load_dataset
     from iqagp_jax.modelfile import load_model
 
     json_file = json_file and output_file(json_file)
@@ -255,7 +255,7 @@ def validate(
     parts = {name: data.split(name) for name in names} or {"all": data}
     report = {name: validate_split(loaded, part, name, folder, model.stem) for name, part in parts.items()}
     if json_file:
-        from iqagp_jax.files import write_atomically
+        from iqagp_jax.machine.files import write_atomically
 
         write_atomically(json_file, json.dumps({name: result.as_dict() for name, result in report.items()}, indent=1))
 

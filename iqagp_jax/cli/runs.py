@@ -58,15 +58,15 @@ def simulate(
     import jax
     import numpy as np
 
-    from iqagp_jax import devices
-    from iqagp_jax.dataset import load_dataset
-    from iqagp_jax.dynamics import Langevin, NoseHoover
+    from iqagp_jax.data.dataset import load_dataset
+    from iqagp_jax.dynamics.ensembles import Langevin, NoseHoover
+    from iqagp_jax.dynamics.run import UncertaintyLimit
+    from iqagp_jax.dynamics.run import simulate as run
+    from iqagp_jax.dynamics.starts import starts
+    from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.potential import energy_fn, energy_variance, rounding_error
-    from iqagp_jax.robustness import failure_rule
-    from iqagp_jax.simulate import UncertaintyLimit
-    from iqagp_jax.simulate import simulate as run
-    from iqagp_jax.starts import starts
+    from iqagp_jax.system.failure import failure_rule
     from iqagp_jax.units import KCAL_MOL
 
     only_with(
@@ -181,7 +181,7 @@ def bench(
     import json
 
     from iqagp_jax import bench as benchmark
-    from iqagp_jax.devices import use_cores
+    from iqagp_jax.machine.devices import use_cores
 
     json_file = json_file and output_file(json_file)
     use_cores(threads)
@@ -230,8 +230,8 @@ def export(
     replica: Annotated[int | None, typer.Option(min=0, help="Export one replica only.")] = None,
 ):
     """Write a trajectory as extxyz or H5MD, one file a replica where H5MD needs it, for ASE, MDAnalysis and friends."""
+    from iqagp_jax.dynamics.trajectory import load_trajectory
     from iqagp_jax.formats import trajectories
-    from iqagp_jax.trajectory import load_trajectory
 
     written = trajectories.export(load_trajectory(directory), output_file(output), replica)
     console.print(f"{written} frames in {output}")

@@ -58,7 +58,7 @@ def robustness(
 
     Writes report.html, robustness.json and pictures. With dft the labels are a campaign, which may be stopped.
     """
-    from iqagp_jax import devices
+    from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.verdict import Protocol, judge
 
@@ -133,9 +133,9 @@ def active(
 
     Writes a verdict for every round, the grown dataset, the last model and a picture of the rounds.
     """
-    from iqagp_jax import devices
     from iqagp_jax.active import learn
-    from iqagp_jax.dataset import load_dataset
+    from iqagp_jax.data.dataset import load_dataset
+    from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.units import KCAL_MOL
     from iqagp_jax.verdict import Protocol
@@ -174,7 +174,7 @@ def outcome(row):
 def held_to(name, model, folder, charge, spin, workers):
     """The reference of a model, with processes of its own where it has use for them."""
     from iqagp_jax.labels.executors import Processes
-    from iqagp_jax.verdict.references import reference_of
+    from iqagp_jax.references.references import reference_of
 
     workers = workers or os.cpu_count() or 1
     alone = name == "none" or (name == "xtb" and workers == 1)

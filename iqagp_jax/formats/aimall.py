@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from ase.data import chemical_symbols
 
-from iqagp_jax.dataset import Dataset
-from iqagp_jax.formats.text import TextFile
+from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.text import TextFile
 from iqagp_jax.units import BOHR, HARTREE
 
 MAX_REMAINDER = 1e-3

@@ -23,10 +23,10 @@ from ase.io import iread
 from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
 
-from iqagp_jax.dataset import DECIMALS, ORIGIN, Dataset
-from iqagp_jax.files import BROKEN_FILE, write_atomically
+from iqagp_jax.data.dataset import DECIMALS, ORIGIN, Dataset
 from iqagp_jax.labels.executors import Jobs
-from iqagp_jax.lock import owned, owner, stop_requested
+from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
+from iqagp_jax.machine.lock import owned, owner, stop_requested
 from iqagp_jax.units import BOHR, HARTREE
 
 MAX_REMAINDER = 0.5e-3

@@ -20,7 +20,7 @@ and so on; in the atoms' local frames, as FFLUX' models have them, they are
 
 import numpy as np
 
-from iqagp_jax.harmonics import solid_harmonics, translated
+from iqagp_jax.system.harmonics import solid_harmonics, translated
 
 MAX_RANK = 4
 """Hexadecapole."""

@@ -23,8 +23,8 @@ from ase.data import atomic_numbers
 from pyscf import gto
 from pyscf.tools import molden
 
-from iqagp_jax.dataset import Dataset
-from iqagp_jax.formats.text import TextFile
+from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.text import TextFile
 from iqagp_jax.labels import iqa, scf
 from iqagp_jax.labels.campaign import MAX_MISSING_ELECTRONS, MAX_REMAINDER, check_functional
 from iqagp_jax.labels.partitions import PARTITIONS

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from iqagp_jax.dynamics import require_positive
-from iqagp_jax.files import write_atomically
-from iqagp_jax.robustness import Status, failure_rule, failure_status
-from iqagp_jax.simulate import check_temperatures, multiple, random_displacements, simulate
-from iqagp_jax.starts import stretched
-from iqagp_jax.stationary import minimise
-from iqagp_jax.trajectory import Trajectory, load_trajectory
+from iqagp_jax.dynamics.ensembles import require_positive
+from iqagp_jax.dynamics.minimise import minimise
+from iqagp_jax.dynamics.run import check_temperatures, multiple, random_displacements, simulate
+from iqagp_jax.dynamics.starts import stretched
+from iqagp_jax.dynamics.trajectory import Trajectory, load_trajectory
+from iqagp_jax.machine.files import write_atomically
+from iqagp_jax.system.failure import Status, failure_rule, failure_status
 from iqagp_jax.verdict.structure import same_structure
 
 KINDS = ("equilibrium", "displaced", "stretched")

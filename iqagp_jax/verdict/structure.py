@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from iqagp_jax.geometry import bond_graph, pair_distances
-from iqagp_jax.metadynamics import Dihedral, Transfer, choose_variables
+from iqagp_jax.dynamics.metadynamics import Dihedral, Transfer, choose_variables
+from iqagp_jax.system.geometry import bond_graph, pair_distances
 from iqagp_jax.validation import atom_labels
 
 CONFORMERS = {"cis": 0.0, "gauche+": 75.0, "trans": 180.0, "gauche-": -75.0}

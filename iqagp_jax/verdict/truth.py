@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iqagp_jax.robustness import near
+from iqagp_jax.system.failure import near
 from iqagp_jax.units import KCAL_MOL
 
 FALSE_BASIN = 5.0

@@ -10,10 +10,10 @@ import pytest
 from ase.io import read
 
 from iqagp_jax.electrostatics import local_moments
-from iqagp_jax.features import ALF
-from iqagp_jax.harmonics import component_names
+from iqagp_jax.families.gp.features import ALF
 from iqagp_jax.labels import fuzzy, iqa, scf
 from iqagp_jax.labels.multipoles import molecular_moments
+from iqagp_jax.system.harmonics import component_names
 from iqagp_jax.units import BOHR
 
 FRAMES = ((0, 1, 2), (1, 0, 2), (2, 0, 1))

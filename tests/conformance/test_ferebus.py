@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from ase.io import read
 
-from iqagp_jax import energy_and_forces, fit_gp, gp, load_model, save_model
-from iqagp_jax.fit import fit_atom
-from iqagp_jax.formats import ferebus
-from iqagp_jax.geometry import whole_molecules
+from iqagp_jax import energy_and_forces, fit_gp, load_model, save_model
+from iqagp_jax.families.fflux import files as ferebus
+from iqagp_jax.families.fflux.fit import fit_atom
+from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.system.geometry import whole_molecules
 from iqagp_jax.units import HARTREE, KJ_MOL
 
 pytestmark = pytest.mark.usefixtures("x64")

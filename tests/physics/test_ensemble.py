@@ -11,8 +11,8 @@ import pytest
 from jax_md import simulate as jax_md_simulate
 from jax_md import space
 
-from iqagp_jax.dynamics import Dynamics, Langevin, NoseHoover, masses_of
-from iqagp_jax.robustness import failure_rule
+from iqagp_jax.dynamics.ensembles import Dynamics, Langevin, NoseHoover, masses_of
+from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import BOLTZMANN
 
 pytestmark = pytest.mark.physics

@@ -1,0 +1,135 @@
+"""What a run leaves in its folder beside the trajectory, so that it can be told from others, go on, and be understood.
+
+| file               | what                                                                                  |
+| ------------------ | ------------------------------------------------------------------------------------- |
+| ``run.json``       | the options, written before the run begins: another run is known by another one         |
+| ``checkpoint.npz`` | a pytree of arrays, bit for bit, that the rest of the run follows from                  |
+| ``run.log``        | what happened, a line an event                                                          |
+| ``failures.extxyz``| the geometries at which replicas failed                                                 |
+
+Each is replaced as a whole or not at all.
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from datetime import datetime
+from pathlib import Path
+
+import jax
+import numpy as np
+from ase import Atoms
+from ase.io import write
+
+from iqagp_jax.dynamics.trajectory import piece_paths
+from iqagp_jax.machine.files import write_atomically
+
+DESCRIPTION, CHECKPOINT, LOG, FAILURES = "run.json", "checkpoint.npz", "run.log", "failures.extxyz"
+
+TOLERANCE = 1e-6
+"""Geometries (angstrom), their energies (eV) and the like are the same within this: other processors round otherwise."""
+
+
+def check_same_run(directory, description):
+    """ValueError, in a sentence, unless the folder holds no run or that of the ``description``, perhaps a shorter one.
+
+    Parameters
+    ----------
+    description: name -> number, string, None or list of numbers, nested or not; ``time_ps`` is the length.
+    """
+    directory = Path(directory)
+    if not (directory / DESCRIPTION).exists():
+        if piece_paths(directory):
+            raise ValueError(
+                f"expected an empty folder or a run to go on with, found a trajectory without {DESCRIPTION} in"
+                f" {directory}; choose another folder, or remove it"
+            )
+        return
+    try:
+        there = json.loads((directory / DESCRIPTION).read_text())
+        different = [name for name in description if name != "time_ps" and _differ(there.get(name), description[name])]
+        shorter = description["time_ps"] < there["time_ps"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"expected the description of a run, found {directory / DESCRIPTION} ({error!r})") from error
+    words = [_difference(name, there.get(name), description[name]) for name in different + ["time_ps"] * shorter]
+    if words:
+        raise ValueError(
+            f"expected the options of the run in {directory}, found a different {', '.join(words)}; repeat its command,"
+            " where only the time may be longer, or choose another folder"
+        )
+    if piece_paths(directory) and not (directory / CHECKPOINT).exists():
+        raise ValueError(f"expected {CHECKPOINT} beside the trajectory in {directory}, found none; restore it")
+
+
+def describe(directory, description):
+    """Write the description of a run, an option a line, if it is not there, and clear away what a crash left."""
+    directory = Path(directory)
+    for leftover in directory.glob(".*.[0-9]*"):
+        leftover.unlink()
+    text = "{\n" + ",\n".join(f'"{name}": {json.dumps(value)}' for name, value in description.items()) + "\n}\n"
+    path = directory / DESCRIPTION
+    if not path.exists() or json.loads(path.read_text())["time_ps"] != description["time_ps"]:
+        write_atomically(path, text)
+
+
+def save_checkpoint(directory, state):
+    """Write a pytree of arrays."""
+    data = io.BytesIO()
+    np.savez(data, allow_pickle=False, **_named(state))
+    write_atomically(Path(directory) / CHECKPOINT, data.getbuffer())
+
+
+def load_checkpoint(directory, state):
+    """The pytree that was saved, of the same structure, shapes and types as ``state``; None where there is none."""
+    path, expected = Path(directory) / CHECKPOINT, _named(state)
+    if not path.exists():
+        return None
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"expected a whole checkpoint, found {path} damaged ({error}); restore it") from error
+    kinds = [{name: (a.shape, a.dtype) for name, a in arrays.items()} for arrays in (expected, found)]
+    if kinds[0] != kinds[1]:
+        odd = sorted(name for name in kinds[0].keys() | kinds[1].keys() if kinds[0].get(name) != kinds[1].get(name))
+        raise ValueError(
+            f"expected a checkpoint of this version, found another {', '.join(odd)} in {path}; go on with the version"
+            " that wrote it"
+        )
+    return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in expected])
+
+
+def log(directory, line):
+    """Add a line, with the date, to the log."""
+    path = Path(directory) / LOG
+    text = path.read_text() if path.exists() else ""
+    write_atomically(path, f"{text}{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
+
+
+def save_failures(directory, species, failures):
+    """Write the geometries at which replicas failed: dicts with ``positions`` (N, 3) in angstrom and what is said of them."""
+    frames = []
+    for failure in failures:
+        info = {name: value for name, value in failure.items() if name != "positions"}
+        frames.append(Atoms(species, failure["positions"], info=info))
+    text = io.StringIO()
+    write(text, frames, format="extxyz")
+    write_atomically(Path(directory) / FAILURES, text.getvalue())
+
+
+def _named(state):
+    """The arrays of a pytree by their paths in it."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _differ(there, here):
+    if isinstance(here, list):
+        return np.shape(there) != np.shape(here) or not np.allclose(there, here, rtol=0, atol=TOLERANCE, equal_nan=True)
+    return there != here
+
+
+def _difference(name, there, here):
+    words = name.replace("_", " ")
+    return words if isinstance(here, list) else f"{words} ({there} there, {here} here)"

@@ -1,0 +1,65 @@
+"""Fits of one property of one atom, as FEREBUS makes them."""
+
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqagp_jax.families.fflux.models import AtomGP, PolynomialMean, is_length
+from iqagp_jax.families.gp import regression
+from iqagp_jax.families.gp.fit import build_kernel
+from iqagp_jax.families.gp.search import Search, search_hyperparameters
+from iqagp_jax.units import BOHR, HARTREE
+
+FEREBUS_NOISE = 1e-10
+"""FEREBUS' nugget, with signal variance 1."""
+
+
+def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTREE, progress=lambda steps: steps, **search):
+    """Fit one property of one atom as FEREBUS does: an `AtomGP` and what the search `Found`.
+
+    Args:
+        x: (n, 3N - 6) ALF features in bohr and radian.
+        y: (n,) the property, in hartree for iqa.
+        frame: (centre, x-axis, xy-plane) atom, counted from 0.
+        labels: names of ``system`` (name), ``atom`` and ``property``, as (name, value) pairs.
+        kernel: "rbf" on all features as they are, as FEREBUS does, or "rbf-periodic" with the phi periodic.
+        noise: nugget, in units of the signal variance 1.
+        unit: of y in the project's units: eV for hartree.
+        search: options of `hyperparameters.Search`, by default loss "marginal", tolerance 1e-6, patience 3, max_steps 500.
+            A marginal likelihood has the sample mean, a concentrated one the generalised least-squares mean.
+    """
+    search = Search(**{"loss": "marginal", "tolerance": 1e-6, "patience": 3, "max_steps": 500, **search})
+    n, d = x.shape
+    if d < 3 or d % 3 or len(y) != n:
+        raise ValueError(f"expected features (n, 3N - 6) and n values, found {x.shape} and {np.shape(y)}")
+    angular = (np.arange(d) > 2) & (np.arange(d) % 3 == 2) & (kernel == "rbf-periodic")
+    free_mean = search.loss == "concentrated"
+    with jax.enable_x64(True):
+        offset = np.mean(y)
+
+        def build(log_lengthscale):
+            return build_kernel(kernel, jnp.exp(log_lengthscale), angular)
+
+        points, residual = jnp.asarray(x)[None], jnp.asarray(y - offset)[None]
+        found = search_hyperparameters(build, noise, search, points, residual, angular, free_mean, progress)
+        fitted = build(found.parameters[0])
+        factor = jnp.linalg.cholesky(regression.covariance_matrix(fitted, points[0], noise))
+        if free_mean:
+            offset += regression.generalised_least_squares_mean(factor, residual[0])
+        model = AtomGP(
+            frame=frame,
+            n_atoms=d // 3 + 2,
+            kernel=fitted,
+            mean=PolynomialMean(jnp.asarray(offset), np.zeros(d), np.zeros(d)),
+            x=x,
+            y=y,
+            weights=regression.weights(factor, y - offset),
+            x_scaling=(np.zeros(d), np.ones(d)),
+            y_scaling=(np.zeros(()), np.ones(())),
+            units=(np.where(is_length(d), BOHR, 1.0), np.array(unit)),
+            noise=noise,
+            labels=(*labels, ("program", f"iqagp_jax {version('iqagp-jax')}"), (search.loss, f"{found.values.max():.10g}")),
+        )
+        return jax.device_get((model, found))

@@ -1,0 +1,1 @@
+"""Gaussian processes of atomic energies, energies and forces."""

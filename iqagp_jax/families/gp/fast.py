@@ -1,0 +1,249 @@
+"""Energies and gradients of many geometries at once by matrix products: what a radial kernel's potential costs.
+
+For a kernel phi(s) of the squared distance s_i = |u - z_i|^2 between embedded points, with c_i = b_i.(u - z_i),
+
+    E = sum_i P_i + c_i Q_i        P_i = sum_A a_Ai phi(s_i t_A)        Q_i = -2 sum_A v_A t_A phi'(s_i t_A)
+    dE/du = sum_i 2 (P_i' + c_i Q_i') (u - z_i) + Q_i b_i
+
+where ' is d/ds and the sums run over atoms A that see the same u and z_i, up to the order of the features, and differ in
+length scale and signal variance only. With isotropic inverse distances these are all atoms of the molecule, one group, in
+which atoms of equal length scale count as one; else every atom is a group of its own, with t = v = 1. Q is there after forces
+only. So a group costs two matrix products, four after forces, and an elementwise function for each A; the gradient goes on
+through the features by their vector-Jacobian product. Training points are taken in blocks, so that covariances stay in cache;
+where they are images of each other by many permutations of equal atoms, `images` makes the products cheaper.
+
+| symbol | array           | shape                                                        |
+| ------ | --------------- | ------------------------------------------------------------ |
+| u      |                 | (B, E) embedded features of B geometries, less ``centre``    |
+| z_i    | ``z``           | (G, E, n) for G blocks of groups, less ``centre``, `Images.spread` |
+| a_Ai   | ``weights``     | (G, A, n) eV                                                 |
+| t_A    | ``sharpness``   | (G, A) inverse square of the length scale, relative to u's   |
+| b_i    | ``directions``  | (G, E, n) eV, `Images.spread`                                |
+| v_A    | ``shares``      | (G, A) of the directions, relative to those of the first     |
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqagp_jax.families.gp.features import InverseDistances
+from iqagp_jax.families.gp.images import Images
+from iqagp_jax.families.gp.kernels import Radial
+
+CHUNK = 2**17
+"""Covariances between training points and the geometries taken together: 1 MiB in float64, about a core's cache."""
+
+BLOCK = 1024
+"""Training points of a block at most: more would leave a core's cache, and fewer make small products. Twice as many where
+images share their products, which are smaller."""
+
+FEWEST = 64
+"""Geometries taken together at least, where there are as many: with fewer the matrix products slow down."""
+
+ALONE = 3
+"""Up to so many geometries are taken one by one: products of matrices with so few rows are slower than those of vectors."""
+
+
+class Points(NamedTuple):
+    """All that is known of the training points before any geometry comes; symbols as above."""
+
+    images: Images
+    kernel: Radial
+    """of the groups, arrays with the groups first"""
+    centre: jax.Array
+    """of the groups, (groups, E): squared distances are differences of large numbers, so they are taken about the centre"""
+    z: tuple[jax.Array, ...]
+    squares: jax.Array
+    """|z_i|^2, (G, n)"""
+    weights: jax.Array
+    sharpness: jax.Array
+    directions: tuple[jax.Array, ...] | None
+    offsets: jax.Array | None
+    """b_i.z_i, (G, n)"""
+    shares: jax.Array | None
+
+
+def prepare(model, dtype):
+    """The `Points` of a `potential.Model` with a radial kernel, in ``dtype``, which is that of the arithmetic to come."""
+    shares = _shares(model)
+    seen = slice(None) if shares is None else slice(1)
+    kernels, train = jax.tree.map(lambda leaf: leaf[seen], (model.kernel, model.train_features))
+    if shares is None:
+        sharpness = v = np.ones((len(model.weights), 1))
+        weights = model.weights[:, None]
+    else:
+        sharpness, number = np.unique((model.kernel.lengthscale[0] / model.kernel.lengthscale) ** 2, return_inverse=True)
+        equal = (number == np.arange(len(sharpness))[:, None]).astype(float)
+        sharpness, v, weights = sharpness[None], (equal @ shares)[None], (equal @ model.weights)[None]
+
+    z, b = jax.vmap(lambda k, x: k.embed(x))(kernels, train), None
+    if model.directions is not None:
+        b = jax.vmap(lambda k, x, d: jax.jvp(k.embed, (x,), (d,))[1])(kernels, train, model.directions[seen])
+    permutations = None if shares is None else model.permutations
+    images = Images.none(z.shape[2]) if permutations is None else Images.of(permutations, model.features.pairs[0])
+    points = points_of(images, kernels, z, weights, sharpness, b, v)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
+
+
+def points_of(images, kernel, z, weights, sharpness, directions, shares):
+    """`Points` in blocks of equal size, filled up with points of no weight.
+
+    z and ``directions`` are (groups, P n, E) here, ``weights`` (groups, A, P n), all images by one permutation before the next.
+    """
+    groups, total, _ = z.shape
+    n = total // images.count
+    count = -(-total // (BLOCK if images.count == 1 else 2 * BLOCK))
+    size = -(-n // count)
+
+    def split(x):
+        """(groups, P n, K) -> (groups count, P, size, K)"""
+        apart = x.reshape(groups, images.count, n, -1)[:, images.number]
+        filled = jnp.pad(apart, ((0, 0), (0, 0), (0, count * size - n), (0, 0)))
+        return filled.reshape(groups, images.count, count, size, -1).swapaxes(1, 2).reshape(-1, images.count, size, x.shape[2])
+
+    def flat(x):
+        """(G, P, size) -> (G, P size)"""
+        return x.reshape(len(x), -1)
+
+    order, centre = np.array(images.order), z.mean(1)
+    z = split(z - centre[:, None])[..., order]
+    b = offsets = None
+    if directions is not None:
+        b = split(directions)[..., order]
+        b, offsets = images.spread(b), flat((b * z).sum(-1))
+    return Points(
+        images=images,
+        kernel=kernel,
+        centre=centre[:, order],
+        z=images.spread(z),
+        squares=flat((z * z).sum(-1)),
+        weights=jnp.moveaxis(split(jnp.swapaxes(weights, 1, 2)), -1, 1).reshape(groups * count, -1, images.count * size),
+        sharpness=jnp.repeat(sharpness, count, axis=0),
+        directions=b,
+        offsets=offsets,
+        shares=jnp.repeat(shares, count, axis=0),
+    )
+
+
+def deviation(features):
+    """The function `Points`, positions (N, 3) -> energy, gradient (N, 3), as it is and as vmap makes chunks of it.
+
+    The first has derivatives, the second has none.
+    """
+
+    def one(points, positions):
+        energies, gradients = evaluate(features, points, positions[None])
+        return energies[0], gradients[0]
+
+    many = jax.custom_batching.custom_vmap(one)
+
+    @many.def_vmap
+    def batched(size, is_batched, points, positions):
+        if any(jax.tree.leaves(is_batched[0])):  # as many models: nothing to gain
+            axes = jax.tree.map(lambda along: 0 if along else None, tuple(is_batched))
+            return jax.vmap(one, axes)(points, positions), (True, True)
+        most = 1 if size <= ALONE else at_a_time(points)
+        return in_chunks(partial(evaluate, features, points), most)(positions), (True, True)
+
+    return one, many
+
+
+def evaluate(features, points, positions):
+    """Energies (B,) and gradients (B, N, 3) of positions (B, N, 3) in float64."""
+    # Otherwise XLA keeps a transposed copy of points that are constants to it: twice the memory to read for one geometry.
+    points = jax.lax.optimization_barrier(points)
+    u, pull_back = jax.vjp(jax.vmap(partial(_embed, features, points)), positions)
+    blocks, of_block = points._replace(kernel=None, centre=None), partial(_block, type(points.kernel))
+    seen = jnp.repeat(u, len(points.squares) // len(points.centre), axis=1)
+    if len(positions) == 1:
+        energies, slopes = (x[None] for x in jax.vmap(of_block)(blocks, seen[0]))
+    else:
+        # One block after the other keeps its covariances in cache, but copies the block's training points first, which would
+        # take longer than all else for one geometry.
+        energies, slopes = (x.swapaxes(0, 1) for x in jax.lax.map(lambda x: of_block(*x), (blocks, seen.swapaxes(0, 1))))
+    (gradient,) = pull_back(slopes.reshape(*u.shape[:2], -1, u.shape[2]).sum(2))
+    return energies.astype(positions.dtype).sum(1), gradient
+
+
+def _embed(features, points, positions):
+    """u (groups, E) of positions (N, 3)."""
+    near = (positions - jax.lax.stop_gradient(positions.mean(0))).astype(points.squares.dtype)
+    x = features(near) if len(points.centre) == len(near) else features.of_pairs(near, features.pairs[:1, points.images.order])
+    return jax.vmap(lambda k, x, c: k.embed(x) - c)(points.kernel, x, points.centre)
+
+
+def _block(radial, points, u):
+    """Energies (...) of one block and their slopes dE/du (..., E)."""
+    images = points.images
+    s = jnp.maximum(points.squares + (u * u).sum(-1, keepdims=True) - 2 * images.dot(u, points.z), 0.0)
+
+    def over_atoms(function, coefficients):
+        return sum(c * function(s * t) for c, t in zip(coefficients, points.sharpness, strict=True))
+
+    energies = over_atoms(radial.profile, points.weights)
+    along_s = over_atoms(radial.slope, points.weights * points.sharpness[:, None])
+    if points.directions is None:
+        return _total(energies), _pull(u, points, along_s)
+    c = images.dot(u, points.directions) - points.offsets
+    along_c = over_atoms(radial.slope, -2 * points.shares * points.sharpness)
+    energies += c * along_c
+    along_s += c * over_atoms(radial.curvature, -2 * points.shares * points.sharpness**2)
+    return _total(energies), _pull(u, points, along_s) + images.pull(along_c, points.directions)
+
+
+def _pull(u, points, along_s):
+    """sum_i dE/ds_i ds_i/du, ds_i/du = 2 (u - z_i)."""
+    return 2 * (u * _total(along_s)[..., None] - points.images.pull(along_s, points.z))
+
+
+def _total(x):
+    """Sums of rows by a matrix product: XLA would evaluate all that leads to x a second time within a sum."""
+    return x @ jnp.ones(x.shape[-1], x.dtype)
+
+
+def at_a_time(points):
+    """Geometries to be taken together, at most."""
+    return max(FEWEST, CHUNK // points.squares.shape[1])
+
+
+def in_chunks(function, most):
+    """``function`` of positions (B, N, 3) applied to at most so many at a time."""
+
+    def apply(positions):
+        count = len(positions)
+        if not count:
+            one = jax.eval_shape(function, jax.ShapeDtypeStruct((1, *positions.shape[1:]), positions.dtype))
+            return jax.tree.map(lambda x: jnp.zeros((0, *x.shape[1:]), x.dtype), one)
+        chunks = -(-count // most)
+        if chunks == 1:
+            return function(positions)
+        size = -(-count // chunks)
+        padded = positions[np.minimum(np.arange(chunks * size), count - 1)].reshape(chunks, size, *positions.shape[1:])
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], jax.lax.map(function, padded))
+
+    return apply
+
+
+def _shares(model):
+    """v_A (N,) where all atoms see the same up to the order of the columns and their length scale, else None.
+
+    Length scales, features and directions are looked at: where they are being traced, the atoms stay apart.
+    """
+    lengthscale = getattr(model.kernel, "lengthscale", None)
+    if not isinstance(model.features, InverseDistances) or np.ndim(lengthscale) != 1:
+        return None
+    if any(isinstance(x, jax.core.Tracer) for x in (lengthscale, model.train_features, model.directions)):
+        return None
+    n_atoms = len(lengthscale)
+    column = np.argsort(np.sort(model.features.pairs, axis=2) @ [n_atoms, 1], axis=1)[:, None]
+    train, b = jax.tree.map(lambda x: np.take_along_axis(np.asarray(x), column, 2), (model.train_features, model.directions))
+    if not np.allclose(train, train[0], rtol=1e-12, atol=0):
+        return None
+    if b is None:
+        return np.ones(n_atoms)
+    shares = np.einsum("aid,id->a", b, b[0]) / np.sum(b[0] ** 2)
+    same = np.abs(b - shares[:, None, None] * b[0]).max() <= 1e-12 * np.abs(b).max()
+    return shares if same else None

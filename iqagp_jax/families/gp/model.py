@@ -1,0 +1,295 @@
+"""A model of Gaussian processes, one an atom, as data: arrays that a file holds, and all that they say of a geometry.
+
+The plain formula is `Model.atomic_energies`; `fast` has the same numbers by matrix products, tested against it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+
+from iqagp_jax.data.level import Level
+from iqagp_jax.families.gp import fast, joint, regression
+from iqagp_jax.families.gp.features import ALF, InverseDistances
+from iqagp_jax.families.gp.kernels import Kernel, Radial
+from iqagp_jax.families.gp.options import GPOptions
+from iqagp_jax.machine.forks import computing
+from iqagp_jax.machine.precision import double, exact
+from iqagp_jax.potential import Bound, MadeBy, OfOneMolecule, Uncertainty, check_positions
+
+COVARIANCES = 2**22
+"""Covariances of geometries with the training data, for their variances, that are in memory at a time: 32 MB, several times."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "features",
+        "kernel",
+        "mean",
+        "train_features",
+        "weights",
+        "directions",
+        "train_positions",
+        "permutations",
+        "observed",
+        "noise_variance",
+        "signal_variance",
+        "residual",
+        "reference",
+        "trace",
+    ],
+    meta_fields=["species", "noise", "targets", "made_by"],
+)
+@dataclass(frozen=True)
+class Model(OfOneMolecule):
+    """One Gaussian process per atom, E_A(R) = m_A(R) + sum_i w_Ai k_A(x, x_i) + b_Ai . dk_A(x, x_i)/dx_i. A frozen pytree.
+
+    x = f_A(R) and x_i = f_A(R_i) are features. Every array of ``kernel`` has the atoms as its first axis.
+    """
+
+    species: tuple[str, ...]
+    features: ALF | InverseDistances
+    kernel: Kernel
+    mean: Callable
+    train_features: np.ndarray
+    """(N, n, D)"""
+    weights: np.ndarray
+    """(N, n) eV"""
+    signal_variance: np.ndarray
+    """(N,) eV^2"""
+    residual: np.ndarray | None
+    """(N, n) eV, training atomic energies minus prior mean, where there are any"""
+    reference: np.ndarray
+    """(N, 3) angstrom, the training geometry of lowest energy: defines the bonds and equilibrium starts"""
+    trace: np.ndarray
+    """(steps, N) log likelihood of every atom while the hyperparameters were fitted"""
+    noise: float | tuple[float, ...]
+    """noise variance as a share of the signal variance, or one share for each of ``targets``"""
+    directions: np.ndarray | None = None
+    """(N, n, D) b, eV times the features' units; None for a model that has not seen forces"""
+    train_positions: np.ndarray | None = None
+    """(n, N, 3) angstrom, kept by a model of several targets"""
+    permutations: np.ndarray | None = None
+    """(P, N) permutations of equal atoms that its covariance is summed over; the training points are all images"""
+    observed: np.ndarray | None = None
+    """(n M,) bool, which of the observations of a model of several targets there were"""
+    noise_variance: np.ndarray | None = None
+    """(M,) noise of a geometry's observations in a model of several targets, eV^2 and (eV/angstrom)^2"""
+    targets: tuple[str, ...] = ("atomic_energies",)
+    """what it was fitted to, of `joint.TARGETS`"""
+    made_by: MadeBy = MadeBy()
+    """where it came from"""
+
+    @classmethod
+    def from_fields(cls, fields):
+        """From what a file holds; one of before 2026-12 tells where the model came from in pairs of words."""
+        if "provenance" in fields:
+            fields = {**fields, "made_by": _told(dict(fields["provenance"]), fields)}
+            del fields["provenance"]
+        return cls(**fields)
+
+    @property
+    def n_train(self):
+        """Number of training geometries, their mirrored or permuted copies not counted."""
+        return self.weights.shape[1] // self.copies // (1 if self.permutations is None else len(self.permutations))
+
+    @property
+    def copies(self):
+        """How many times it has each training geometry, mirrored or permuted copies and the geometry itself."""
+        return self.made_by.copies
+
+    @property
+    def process(self):
+        """The `joint.Process` of a model of several targets."""
+        return joint.Process.of(self.kernel, self.features, self.signal_variance, self.permutations)
+
+    def see(self, positions):
+        """`joint.Points` of positions (n, N, 3) in such a model."""
+        return joint.embedded(self.kernel, joint.seen(self.features, positions))
+
+    @cached_property
+    def known(self):
+        """What variances of a model of several targets need: `joint.Points` of what it was trained on, and the Cholesky factor
+        of all observations.
+
+        Made when they are first asked for, and kept: they are the most expensive thing about a model.
+        """
+        with jax.enable_x64(True):
+            seen = jax.jit(self.see)(self.train_positions)
+            matrix = joint.covariance_matrix(self.process, seen, self.targets, self.noise_variance, self.observed)
+            return seen, jnp.asarray(joint.factorise(matrix))
+
+    def atomic_energies(self, positions):
+        """E_A (N,) in eV of one geometry (N, 3) in angstrom, by the formula as it stands above; in 64-bit mode."""
+
+        def one_atom(kernel, point, train, w, directions):
+            if directions is None:
+                return jax.vmap(lambda x: kernel(point, x))(train) @ w
+
+            def one_point(x, w, b):
+                value, along = jax.jvp(partial(kernel, point), (x,), (b,))
+                return w * value + along
+
+            return jax.vmap(one_point)(train, w, directions).sum()
+
+        # XLA would work on constants of their size while it compiles.
+        trained = jax.lax.optimization_barrier((self.train_features, self.weights, self.directions))
+        return self.mean(positions) + jax.vmap(one_atom)(self.kernel, self.features(positions), *trained)
+
+    def bind(self, system, dtype=np.float64):
+        """The plain formula, and beside it matrix products where the kernel is radial."""
+        several = isinstance(self.kernel, Radial)
+        value_and_gradient = _value_and_gradient(self, np.dtype(dtype)) if several else None
+        return Bound(
+            energies=lambda positions, aux: (self.atomic_energies(positions), aux),
+            fast=(lambda positions, aux: (value_and_gradient(positions), aux)) if several else None,
+        )
+
+    def uncertainty(self, system):
+        """Posterior variances; None where the covariance matrix does not fit into memory, as of models by ``solver="cg"``."""
+        independent = self.targets == ("atomic_energies",)
+        if not independent and not joint.fits(np.count_nonzero(self.observed)):
+            return None
+
+        def prepare(target):
+            with jax.enable_x64(True):
+                batched, known = (_independent_variances if independent else _joint_variances)(self, target)
+                compiled = jax.jit(batched)
+
+            def apply(positions):
+                computing()
+                with jax.enable_x64(True):
+                    # An argument: XLA would work on constants of its size while it compiles, in many times their memory.
+                    return exact(compiled(known, double(check_positions(self.species, positions, batch=True))))
+
+            return apply
+
+        return Uncertainty(prepare)
+
+
+def _told(words, fields):
+    """`MadeBy` from a model's provenance as files of before 2026-12 have it, and its other fields."""
+    targets, noise = fields["targets"], fields["noise"]
+    each = tuple(zip(targets, noise, strict=True)) if isinstance(noise, tuple) else noise
+    options = GPOptions(
+        features=fields["features"].name,
+        kernel=words["kernel"],
+        prior_mean=words["prior_mean"],
+        noise=each if words.get("noise", "given") == "given" else None,
+        targets=targets,
+        symmetry=fields["permutations"] is not None and len(fields["permutations"]) > 1,
+        solver=words.get("solver", "cholesky"),
+        loss=words.get("loss", "concentrated"),
+    )
+    level = {name: words[name] for name in ("level_of_theory", "programs", "partition", "sampler") if name in words}
+    return MadeBy(Level.of_words(**level), targets, options, int(words.get("copies", 1)), words.get("program", ""))
+
+
+def _value_and_gradient(model, dtype):
+    """Energy and its gradient (N, 3) as a function of float64 positions (N, 3), under vmap of many at a time.
+
+    Derivatives of it, which are second derivatives of the energy, take the same formulas without the chunks.
+    """
+    with jax.enable_x64(True):
+        points = fast.prepare(model, dtype)
+    prior = jax.value_and_grad(lambda r: model.mean(r).sum())
+    one, many = (partial(deviation, points) for deviation in fast.deviation(model.features))
+
+    @jax.custom_jvp
+    def value_and_gradient(positions):
+        return jax.tree.map(jnp.add, prior(positions), many(positions))
+
+    @value_and_gradient.defjvp
+    def derivative(primals, tangents):
+        plain = jax.jvp(lambda r: jax.tree.map(jnp.add, prior(r), one(r)), primals, tangents)
+        return value_and_gradient(*primals), plain[1]
+
+    return value_and_gradient
+
+
+def _independent_variances(model, target):
+    """Of atoms that share no observation: the energy's and the forces' variances are sums over the atoms."""
+    factors = jax.lax.map(
+        lambda a: jnp.linalg.cholesky(regression.covariance_matrix(a[0], a[1], model.noise)),
+        (model.kernel, model.train_features),
+    )
+    atoms = (model.kernel, model.train_features, factors, model.signal_variance)
+
+    def energies(atoms, positions):
+        points = jax.vmap(model.features)(positions).swapaxes(0, 1)
+        variances = jax.lax.map(lambda a: regression.predictive_variance(*a[0], a[1]), (atoms, points)).T
+        return _total(variances, target)
+
+    def forces(atoms, positions):
+        def slopes(kernel, train, factor, variance, x):
+            along = jax.vmap(jax.grad(kernel), (None, 0))(x, train)
+            half = solve_triangular(factor, along, lower=True)
+            return variance * (jax.jacfwd(jax.grad(kernel, 0), 1)(x, x) - half.T @ half)
+
+        jacobian = jax.jacfwd(model.features)(positions).reshape(*atoms[1].shape[::2], -1)
+        covariances = jax.lax.map(lambda a: slopes(*a[0], a[1]), (atoms, model.features(positions)))
+        return jnp.einsum("adx,ade,aex->x", jacobian, covariances, jacobian)
+
+    return (jax.vmap(forces, (None, 0)) if target == "forces" else energies), atoms
+
+
+def _total(variances, target):
+    """(B, N) as they are, or their sum (B, 1) for the energy."""
+    return variances if target == "atomic_energies" else variances.sum(1, keepdims=True)
+
+
+def _joint_variances(model, target):
+    """Of a joint process: var(t) - |L^-1 cov(observations, t)|^2 with the factor L of all observations."""
+    process, n_atoms = model.process, len(model.species)
+    most = max(1, COVARIANCES // (model.observed.size * joint.count((target,), n_atoms)))
+
+    def prior(positions):
+        here = model.see(positions[None])
+        own = joint.covariance(process, here, here, (target,))[0, :, 0]
+        return jnp.diag(own)
+
+    def of_few(known, positions):
+        train, factor = known
+        new = model.see(positions)
+        cross = joint.covariance(process, new, train, (target,), model.targets)
+        n, size = cross.shape[:2]
+        half = solve_triangular(factor, cross.reshape(n * size, -1)[:, model.observed].T, lower=True)
+        explained = (half**2).sum(0).reshape(n, size)
+        return jnp.maximum(jax.vmap(prior)(positions) - explained, 0.0)
+
+    return lambda known, positions: fast.in_chunks(partial(of_few, known), most)(positions), model.known
+
+
+def refuse_copies(model):
+    """ValueError for a `Model` of mirrored or permuted copies, which must not be taken for geometries of their own."""
+    if model.copies > 1:
+        raise ValueError(
+            "expected a model without mirrored or permuted copies of its geometries, found one with; train it on inverse"
+            " distances, or without mirror and symmetry"
+        )
+
+
+def leave_one_out(model):
+    """Leave-one-out residuals (N, n) of the training atomic energies and their standard deviations, both in eV.
+
+    Raises ValueError for a model of forces or total energies, where no observation stands alone, and for one of copied
+    geometries, where a copy stays in.
+    """
+    if not isinstance(model, Model) or model.targets != ("atomic_energies",):
+        raise ValueError("expected a model of atomic energies alone to leave one out; validate this one on a test set")
+
+    refuse_copies(model)
+
+    def one_atom(arguments):
+        kernel, train, residual, s2 = arguments
+        factor = jnp.linalg.cholesky(regression.covariance_matrix(kernel, train, model.noise))
+        error, precision = regression.leave_one_out(factor, residual)
+        return error, jnp.sqrt(s2 / precision)
+
+    with jax.enable_x64(True):
+        return exact(jax.lax.map(one_atom, (model.kernel, model.train_features, model.residual, model.signal_variance)))

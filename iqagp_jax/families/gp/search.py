@@ -1,0 +1,240 @@
+"""The search for hyperparameters: what is maximised, from where, and by which optimiser.
+
+| loss           | maximised, for every atom by itself                                                  |
+| -------------- | ------------------------------------------------------------------------------------ |
+| `concentrated` | log marginal likelihood at its best signal variance                                  |
+| `marginal`     | log marginal likelihood at signal variance 1 in the unit of the data                  |
+| `hold-out`     | minus ln of the root mean square error on every fifth point, held out of the training |
+
+Several starts: `random_starts`. Transfer learning (seeding and relaxing): the search is made on ``n_seed`` points, then
+goes on from its result on all, an idea of the FFLUX group.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.machine.devices import one_blas_thread
+
+LOSSES = ("concentrated", "marginal", "hold-out")
+
+OPTIMISERS = ("lbfgs", "adam")
+
+START_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Without random starts the optimisation begins at the best of these multiples of `initial_lengthscales`."""
+
+RANDOM_FACTORS = (0.3, 30.0)
+"""Random starts draw every length scale between these multiples of `initial_lengthscales`, evenly in its logarithm."""
+
+FAR = 20.0
+"""A feature whose length scale is so many times `initial_lengthscales` hardly matters; see `log_weights`."""
+
+NEVER = 1e-6
+"""Share of the weight at FAR that a feature keeps where it would have none, so that its length scale has a logarithm."""
+
+HOLD_OUT = 5
+"""Every so manieth point is held out."""
+
+MEMORY = 40
+"""Steps that L-BFGS remembers: with dozens of length scales, most of them hardly felt, more than usual pay."""
+
+ADAM_RATE = 0.05
+"""Adam's steps in the logarithm of the length scales."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How hyperparameters are found; see the module's table for ``loss``."""
+
+    loss: str = "concentrated"
+    optimiser: str = "lbfgs"
+    max_steps: int = 40
+    """0 keeps the best start"""
+    n_starts: int = 0
+    """random starts, of which the best result is kept; 0 for one start at the best of `START_FACTORS`"""
+    seed: int = 0
+    tolerance: float = 0.01
+    """an atom has converged when steps raise its objective by less"""
+    patience: int = 1
+    """so many steps on end: near the optimum of a nearly singular covariance one step may fail by rounding"""
+    n_seed: int | None = None
+    """transfer learning: points of the first search, spread evenly over the training set"""
+
+    def __post_init__(self):
+        for name, known in (("loss", LOSSES), ("optimiser", OPTIMISERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} {', '.join(known)}, found {getattr(self, name)!r}")
+        for name, least in (("max_steps", 0), ("n_starts", 0), ("seed", 0), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} of at least {least}, found {getattr(self, name)}")
+        if self.n_seed is not None and self.n_seed < 2 * HOLD_OUT:
+            raise ValueError(f"expected at least {2 * HOLD_OUT} points for n_seed, found {self.n_seed}")
+
+
+class Found(NamedTuple):
+    """What a search found for each of N atoms from each of S starts."""
+
+    parameters: jax.Array
+    """(N, P) the best"""
+    trace: jax.Array
+    """(steps + 1, N) of the best start's objective"""
+    values: jax.Array
+    """(S, N) best objective of every start"""
+    evaluations: jax.Array
+    """(S, N) evaluations of the objective and its gradient"""
+
+
+def initial_lengthscales(features, angular):
+    """Length scales of sqrt(D) standard deviations of each feature, (N, D) from features (N, n, D).
+
+    An angle's deviation is that of its point on the unit circle.
+    """
+    spread = jnp.where(
+        angular,
+        jnp.sqrt(jnp.var(jnp.cos(features), axis=1) + jnp.var(jnp.sin(features), axis=1)),
+        jnp.std(features, axis=1),
+    )
+    return jnp.sqrt(features.shape[-1]) * jnp.maximum(spread, 1e-3)
+
+
+def random_starts(lengthscales, n, seed):
+    """Logarithms of ``n`` random sets of length scales around (N, D) given ones: (n, N, D)."""
+    low, high = np.log(RANDOM_FACTORS)
+    return jnp.log(lengthscales) + np.random.default_rng(seed).uniform(low, high, (n, *lengthscales.shape))
+
+
+def log_weights(coordinates):
+    """ln w of the coordinates p that are searched: w^2 = sinh^2 p + NEVER^2, and a feature's length scale is FAR l_0 / w.
+
+    Where a feature matters p is the logarithm of its weight, up to a constant and sign. One that does not ends at p = 0; in
+    the logarithm it would run away to -infinity, which takes as many steps again, and stay where the gradient vanishes
+    although it should come back.
+    """
+    return 0.5 * jnp.log(jnp.sinh(coordinates) ** 2 + NEVER**2)
+
+
+def objective(build, noise, loss, free_mean=False):
+    """The function (parameters (P,), x (n, D), residual (n,)) -> scalar to be maximised.
+
+    ``build(parameters)`` gives the kernel. With ``free_mean`` a concentrated likelihood also takes its best constant mean.
+    """
+
+    def likelihood(parameters, x, residual):
+        covariance = gp.covariance_matrix(build(parameters), x, noise)
+        return gp.log_likelihood(covariance, residual, loss == "concentrated", free_mean and loss == "concentrated")
+
+    def hold_out(parameters, x, residual):
+        if len(x) < HOLD_OUT:
+            raise ValueError(f"expected at least {HOLD_OUT} points, of which hold-out holds one out, found {len(x)}")
+        held = np.arange(len(x)) % HOLD_OUT == HOLD_OUT - 1
+        kernel = build(parameters)
+        factor = jnp.linalg.cholesky(gp.covariance_matrix(kernel, x[~held], noise))
+        error = gp.predict(kernel, x[~held], gp.weights(factor, residual[~held]), x[held]) - residual[held]
+        return -0.5 * jnp.log(jnp.mean(error**2))
+
+    return hold_out if loss == "hold-out" else likelihood
+
+
+@one_blas_thread()
+def maximise(objective, data, starts, search, progress=lambda steps: steps):
+    """Maximise ``objective(parameters, *data)`` for every atom by itself, from starts (S, N, P): a `Found`.
+
+    ``data`` has the atoms as its first axis. An atom that has converged is left alone while the others go on.
+    """
+    n_starts, n_atoms, _ = starts.shape
+    if not search.n_starts or not search.max_steps:
+        evaluate = jax.jit(lambda p, d: jax.lax.map(lambda a: objective(a[0], *a[1]), (p, d)))
+        candidates = jnp.nan_to_num(jnp.stack([evaluate(s, data) for s in starts]), nan=-jnp.inf)
+        starts = starts[candidates.argmax(0), jnp.arange(n_atoms)][None]
+        n_starts = 1
+        if not search.max_steps:
+            values = candidates.max(0)[None]
+            return Found(starts[0], values, values, jnp.full((1, n_atoms), len(candidates)))
+
+    def loss(parameters, *data):
+        return -objective(parameters, *data)
+
+    if search.optimiser == "lbfgs":
+        # By default the first trial is the last step's share of a quasi-Newton step, which may stay below a tenth for good.
+        linesearch = optax.scale_by_zoom_linesearch(max_linesearch_steps=12, initial_guess_strategy="one")
+        optimiser = optax.lbfgs(memory_size=MEMORY, linesearch=linesearch)
+        value_and_gradient = optax.value_and_grad_from_state(loss)
+    else:
+        optimiser = optax.with_extra_args_support(optax.adam(ADAM_RATE))
+
+        def value_and_gradient(parameters, *data, state):
+            return jax.value_and_grad(loss)(parameters, *data)
+
+    def advance(atom, parameters, state):
+        here = jax.tree.map(lambda array: array[atom], data)
+        value, gradient = value_and_gradient(parameters, *here, state=state)
+        updates, state = optimiser.update(
+            gradient, state, parameters, value=value, grad=gradient, value_fn=lambda p: loss(p, *here)
+        )
+        evaluations = optax.tree.get(state, "num_linesearch_steps", 1)
+        return -value, parameters, optax.apply_updates(parameters, updates), state, evaluations
+
+    def one_step(arguments):
+        done, atom, parameters, state = arguments
+
+        def stay(atom, parameters, state):
+            return jnp.full((), -jnp.inf), parameters, parameters, state, 0
+
+        return jax.lax.cond(done, stay, advance, atom, parameters, state)
+
+    step = jax.jit(lambda *arguments: jax.lax.map(one_step, arguments))
+    parameters = starts.reshape(n_starts * n_atoms, -1)
+    atom = jnp.tile(jnp.arange(n_atoms), n_starts)
+    state = jax.vmap(optimiser.init)(parameters)
+    best, best_values = parameters, jnp.full(len(atom), -jnp.inf)
+    done, trace = jnp.zeros(len(atom), bool), []
+    stalled, evaluations = jnp.zeros(len(atom), int), jnp.zeros(len(atom), int)
+    # The value at the end of a step is known at the beginning of the next, so there is one step more.
+    for _ in progress(range(search.max_steps + 1)):
+        values, at, parameters, state, made = step(done, atom, parameters, state)
+        evaluations += made
+        better = values > best_values
+        stalled = jnp.where(values > best_values + search.tolerance, 0, stalled + 1)
+        best = jnp.where(better[:, None], at, best)
+        best_values = jnp.where(better, values, best_values)
+        trace.append(best_values)
+        done |= (stalled >= search.patience) & (search.optimiser == "lbfgs")
+        if done.all():
+            break
+    values = best_values.reshape(n_starts, n_atoms)
+    winner = values.argmax(0), jnp.arange(n_atoms)
+    return Found(
+        best.reshape(n_starts, n_atoms, -1)[winner],
+        jnp.stack(trace).reshape(len(trace), n_starts, n_atoms)[:, *winner],
+        values,
+        evaluations.reshape(n_starts, n_atoms),
+    )
+
+
+def search_hyperparameters(build, noise, search, points, residual, angular, free_mean=False, progress=lambda steps: steps):
+    """Best log length scales of every atom for points (N, n, D) and residuals (N, n): a `Found`."""
+    goal = objective(build, noise, search.loss, free_mean)
+    lengthscales = initial_lengthscales(points, angular)
+    far = jnp.log(FAR * lengthscales)
+
+    def climbed(points, residual, coordinates):
+        def at(coordinates, x, residual, far):
+            return goal(far - log_weights(coordinates), x, residual)
+
+        return maximise(at, (points, residual, far), coordinates, search, progress)
+
+    if search.n_starts:
+        starts = random_starts(lengthscales, search.n_starts, search.seed)
+    else:
+        starts = jnp.log(lengthscales) + jnp.log(jnp.array(START_FACTORS))[:, None, None]
+    coordinates = jnp.arcsinh(jnp.exp(far - starts))
+    if search.n_seed is not None:
+        subset = np.unique(np.linspace(0, points.shape[1] - 1, search.n_seed).round().astype(int))
+        coordinates = climbed(points[:, subset], residual[:, subset], coordinates).parameters[None]
+    found = climbed(points, residual, coordinates)
+    return found._replace(parameters=far - log_weights(found.parameters))

@@ -1,0 +1,1 @@
+"""The methods that label geometries and that models are held to."""

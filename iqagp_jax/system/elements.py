@@ -1,0 +1,40 @@
+"""Chemical symbols: what they weigh, and what is no list of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase.data import atomic_masses, atomic_numbers
+
+
+def masses_of(species: Sequence[str]) -> np.ndarray:
+    """Atomic masses (N,) in amu of chemical symbols, natural abundance."""
+    return atomic_masses[[atomic_numbers[s] for s in species]]
+
+
+def check_species(species: Sequence[str]) -> None:
+    """ValueError, in a sentence, for what is no chemical symbol."""
+    if unknown := [s for s in species if atomic_numbers.get(s, 0) < 1]:
+        raise ValueError(f"expected chemical symbols as species, found {unknown[0]!r}; correct it")
+
+
+def check_electrons(species: Sequence[str], charge: int, spin: int) -> None:
+    """ValueError, in a sentence, where atoms with this charge cannot have so many unpaired electrons."""
+    electrons = sum(atomic_numbers[s] for s in species) - charge
+    if electrons < 0 or (electrons - spin) % 2 or not 0 <= spin <= electrons:
+        raise ValueError(
+            f"{electrons} electrons cannot have {spin} unpaired ones; set --charge and --spin (unpaired electrons)"
+        )
+
+
+def same_atoms(expected: Sequence[str], found: Sequence[str], where: str = "the system") -> None:
+    """ValueError, in a sentence, where the atoms found are not those expected, in their order."""
+    if tuple(expected) != tuple(found):
+        raise ValueError(
+            f"expected the atoms {shortened(expected)} of the model, found {shortened(found)} in {where}; give these atoms in"
+            " this order"
+        )
+
+
+def shortened(species: Sequence[str], most: int = 60) -> str:
+    """Symbols with blanks between, cut where there are many."""
+    return " ".join(species) if len(species) <= most else f"{' '.join(species[:most])} ... ({len(species)} atoms)"
