@@ -16,39 +16,40 @@ from iqagp_jax.potential import Bound, MadeBy, Uncertainty
 from iqagp_jax.system.system import System
 
 
-def _joined(parts: tuple[Bound, ...], energies: Callable, fast: Callable | None) -> Bound:
-    """A `Bound` of several, whose aux is the tuple of theirs."""
-    several = [part.enlarged for part in parts]
+def _sum(parts: tuple[Bound, ...]) -> Bound:
+    """The sum of several, whose aux is the tuple of theirs."""
 
-    def enlarged(positions: Any) -> Bound:
-        larger = tuple(part.enlarged(positions) if part.enlarged else part for part in parts)
-        return _joined(larger, *_sum(larger))
+    def each(evaluate: str, positions: Any, aux: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        found = [getattr(part, evaluate)(positions, a) for part, a in zip(parts, aux, strict=True)]
+        return [result for result, _ in found], tuple(after for _, after in found)
+
+    def energies(positions: Any, aux: Any) -> Any:
+        results, after = each("energies", positions, aux)
+        return sum(results), after
+
+    def fast(positions: Any, aux: Any) -> Any:
+        results, after = each("energy_and_gradient", positions, aux)
+        return jax.tree.map(lambda *x: sum(x), *results), after
+
+    def enlarged(positions: Any) -> tuple[Any, ...]:
+        return tuple(part.enlarged(positions) if part.enlarged else part.aux for part in parts)
 
     return Bound(
         energies,
         tuple(part.aux for part in parts),
         fast,
         overflowed=lambda aux: jnp.stack([part.overflowed(a) for part, a in zip(parts, aux, strict=True)]).any(),
-        enlarged=enlarged if any(several) else None,
+        enlarged=enlarged if any(part.enlarged for part in parts) else None,
     )
-
-
-def _sum(parts: tuple[Bound, ...]) -> tuple[Callable, Callable]:
-    """``energies`` and ``fast`` of a sum."""
-
-    def energies(positions: Any, aux: Any) -> Any:
-        each = [part.energies(positions, a) for part, a in zip(parts, aux, strict=True)]
-        return sum(energy for energy, _ in each), tuple(after for _, after in each)
-
-    def fast(positions: Any, aux: Any) -> Any:
-        each = [part.energy_and_gradient(positions, a) for part, a in zip(parts, aux, strict=True)]
-        return jax.tree.map(lambda *x: sum(x), *(both for both, _ in each)), tuple(after for _, after in each)
-
-    return energies, fast
 
 
 class _Several:
     """A pytree of potentials, given one after the other: ``Sum(one, other)``."""
+
+    @property
+    def system(self) -> System:
+        """The molecule that the first of them is of, which is then the default of all doors."""
+        return next(iter(vars(self).values()))[0].system
 
     def tree_flatten(self) -> tuple[Any, None]:
         """The potentials."""
@@ -91,8 +92,7 @@ class Sum(_Several):
 
     def bind(self, system: System, dtype: Any = np.float64) -> Bound:
         """All parts, each with its own aux."""
-        bound = tuple(part.bind(system, dtype) for part in self.parts)
-        return _joined(bound, *_sum(bound))
+        return _sum(tuple(part.bind(system, dtype) for part in self.parts))
 
     def uncertainty(self, system: System) -> Uncertainty | None:
         """The sum of the parts' variances; None where one part has none."""

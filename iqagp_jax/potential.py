@@ -55,13 +55,14 @@ class Bound:
     energies: Callable[[Any, Any], tuple[Any, Any]]
     """positions (N, 3) in angstrom, aux -> atomic energies (N,) in eV, aux'"""
     aux: Any = ()
-    """what it keeps from step to step, a pytree: empty for a Gaussian process, a neighbour list for a transformer"""
+    """what it keeps from step to step, a pytree: empty for a Gaussian process, a neighbour list for a transformer, whose
+    shape says how much room there is"""
     fast: Callable[[Any, Any], tuple[tuple[Any, Any], Any]] | None = None
     """positions, aux -> (energy, its gradient (N, 3)), aux' where there is a faster way than to differentiate ``energies``"""
     overflowed: Callable[[Any], Any] = _never
     """aux -> whether it has become too small, and energies of it are no numbers; once it has, it stays so"""
-    enlarged: Callable[[Any], "Bound"] | None = None
-    """positions (R, N, 3) -> the same with an aux that is large enough for all of them; None where aux cannot overflow"""
+    enlarged: Callable[[Any], Any] | None = None
+    """positions (R, N, 3) -> an aux that is large enough for all of them; None where aux cannot overflow"""
 
     def energy_and_gradient(self, positions: Any, aux: Any) -> tuple[tuple[Any, Any], Any]:
         """(energy in eV, its gradient (N, 3) in eV/angstrom), aux'; not numbers where aux' has overflowed."""
@@ -209,7 +210,7 @@ def atomic_energies(model, positions, system=None):
     bound, system = bind(model, system)
     with jax.enable_x64(True):
         positions = double(check_positions(system.species, positions))
-        return exact(bound.energies(positions, _roomy(bound, positions[None]).aux)[0])
+        return exact(bound.energies(positions, _roomy(bound, positions[None]))[0])
 
 
 def energy_fn(model, dtype=np.float64, system=None):
@@ -261,15 +262,15 @@ def energy_and_forces(model, dtype=np.float64, system=None):
         computing()
         with jax.enable_x64(True):
             positions = double(check_positions(system.species, positions, batch=True))
-            energies, gradients = exact(batched(positions, _roomy(bound, positions).aux))
+            energies, gradients = exact(batched(positions, _roomy(bound, positions)))
             return energies, -gradients
 
     return apply
 
 
 def _roomy(bound, positions):
-    """The same, or enlarged for positions (B, N, 3): an overflow never returns a number, and need not return none."""
-    return bound if bound.enlarged is None or isinstance(positions, jax.core.Tracer) else bound.enlarged(positions)
+    """Its aux, enlarged for positions (B, N, 3): an overflow never returns a number, and here need not happen."""
+    return bound.aux if bound.enlarged is None or isinstance(positions, jax.core.Tracer) else bound.enlarged(positions)
 
 
 def rounding_error(model, positions, dtype, system=None):

@@ -114,46 +114,36 @@ class NeighbourMorse:
 
     def bind(self, system, dtype=np.float64):
         """With a list that has room for the neighbours at hand, and some more."""
-        return self._bound(self._room(system.positions[None]), system.positions)
+        radius = self.cutoff + SKIN
 
-    def uncertainty(self, system):
-        """None: it has none."""
-        return None
-
-    def _room(self, positions):
-        """Neighbours that a list should hold for positions (R, N, 3)."""
-        most = (pair_distances(np.asarray(positions)) < self.cutoff + SKIN).sum(-1).max()
-        return max(1, min(int(SPARE * most), positions.shape[1] - 1))
-
-    def _bound(self, room, positions):
-        n_atoms, radius = len(positions), self.cutoff + SKIN
-
-        def listed(r):
+        def listed(r, room):
             square = sum((x[:, None] - x) ** 2 for x in r.T)
-            near = (square < radius**2) & ~np.eye(n_atoms, dtype=bool)
+            near = (square < radius**2) & ~np.eye(len(r), dtype=bool)
             nearest = jnp.argsort(~near, axis=1, stable=True)[:, :room]
-            number = jnp.where(jnp.take_along_axis(near, nearest, 1), nearest, n_atoms)
+            number = jnp.where(jnp.take_along_axis(near, nearest, 1), nearest, len(r))
             return Neighbours(number, r, near.sum(1).max() > room)
 
         def refreshed(r, aux):
             moved = ((r - aux.positions) ** 2).sum(1).max() > (0.5 * SKIN) ** 2
-            found = listed(r)
-            new = jax.tree.map(lambda a, b: jnp.where(moved, a, b), found, replace(aux, overflowed=jnp.zeros((), bool)))
+            new = jax.tree.map(lambda a, b: jnp.where(moved, a, b), listed(r, aux.number.shape[1]), aux)
             return replace(new, overflowed=new.overflowed | aux.overflowed)
 
         def energies(r, aux):
             aux = refreshed(jax.lax.stop_gradient(r), aux)
-            there = aux.number < n_atoms
-            apart = jnp.where(there[..., None], r[:, None] - r[jnp.minimum(aux.number, n_atoms - 1)], self.cutoff)
+            there = aux.number < len(r)
+            apart = jnp.where(there[..., None], r[:, None] - r[jnp.minimum(aux.number, len(r) - 1)], self.cutoff)
             d = norm(apart)
-            smooth = jnp.where(d < self.cutoff, (1 - (d / self.cutoff) ** 2) ** 3, 0.0)
-            return 0.5 * (jnp.where(there, smooth, 0.0) * morse(d, self.depth, self.steepness, self.rest)).sum(1), aux
+            smooth = jnp.where(there & (d < self.cutoff), (1 - (d / self.cutoff) ** 2) ** 3, 0.0)
+            return 0.5 * (smooth * morse(d, self.depth, self.steepness, self.rest)).sum(1), aux
 
-        with jax.enable_x64(True):
-            aux = jax.device_get(listed(jnp.asarray(positions)))
-        return Bound(
-            energies,
-            aux,
-            overflowed=lambda aux: aux.overflowed,
-            enlarged=lambda r: self._bound(max(room, self._room(np.asarray(r))), np.asarray(r)[0]),
-        )
+        def with_room(positions):
+            most = (pair_distances(np.asarray(positions)) < radius).sum(-1).max()
+            room = max(1, min(int(SPARE * most), len(system) - 1))
+            with jax.enable_x64(True):
+                return jax.device_get(listed(jnp.asarray(positions[0], dtype=np.float64), room))
+
+        return Bound(energies, with_room(system.positions[None]), overflowed=lambda aux: aux.overflowed, enlarged=with_room)
+
+    def uncertainty(self, system):
+        """None: it has none."""
+        return None
