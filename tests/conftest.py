@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import compiled  # noqa: F401  (before JAX)
 import jax
 import numpy as np
 import pytest
