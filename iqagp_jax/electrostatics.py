@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from iqagp_jax.machine.precision import double, require_float64
 from iqagp_jax.potential import Bound
@@ -50,7 +51,11 @@ def coupling(max_rank):
     return np.where(big[:, None, None] == small[:, None] + small, factors * means, 0.0)
 
 
-def interaction_energies(positions, moments, molecule):
+def interaction_energies(
+    positions: Float[Array | np.ndarray, "n 3"],
+    moments: Float[Array | np.ndarray, "n k"],
+    molecule: Int[Array | np.ndarray, "n"],
+) -> Float[Array, "n"]:
     """Every atom's half (A,) of its interactions in eV, of atoms at ``positions`` (A, 3) in angstrom with ``moments``
     (A, (L+1)^2) along the global axes; U is their sum.
 
@@ -80,7 +85,7 @@ def interaction_energy(positions, moments, molecule):
     return jnp.sum(interaction_energies(positions, moments, molecule))
 
 
-def local_axes(frames, positions):
+def local_axes(frames: Any, positions: Float[Array | np.ndarray, "n 3"]) -> Float[Array, "n 3 3"]:
     """Axes (N, 3, 3), as rows, of the atomic local ``frames``, (centre, x-axis, xy-plane) for every atom of (N, 3)."""
     require_float64()
     return jax.vmap(local_frame, (None, 0, 0, 0))(jnp.asarray(positions), *jnp.asarray(frames).T)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import compiled  # noqa: F401  (before JAX)
+import before  # noqa: F401
 import jax
 import numpy as np
 import pytest

@@ -5,18 +5,19 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 TINY = 1e-24
 """Added under roots whose argument may vanish (angstrom^2), so that gradients stay finite."""
 
 
-def norm(v):
+def norm(v: Float[Array | np.ndarray, "*batch 3"]) -> Float[Array, "*batch"]:
     """Length of vectors (..., 3) whose gradient is finite, zero, at the origin."""
     return jnp.sqrt(jnp.sum(v * v, -1) + TINY)
 
 
 @jax.custom_jvp
-def angle(sine, cosine):
+def angle(sine: Float[Array, "*batch"], cosine: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """atan2 in (-pi, pi] whose gradient is finite, zero, at the origin; to two roundings, at a third of XLA's time."""
     x, y = jnp.abs(cosine), jnp.abs(sine)
     long, short = jnp.maximum(x, y), jnp.minimum(x, y)
@@ -50,7 +51,7 @@ def _arctan_coefficients():
 _ARCTAN = _arctan_coefficients()
 
 
-def axes(to_x, to_xy):
+def axes(to_x: Float[Array, "3"], to_xy: Float[Array, "3"]) -> Float[Array, "3 3"]:
     """Axes (3, 3) of an atomic local frame: e_x to the x-axis atom, e_y towards the xy-plane atom, e_z = e_x x e_y."""
     e_x = to_x / norm(to_x)
     in_plane = to_xy - (to_xy @ e_x) * e_x
@@ -58,12 +59,12 @@ def axes(to_x, to_xy):
     return jnp.stack([e_x, e_y, jnp.cross(e_x, e_y)])
 
 
-def local_frame(positions, centre, x_axis, xy_plane):
+def local_frame(positions: Float[Array, "n 3"], centre, x_axis, xy_plane) -> Float[Array, "3 3"]:
     """The `axes` of the frame of three atoms."""
     return axes(positions[x_axis] - positions[centre], positions[xy_plane] - positions[centre])
 
 
-def alf_features(positions, frame, others):
+def alf_features(positions: Float[Array, "n 3"], frame, others) -> Float[Array, "d"]:
     """Atomic-local-frame features of one atom, (3N - 6,), as FFLUX defines them (doi:10.1021/ct500416k).
 
     ``frame`` = (centre, x-axis, xy-plane) atom, ``others`` (N - 3,) the remaining ones. In order: the distances to the
@@ -82,7 +83,7 @@ def incidence_of(frame, others, dtype):
     return (atom == ends).astype(dtype) - (atom == frame[0]).astype(dtype)
 
 
-def in_frame(differences):
+def in_frame(differences: Float[Array, "3 n"]) -> Float[Array, "d"]:
     """`alf_features` from the differences (3, N - 1) of the x-axis, the xy-plane and the other atoms from the centre."""
     to_x, to_xy = differences[:, 0], differences[:, 1]
     chi = angle(norm(jnp.cross(to_x, to_xy)), to_x @ to_xy)
@@ -93,7 +94,7 @@ def in_frame(differences):
     return jnp.concatenate([jnp.stack([norm(to_x), norm(to_xy), chi]), spherical.ravel()])
 
 
-def alf_positions(features, frame, others):
+def alf_positions(features: Float[Array, "d"], frame, others) -> Float[Array, "n 3"]:
     """Inverse of `alf_features`: positions (N, 3) in the atom's own frame, centre at the origin."""
     n_atoms = len(others) + 3
     r_x, r_xy, chi = features[:3]

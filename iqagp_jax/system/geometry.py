@@ -1,7 +1,11 @@
 """Distances, bonds and bond graphs of molecular geometries, in NumPy."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 
 BOND_FACTOR = 1.25
 """Two atoms are bonded when nearer than this factor times the sum of their covalent radii."""
@@ -10,25 +14,25 @@ HYDROGEN_BOND = 2.2
 """A hydrogen nearer than this (angstrom) to an acceptor in the same molecule may be transferred."""
 
 
-def sum_of_radii(species):
+def sum_of_radii(species: Sequence[str]) -> Float[np.ndarray, "n n"]:
     """Sums of covalent radii (Cordero, doi:10.1039/B801115J, as in ase.data) of all pairs, (N, N) in angstrom."""
     radii = covalent_radii[[atomic_numbers[s] for s in species]]
     return radii[:, None] + radii
 
 
-def pair_distances(positions):
+def pair_distances(positions: Float[np.ndarray, "*batch n 3"]) -> Float[np.ndarray, "*batch n n"]:
     """Distances of all pairs, (..., N, N) in angstrom, NumPy."""
     return np.linalg.norm(positions[..., :, None, :] - positions[..., None, :, :], axis=-1)
 
 
-def bond_graph(species, positions):
+def bond_graph(species: Sequence[str], positions: ArrayLike) -> Bool[np.ndarray, "n n"]:
     """Symmetric boolean adjacency matrix (N, N) of the covalent bonds of one geometry (N, 3) in angstrom."""
     bonded = pair_distances(np.asarray(positions)) < BOND_FACTOR * sum_of_radii(species)
     np.fill_diagonal(bonded, False)
     return bonded
 
 
-def proton_transfers(species, positions):
+def proton_transfers(species: Sequence[str], positions: ArrayLike) -> list[tuple[int, int, int]]:
     """Intramolecular transfers (donor, hydrogen, acceptor) among nitrogen and oxygen that one geometry has in reach."""
     bonded, distances = bond_graph(species, positions), pair_distances(np.asarray(positions))
     separation, polar = graph_distances(bonded), np.isin(species, ["N", "O"])
@@ -40,7 +44,7 @@ def proton_transfers(species, positions):
     ]
 
 
-def graph_distances(bonded):
+def graph_distances(bonded: Bool[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """Number of bonds on the shortest path between every two atoms, (N, N); inf where there is none."""
     steps = np.where(bonded, 1.0, np.inf)
     np.fill_diagonal(steps, 0.0)
@@ -49,7 +53,7 @@ def graph_distances(bonded):
     return steps
 
 
-def moved_side(bonded, i, j):
+def moved_side(bonded: Bool[np.ndarray, "n n"], i: int, j: int) -> Bool[np.ndarray, "n"]:
     """Atoms on j's side of the bond i-j as a boolean (N,); j alone where the bond is part of a ring."""
     cut = bonded.copy()
     cut[i, j] = cut[j, i] = False
@@ -57,7 +61,7 @@ def moved_side(bonded, i, j):
     return np.arange(len(bonded)) == j if side[i] else side
 
 
-def whole_molecules(positions, cell, n_atoms):
+def whole_molecules(positions: ArrayLike, cell: ArrayLike, n_atoms: int) -> Float[np.ndarray, "m n 3"]:
     """Molecules (M, n_atoms, 3) from the atoms (M n_atoms, 3) of a periodic box, each atom in the image nearest its first.
 
     ``cell`` (3, 3) holds the lattice vectors as rows; consecutive ``n_atoms`` atoms are one molecule, which must be

@@ -24,6 +24,7 @@ import math
 from functools import cache
 
 import numpy as np
+from jaxtyping import Array, Float
 
 
 def component_names(max_rank):
@@ -40,7 +41,7 @@ def rank(moments):
     return math.isqrt(n) - 1
 
 
-def solid_harmonics(points, max_rank):
+def solid_harmonics(points: Float[Array | np.ndarray, "*batch 3"], max_rank: int) -> Float[Array | np.ndarray, "*batch k"]:
     """R_lk at points (..., 3), as (..., (max_rank+1)^2), by recursion over the rank: polynomials, smooth everywhere.
 
     With c, s the two components of order m = l - 1 in rank l - 1 and x, y, z, r of the point:

@@ -26,7 +26,7 @@ def permutations(species, positions):
 
     Raises ValueError where there are more than `MOST`.
     """
-    species, bonded = np.asarray(species), bond_graph(species, positions)
+    bonded = bond_graph(species, positions)
     graphs = [bonded]
     for donor, hydrogen, acceptor in proton_transfers(species, positions):
         moved = bonded.copy()

@@ -16,15 +16,19 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
+from jaxtyping import Float
 
-from iqagp_jax.families.gp.kernels import Radial, covariance
+from iqagp_jax.families.gp.kernels import Kernel, Radial, covariance
+
+Array = jax.Array | np.ndarray
 
 SMALL = 64
 """Rows up to which `inverse` does not halve a matrix."""
 
 
-def squared_distances(a, b):
+def squared_distances(a: Float[Array, "n e"], b: Float[Array, "m e"]) -> Float[Array, "n m"]:
     """|a_i - b_j|^2 of points (n, E) and (m, E) through one matrix product, (n, m); never negative.
 
     Both are centred on b first: distances are differences of large numbers here.
@@ -34,24 +38,24 @@ def squared_distances(a, b):
     return jnp.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0.0)
 
 
-def cross_covariance(kernel, x, y):
+def cross_covariance(kernel: Kernel, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """k(x_i, y_j), (n, m), from points (n, D) and (m, D); a matrix product for radial kernels."""
     if isinstance(kernel, Radial):
         return kernel.profile(squared_distances(kernel.embed(x), kernel.embed(y)))
     return covariance(kernel, x, y)
 
 
-def covariance_matrix(kernel, x, noise):
+def covariance_matrix(kernel: Kernel, x: Float[Array, "n d"], noise: float) -> Float[Array, "n n"]:
     """K = k(x_i, x_j) + noise delta_ij, (n, n)."""
     return cross_covariance(kernel, x, x) + noise * jnp.eye(len(x), dtype=x.dtype)
 
 
-def weights(factor, residual):
+def weights(factor: Float[Array, "n n"], residual: Float[Array, "n"]) -> Float[Array, "n"]:
     """w = K^-1 r, (n,)."""
     return cho_solve((factor, True), residual)
 
 
-def inverse(factor):
+def inverse(factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """K^-1, (n, n), by halves: with L = [[A, 0], [B, C]], T = B A^-1 and S = (C C^T)^-1,
 
         K^-1 = [[(A A^T)^-1 + T^T S T, -T^T S], [-S T, S]].
@@ -69,7 +73,7 @@ def inverse(factor):
     return jnp.block([[inverse(a) - corner @ transposed.T, corner], [corner.T, s]])
 
 
-def signal_variance(factor, residual):
+def signal_variance(factor: Float[Array, "n n"], residual: Float[Array, "n"]) -> Float[Array, ""]:
     """s2 = r^T K^-1 r / n."""
     return residual @ weights(factor, residual) / len(residual)
 
@@ -108,7 +112,7 @@ def _log_likelihood_gradient(concentrated, free_mean, saved, cotangent):
 log_likelihood.defvjp(_log_likelihood, _log_likelihood_gradient)
 
 
-def generalised_least_squares_mean(factor, y):
+def generalised_least_squares_mean(factor: Float[Array, "n n"], y: Float[Array, "n"]) -> Float[Array, ""]:
     """The constant m = 1^T K^-1 y / 1^T K^-1 1 that maximises the likelihood of y (n,)."""
     ones = weights(factor, jnp.ones_like(y))
     return ones @ y / ones.sum()

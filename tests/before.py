@@ -1,4 +1,4 @@
-"""Imported before JAX: what one test compiles serves other tests, processes and runs, on processors of this kind."""
+"""Imported before JAX and the package: what one test compiles serves others, and shapes in signatures are checked."""
 
 import hashlib
 import os
@@ -6,6 +6,9 @@ import platform
 import tempfile
 from pathlib import Path
 
+from jaxtyping import install_import_hook
+
+# Programs are shared between tests, processes and runs on processors of one kind.
 _told = Path("/proc/cpuinfo")
 _lines = _told.read_text().splitlines() if _told.exists() else [platform.processor()]
 _processor = hashlib.sha256("".join(sorted({x for x in _lines if x.startswith(("flags", "model name"))})).encode()).hexdigest()
@@ -13,3 +16,8 @@ _processor = hashlib.sha256("".join(sorted({x for x in _lines if x.startswith(("
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/iqagp-tests-{os.getuid()}-{_processor[:12]}")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+SHAPES = ("system", "electrostatics", "families.gp.regression")
+"""Modules whose signatures' shapes are checked, by the tests alone."""
+
+install_import_hook([f"iqagp_jax.{name}" for name in SHAPES], "beartype.beartype")
