@@ -2,9 +2,11 @@
 
 from importlib.metadata import version
 
+from iqagp_jax.compose import PerMolecule, Sum
 from iqagp_jax.data.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
 from iqagp_jax.dynamics.run import simulate
 from iqagp_jax.dynamics.trajectory import load_trajectory
+from iqagp_jax.electrostatics import Electrostatics
 from iqagp_jax.families.gp.fit import fit_gp
 from iqagp_jax.families.gp.model import Model, leave_one_out
 from iqagp_jax.modelfile import load_model, save_model
@@ -16,11 +18,16 @@ from iqagp_jax.potential import (
     force_variance,
     predictive_variance,
 )
+from iqagp_jax.system.system import System
 from iqagp_jax.validation import validate
 
 __all__ = [
     "Dataset",
+    "Electrostatics",
     "Model",
+    "PerMolecule",
+    "Sum",
+    "System",
     "atomic_energies",
     "embedded_datasets",
     "energy_and_forces",
