@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from iqagp_jax.data.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
+from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.extxyz import embedded_datasets, load_dataset, save_dataset
 from iqagp_jax.dynamics.run import simulate
 from iqagp_jax.dynamics.trajectory import load_trajectory
 from iqagp_jax.families.gp.fit import fit_gp

@@ -7,7 +7,8 @@ from ase.io import read, write
 from conftest import make_dataset
 
 from iqagp_jax import load_dataset, save_dataset
-from iqagp_jax.data.dataset import balanced, beside, concatenate, embedded_datasets
+from iqagp_jax.data.dataset import balanced, beside, concatenate
+from iqagp_jax.data.extxyz import embedded_datasets
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_interrupted_writing_leaves_the_old_file(small, tmp_path, monkeypatch):
     path = tmp_path / "d.extxyz"
     save_dataset(small, path)
     before = path.read_bytes()
-    monkeypatch.setattr("iqagp_jax.data.dataset.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("iqagp_jax.data.extxyz.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save_dataset(small[:2], path)
     assert path.read_bytes() == before
