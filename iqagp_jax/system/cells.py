@@ -80,28 +80,33 @@ def _walk(start, neighbours, images, molecules, species):
 def _bonds(species, positions, walls):
     """Bonds (i, j, image (D,) of j) by covalent radii, each of them in at least one of its two directions."""
     limits = BOND_FACTOR * sum_of_radii(species)
-    apart, nearest, inverse = _nearest_images(positions[:, None] - positions, walls)
-    # In the nearest image each coordinate is at most a half; n images on, atoms are n - 1/2 spacings of the planes apart.
-    reach = np.floor(limits.max() * np.linalg.norm(inverse, axis=0) + 0.5).astype(int)
-    for steps in product(*(range(-n, n + 1) for n in reach)):
-        bonded = np.linalg.norm(apart - np.array(steps) @ walls, axis=-1) < limits
-        if not any(steps):
-            bonded &= ~np.eye(len(species), dtype=bool)
+    apart, nearest = _by_coordinates(positions[:, None] - positions, walls)
+    for step in _steps(limits.max(), walls):
+        bonded = np.linalg.norm(apart - step @ walls, axis=-1) < limits
+        if not step.any():
+            np.fill_diagonal(bonded, False)
         for i, j in np.argwhere(bonded):
-            yield int(i), int(j), nearest[i, j] + np.array(steps, int)
+            yield int(i), int(j), nearest[i, j] + step
 
 
 def _nearest(positions, walls, bonds):
     """(i, j, nearest image (D,) of j) of pairs (B, 2)."""
-    i, j = np.asarray(bonds, int).reshape(-1, 2).T
-    apart, nearest, _ = _nearest_images(positions[i] - positions[j], walls)
-    steps = np.array(list(product((-1, 0, 1), repeat=len(walls))), int)  # a skew cell's nearest may be a neighbour of it
-    best = np.linalg.norm(apart[:, None] - steps @ walls, axis=-1).argmin(1)
-    yield from zip(i.tolist(), j.tolist(), nearest + steps[best], strict=True)
+    for i, j in np.asarray(bonds, int).reshape(-1, 2):
+        apart, image = _by_coordinates(positions[i] - positions[j], walls)
+        steps = _steps(np.linalg.norm(apart), walls)
+        yield int(i), int(j), image + steps[np.linalg.norm(apart - steps @ walls, axis=-1).argmin()]
 
 
-def _nearest_images(apart, walls):
-    """Differences (..., 3) to the nearest images by lattice coordinates, these images (..., D), inverse (3, D) of the walls."""
-    inverse = np.linalg.pinv(walls)
-    nearest = np.round(apart @ inverse).astype(int)
-    return apart - nearest @ walls, nearest, inverse
+def _by_coordinates(apart, walls):
+    """Differences (..., 3) of which each lattice coordinate is at most a half, and the images (..., D) that make them so."""
+    images = np.round(apart @ np.linalg.pinv(walls)).astype(int)
+    return apart - images @ walls, images
+
+
+def _steps(distance, walls):
+    """Images (S, D) beside that by coordinates in which an atom may be nearer than ``distance``.
+
+    n images on, it is at least n - 1/2 spacings of the lattice planes away.
+    """
+    reach = np.floor(distance * np.linalg.norm(np.linalg.pinv(walls), axis=0) + 0.5).astype(int)
+    return np.array(list(product(*(range(-n, n + 1) for n in reach))), int)
