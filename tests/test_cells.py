@@ -81,8 +81,8 @@ VERY_SKEW = np.array([[4.0, 0.0, 0.0], [11.9, 1.5, 0.0], [0.0, 0.0, 9.0]])
 
 def shortest(apart, cell):
     """Distance of the nearest image, looked for among all near ones."""
-    steps = np.arange(-9, 10)
-    return np.linalg.norm(apart + np.stack(np.meshgrid(steps, steps, steps), -1) @ cell, axis=-1).min()
+    steps = np.stack(np.meshgrid(np.arange(-40, 41), np.arange(-40, 41), np.arange(-2, 3)), -1)
+    return np.linalg.norm(apart + steps @ cell, axis=-1).min()
 
 
 def test_bonds_are_found_in_a_very_skew_cell():
