@@ -52,13 +52,13 @@ def _state(atoms: Atoms, where: str) -> tuple[int, int]:
     """Charge and number of unpaired electrons of one frame."""
 
     def numbers(names: Sequence[str]) -> dict[str, int]:
-        return {key: _integer(atoms.info[key], f"{where}: {key}") for key in names if key in atoms.info}
+        return {key: _integer(atoms.info[key], key, where) for key in names if key in atoms.info}
 
-    charge = _agreed(numbers(CHARGE), f"{where}: charge")
+    charge = _agreed(numbers(CHARGE), "charge", where)
     electrons = int(atoms.numbers.sum()) - (charge or 0)
     unpaired = {key: value if _fits(electrons, value) else value - 1 for key, value in numbers(SPIN).items()}
     unpaired |= numbers(UNPAIRED) | {key: value - 1 for key, value in numbers(MULTIPLICITY).items()}
-    spin = _agreed(unpaired, f"{where}: number of unpaired electrons")
+    spin = _agreed(unpaired, "number of unpaired electrons", where)
     # A file that tells nothing may be of a radical, as before 2026-12.
     if (charge or spin is not None) and not _fits(electrons, spin or 0):
         found = ", ".join(f"{key}={atoms.info[key]}" for key in STATE if key in atoms.info)
@@ -78,21 +78,21 @@ def _read_as_multiplicity(atoms: Atoms, spin: int) -> str:
     return next((f"{key}={atoms.info[key]}" for key in SPIN if key in atoms.info and float(atoms.info[key]) != spin), "")
 
 
-def _integer(value: Any, what: str) -> int:
+def _integer(value: Any, key: str, where: str) -> int:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if not number.is_integer():
-        raise ValueError(f"{what} should be a whole number, found {value!r}; correct it")
+        raise ValueError(f"{where}: expected a whole number as {key}, found {value}; correct it")
     return int(number)
 
 
-def _agreed(told: Mapping[str, int], what: str) -> int | None:
+def _agreed(told: Mapping[str, int], what: str, where: str) -> int | None:
     """The number that all names tell, None without any."""
     if len(set(told.values())) > 1:
         found = " and ".join(f"{value} by {key}" for key, value in told.items())
-        raise ValueError(f"{what} should be told once, found {found}; leave one of them out")
+        raise ValueError(f"{where}: expected one {what}, found {found}; correct one of them, or leave it out")
     return next(iter(told.values()), None)
 
 
