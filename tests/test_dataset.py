@@ -245,7 +245,7 @@ def test_a_spin_that_can_only_be_a_multiplicity_is_told(tmp_path, info, unpaired
     path = written(tmp_path / "d.extxyz", *(hydroxyl(**info) for _ in range(3)))
     with pytest.warns(UserWarning, match=rf"spin=\d was taken as a multiplicity, {unpaired} unpaired electrons") as told:
         data = load_dataset(path)
-    assert data.level.spin == unpaired and len(told) == 1
+    assert data.level.spin == unpaired and [warning.filename for warning in told] == [__file__]
 
 
 @pytest.mark.parametrize(
@@ -344,6 +344,15 @@ def test_cells_that_need_nothing_are_not_spoken_of(tmp_path):
     for atoms in (whole, no_images, no_cell):
         data = load_dataset(written(tmp_path / "d.extxyz", atoms))
         np.testing.assert_allclose(data.positions[0], atoms.positions, atol=1e-7)
+
+
+def test_a_lattice_without_flags_is_periodic_as_the_format_has_it(tmp_path):
+    path = written(tmp_path / "d.extxyz", boxed(0.1))
+    path.write_text(path.read_text().replace(' pbc="T T T"', ""))
+    assert "Lattice=" in path.read_text() and "pbc" not in path.read_text()
+    with pytest.warns(UserWarning, match="in 1 of 1 frames") as told:
+        load_dataset(path)
+    assert told[0].filename == __file__
 
 
 def test_images_are_sought_along_periodic_axes_only(tmp_path):

@@ -43,7 +43,7 @@ def state_of_frames(frames: Sequence[Atoms], name: str) -> tuple[int, int]:
         warnings.warn(
             f"{name}: {read} was taken as a multiplicity, {state[1]} unpaired electrons, since the number of electrons does not"
             " allow so many unpaired ones",
-            stacklevel=4,
+            stacklevel=5,
         )
     return state
 
