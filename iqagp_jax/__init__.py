@@ -3,7 +3,8 @@
 from importlib.metadata import version
 
 from iqagp_jax.compose import PerMolecule, Sum
-from iqagp_jax.data.dataset import Dataset, embedded_datasets, load_dataset, save_dataset
+from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.extxyz import embedded_datasets, load_dataset, save_dataset
 from iqagp_jax.dynamics.run import simulate
 from iqagp_jax.dynamics.trajectory import load_trajectory
 from iqagp_jax.electrostatics import Electrostatics

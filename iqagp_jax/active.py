@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from iqagp_jax.data.dataset import DECIMALS, Dataset, concatenate, load_dataset, save_dataset
+from iqagp_jax.data.dataset import DECIMALS, Dataset, concatenate
+from iqagp_jax.data.extxyz import load_dataset, save_dataset
 from iqagp_jax.families.gp.fit import fit_again, training_frames
 from iqagp_jax.families.gp.fit_joint import Fitted
 from iqagp_jax.families.gp.means import named_mean

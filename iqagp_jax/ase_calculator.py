@@ -1,14 +1,20 @@
 """The potential as an ASE calculator."""
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
 from iqagp_jax.machine.forks import computing
 from iqagp_jax.modelfile import load_model
-from iqagp_jax.potential import atomic_energies, energy_and_forces, potential_of, system_of, uncertainty
+from iqagp_jax.potential import Uncertainty, atomic_energies, energy_and_forces, potential_of, system_of, uncertainty
+from iqagp_jax.system.cells import unwrapped
 from iqagp_jax.system.elements import same_atoms
+from iqagp_jax.system.system import System
 
 
 class IQAGP(Calculator):
@@ -16,6 +22,9 @@ class IQAGP(Calculator):
 
     Its predicted standard deviations are ``get_property("energy_std", atoms)`` and ``get_property("forces_std", atoms)``, of
     a potential that knows them. It can be pickled: what was compiled stays behind.
+
+    A molecule that lies across the walls of a periodic cell is put together first, which changes no force; there is no
+    interaction with its images.
     """
 
     implemented_properties = [  # noqa: RUF012 (a list in ASE's base class)
@@ -27,7 +36,7 @@ class IQAGP(Calculator):
         "forces_std",
     ]
 
-    def __init__(self, model, system=None):
+    def __init__(self, model: Any, system: System | None = None):
         """``model``: a potential, as `fit_gp` or `load_model` gives it, or the path of a model file.
 
         ``system`` is the `System` it is used for, by default the molecule that the potential is of; the atoms must be its in
@@ -37,35 +46,57 @@ class IQAGP(Calculator):
         self.model = potential_of(load_model(model) if isinstance(model, str | Path) else model)
         self.system = system_of(self.model, system)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         compiled = ("_energy_and_forces", "_uncertainty")
         return {name: value for name, value in vars(self).items() if name not in compiled}
 
     @cached_property
-    def _energy_and_forces(self):
+    def _energy_and_forces(self) -> Callable:
         return energy_and_forces(self.model, system=self.system)
 
     @cached_property
-    def _uncertainty(self):
+    def _uncertainty(self) -> Uncertainty | None:
         return uncertainty(self.model, self.system)
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        """Fill ``results``; raises ValueError where the atoms are not the model's."""
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Fill ``results``.
+
+        Raises ValueError, in a sentence, where the atoms are not the model's or are a crystal, PropertyNotImplementedError
+        for an uncertainty that the potential does not know, RuntimeError in a forked child of a process that has computed.
+        """
         super().calculate(atoms, properties, system_changes)
         computing()
-        same_atoms(self.system.species, self.atoms.get_chemical_symbols(), "the Atoms")
-        positions = self.atoms.get_positions()
+        positions = self._whole(self.atoms)
         energy, forces = self._energy_and_forces(positions[None])
-        self.results = {"energy": float(energy[0]), "free_energy": float(energy[0]), "forces": forces[0].__array__()}
+        self.results = {"energy": float(energy[0]), "free_energy": float(energy[0]), "forces": np.asarray(forces[0])}
         if "energies" in properties:
-            self.results["energies"] = atomic_energies(self.model, positions, self.system).__array__()
-        for name, of in (("energy_std", "energy"), ("forces_std", "forces")):
-            if name in properties:
-                deviation = self._variance(of)(positions[None])[0] ** 0.5
-                self.results[name] = float(deviation) if of == "energy" else deviation.__array__()
+            self.results["energies"] = np.asarray(atomic_energies(self.model, positions, self.system))
+        if "energy_std" in properties:
+            self.results["energy_std"] = float(self._variance("energy")(positions[None])[0] ** 0.5)
+        if "forces_std" in properties:
+            self.results["forces_std"] = np.asarray(self._variance("forces")(positions[None])[0] ** 0.5)
 
-    def _variance(self, of):
-        variance = self._uncertainty and getattr(self._uncertainty, of)
+    def _whole(self, atoms: Atoms) -> np.ndarray:
+        """Positions (N, 3) in angstrom of the system's atoms, its molecules whole."""
+        same_atoms(self.system.species, atoms.get_chemical_symbols(), "the Atoms")
+        if not (atoms.pbc & atoms.cell.any(1)).any():
+            return atoms.get_positions()
+        # The bonds at rest as well, as heat may have stretched them beyond what counts as one.
+        positions, molecules = unwrapped(atoms.symbols, atoms.positions, atoms.cell.array, atoms.pbc, self.system.bonds)
+        if self.system.cell is None and molecules.any():
+            raise ValueError(
+                f"expected one molecule in a periodic cell, found {molecules.max() + 1}: this potential would leave out their"
+                " interaction with images; set atoms.pbc = False for these atoms alone"
+            )
+        return positions
+
+    def _variance(self, of: str) -> Callable:
+        variance: Callable | None = None if self._uncertainty is None else getattr(self._uncertainty, of)
         if variance is None:
             raise PropertyNotImplementedError(f"this potential does not know the uncertainty of its {of}")
         return variance

@@ -27,7 +27,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from iqagp_jax.ase_calculator import IQAGP
-from iqagp_jax.data.dataset import load_dataset
+from iqagp_jax.data.extxyz import load_dataset
 from iqagp_jax.dynamics.run import Dynamics, NoseHoover
 from iqagp_jax.families.gp import fast as inference
 from iqagp_jax.families.gp.features import ALF, InverseDistances

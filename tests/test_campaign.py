@@ -17,7 +17,7 @@ from ase import Atoms
 from ase.io import read, write
 from test_cli import iqagp
 
-from iqagp_jax.data.dataset import load_dataset
+from iqagp_jax.data.extxyz import load_dataset
 from iqagp_jax.labels import campaign
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
 from iqagp_jax.machine.lock import owned, owner, request_stop

@@ -3,11 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk, molecule
 from ase.io import read, write
 from conftest import make_dataset
 
 from iqagp_jax import load_dataset, save_dataset
-from iqagp_jax.data.dataset import balanced, beside, concatenate, embedded_datasets
+from iqagp_jax.data.dataset import Dataset, balanced, beside, concatenate
+from iqagp_jax.data.extxyz import embedded_datasets, unlabelled
+from iqagp_jax.data.level import Level
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_interrupted_writing_leaves_the_old_file(small, tmp_path, monkeypatch):
     path = tmp_path / "d.extxyz"
     save_dataset(small, path)
     before = path.read_bytes()
-    monkeypatch.setattr("iqagp_jax.data.dataset.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("iqagp_jax.data.extxyz.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save_dataset(small[:2], path)
     assert path.read_bytes() == before
@@ -193,6 +196,199 @@ def test_lowest_frame_needs_no_energy_where_there_are_atomic_ones(small):
     missing[[0, small.energy.argmin()]] = np.nan
     assert replace(small, energy=missing).lowest == small.lowest == small.energy.argmin()
     assert replace(small, energy=np.full(6, np.nan), atomic_energies=None).lowest == 0
+
+
+def written(path, *frames):
+    """A file of ASE atoms, which get an energy where they have none."""
+    for atoms in frames:
+        atoms.info.setdefault("REF_energy", -1.0)
+    write(path, list(frames))
+    return path
+
+
+def hydroxyl(**info):
+    """OH: 9 electrons when neutral, 10 as the anion."""
+    return Atoms("OH", positions=[[0, 0, 0], [0.97, 0, 0]], info=info)
+
+
+def test_charge_and_spin_are_written_and_read(tmp_path):
+    for level in (Level(charge=-1), Level(spin=1), Level("hf", charge=1, spin=2), Level(charge=2, spin=1)):
+        data = Dataset(("O", "H"), np.eye(3)[None, :2], np.array([-1.0]), level=level, free_atoms={"H": -13.6, "O": -2000.0})
+        save_dataset(data, tmp_path / "d.extxyz")
+        frames = read(tmp_path / "d.extxyz", index=":")
+        assert not any({"charge", "spin"} & set(free.info) for free in frames[:2])
+        back = load_dataset(tmp_path / "d.extxyz")
+        assert back.level == level and back.free_atoms == data.free_atoms and not back.extra
+
+
+@pytest.mark.parametrize(
+    ("info", "state"),
+    [
+        ({}, (0, 0)),  # a radical of which an old file does not tell
+        ({"charge": -1}, (-1, 0)),
+        ({"total_charge": -1.0, "spin": 2}, (-1, 2)),
+        ({"charge": -1, "total_charge": -1, "multiplicity": 3}, (-1, 2)),
+        ({"spin": 1}, (0, 1)),
+        ({"charge": "0", "unpaired_electrons": 3}, (0, 3)),
+        ({"spin_multiplicity": 2}, (0, 1)),
+        ({"spin": 1, "multiplicity": 2}, (0, 1)),
+    ],
+)
+def test_charge_and_spin_under_the_names_of_other_programs(tmp_path, info, state):
+    data = load_dataset(written(tmp_path / "d.extxyz", hydroxyl(**info), hydroxyl(**info)))
+    assert (data.level.charge, data.level.spin) == state
+    assert not data.extra
+
+
+@pytest.mark.parametrize(("info", "unpaired"), [({"spin": 2}, 1), ({"charge": -1, "spin": 1}, 0), ({"total_spin": 4}, 3)])
+def test_a_spin_that_can_only_be_a_multiplicity_is_told(tmp_path, info, unpaired):
+    path = written(tmp_path / "d.extxyz", *(hydroxyl(**info) for _ in range(3)))
+    with pytest.warns(UserWarning, match=rf"spin=\d was taken as a multiplicity, {unpaired} unpaired electrons") as told:
+        data = load_dataset(path)
+    assert data.level.spin == unpaired and [warning.filename for warning in told] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("info", "sentence"),
+    [
+        (
+            {"spin": 0},
+            "frame 0: expected a number of unpaired electrons, or a multiplicity, that 9 electrons can",
+        ),
+        ({"spin": -1}, "that 9 electrons can have, found spin=-1"),
+        ({"spin": 11}, "that 9 electrons can have, found spin=11"),
+        ({"unpaired_electrons": 2}, "that 9 electrons can have, found unpaired_electrons=2"),
+        ({"multiplicity": 1}, "that 9 electrons can have, found multiplicity=1"),
+        ({"charge": 1, "multiplicity": 0}, "that 8 electrons can have, found charge=1, multiplicity=0"),
+        ({"charge": -2}, "that 11 electrons can have, found charge=-2; correct it, or add unpaired_electrons"),
+        ({"charge": 0.5}, "expected a whole number as charge, found 0.5"),
+        ({"charge": "minus"}, "expected a whole number as charge, found minus"),
+        ({"charge": 0, "total_charge": -1}, "expected one charge, found 0 by charge and -1 by total_charge"),
+        (
+            {"spin": 1, "multiplicity": 4},
+            "expected one number of unpaired electrons, found 1 by spin and 3 by multiplicity",
+        ),
+    ],
+)
+def test_impossible_states_get_a_sentence(tmp_path, info, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_dataset(written(tmp_path / "d.extxyz", hydroxyl(**info)))
+
+
+def test_frames_of_several_states_are_refused_by_their_numbers(tmp_path):
+    frames = [hydroxyl(spin=1), hydroxyl(spin=3), hydroxyl(spin=1), *(hydroxyl(charge=-1) for _ in range(7))]
+    with pytest.raises(ValueError, match=r"one charge and spin in all frames") as told:
+        load_dataset(written(tmp_path / "d.extxyz", *frames))
+    for part in ("charge 0 with 1 unpaired electrons in frames 0, 2 and", "with 3 unpaired electrons in frame 1"):
+        assert part in str(told.value)
+    assert "charge -1 with 0 unpaired electrons in frames 3, 4, 5, 6, 7, ... (7 of them)" in str(told.value)
+
+
+def test_states_that_no_molecule_has_are_no_datasets():
+    for level in (Level(charge=-2), Level(spin=2), Level(charge=10)):
+        with pytest.raises(ValueError, match=r"electrons cannot have . unpaired ones"):
+            Dataset(("O", "H"), np.eye(3)[None, :2], np.array([-1.0]), level=level)
+
+
+def test_singlet_and_triplet_are_not_joined():
+    nitrogen = np.array([[[0, 0, 0], [0, 0, 1.1]]])
+    singlet, triplet = (
+        Dataset(("N", "N"), nitrogen, np.array([energy]), level=Level("b3lyp", "def2-svp", spin=spin))
+        for energy, spin in ((-2978.0, 0), (-2973.2, 2))
+    )
+    with pytest.raises(ValueError, match="found N N by 'b3lyp/def2-svp' and N N by 'b3lyp/def2-svp, 2 unpaired electrons'"):
+        concatenate([singlet, triplet])
+    with pytest.raises(ValueError, match="expected datasets of the same atoms and level"):
+        concatenate([singlet, replace(singlet, level=replace(singlet.level, charge=-2))])
+    assert concatenate([triplet, triplet]).level.spin == 2
+
+
+def test_free_atoms_are_neutral(tmp_path):
+    atom = Atoms("H", info={"config_type": "IsolatedAtom", "charge": 1})
+    with pytest.raises(ValueError, match="expected neutral free atoms, found charge 1 of H"):
+        load_dataset(written(tmp_path / "d.extxyz", atom, hydroxyl()))
+    atom = Atoms("H", info={"config_type": "IsolatedAtom", "multiplicity": 2})
+    assert load_dataset(written(tmp_path / "d.extxyz", atom, hydroxyl())).free_atoms == {"H": -1.0}
+
+
+def boxed(shift=0.0, length=8.0, pbc=True, **info):
+    """Ethanol in a cell, its atoms wrapped into it after a shift."""
+    atoms = molecule("CH3CH2OH", cell=np.eye(3) * length, pbc=pbc)
+    atoms.info.update(info)
+    atoms.positions += shift
+    atoms.wrap()
+    return atoms
+
+
+def shape(positions):
+    return np.linalg.norm(positions[:, None] - positions, axis=-1)
+
+
+def test_wrapped_molecules_are_put_together_and_told_once(tmp_path):
+    frames = [boxed(4.0), boxed(0.1), boxed([4.0, 4.0, 8.0])]
+    assert np.ptp(frames[1].positions, axis=0).max() > 6
+    path = written(tmp_path / "d.extxyz", *frames)
+    with pytest.warns(UserWarning, match="in 2 of 3 frames the molecule lay across the walls of its cell") as told:
+        data = load_dataset(path)
+    assert len(told) == 1
+    for positions in data.positions:
+        np.testing.assert_allclose(shape(positions), shape(molecule("CH3CH2OH").positions), atol=1e-7)
+    with pytest.warns(UserWarning, match="in 2 of 3 frames the molecule lay across the walls"):
+        np.testing.assert_array_equal(unlabelled(read(path, index=":")).positions.round(6), data.positions.round(6))
+
+
+def test_cells_that_need_nothing_are_not_spoken_of(tmp_path):
+    whole, no_images, no_cell = boxed(4.0), boxed(0.1, pbc=False), boxed(4.0)
+    no_images.positions = boxed(0.1).positions
+    no_cell.cell = np.zeros((3, 3))
+    for atoms in (whole, no_images, no_cell):
+        data = load_dataset(written(tmp_path / "d.extxyz", atoms))
+        np.testing.assert_allclose(data.positions[0], atoms.positions, atol=1e-7)
+
+
+def test_a_lattice_without_flags_is_periodic_as_the_format_has_it(tmp_path):
+    path = written(tmp_path / "d.extxyz", boxed(0.1))
+    path.write_text(path.read_text().replace(' pbc="T T T"', ""))
+    assert "Lattice=" in path.read_text() and "pbc" not in path.read_text()
+    with pytest.warns(UserWarning, match="in 1 of 1 frames") as told:
+        load_dataset(path)
+    assert told[0].filename == __file__
+
+
+def test_images_are_sought_along_periodic_axes_only(tmp_path):
+    atoms = boxed([0.1, 4.0, 4.0])
+    atoms.pbc = (True, False, False)
+    with pytest.warns(UserWarning, match="in 1 of 1 frames"):
+        load_dataset(written(tmp_path / "d.extxyz", atoms))
+    atoms.pbc = (False, True, True)
+    with pytest.raises(ValueError, match="expected one molecule in a periodic cell, found 2 in frame 0"):
+        load_dataset(written(tmp_path / "d.extxyz", atoms))
+
+
+def test_a_bond_that_heat_has_stretched_is_no_second_molecule(tmp_path):
+    hot = boxed(4.0)
+    hydrogen, oxygen = (int(np.flatnonzero(hot.symbols == s)[k]) for s, k in (("H", 0), ("O", 0)))
+    assert hot.get_distance(hydrogen, oxygen) < 1.0
+    hot.set_distance(oxygen, hydrogen, 1.4, fix=0)
+    expected = shape(hot.positions)
+    hot.positions += np.array([0.0, 0.0, 8.0]) - hot.positions[oxygen] - [0.1, 0.1, 0.1]
+    hot.wrap()
+    with pytest.warns(UserWarning, match="in 1 of 2 frames"):
+        data = load_dataset(written(tmp_path / "d.extxyz", hot, boxed(4.0)))
+    np.testing.assert_allclose(shape(data.positions[0]), expected, atol=1e-7)
+
+
+def test_crystals_and_boxes_of_molecules_are_refused(tmp_path):
+    copper = bulk("Cu", cubic=True)
+    with pytest.raises(ValueError, match=r"frame 0: expected molecules in the cell, found atom Cu\d bonded to its own image"):
+        load_dataset(written(tmp_path / "d.extxyz", copper))
+    pair = molecule("H2O") + molecule("H2O")
+    pair.positions[3:] += [3.0, 0, 0]
+    pair.cell, pair.pbc = np.eye(3) * 9.0, True
+    with pytest.raises(ValueError, match="found 2 in frame 0, whose interaction with their images would be learned"):
+        load_dataset(written(tmp_path / "d.extxyz", pair))
+    pair.pbc = False
+    assert len(load_dataset(written(tmp_path / "d.extxyz", pair))) == 1
 
 
 def test_unknown_name_gets_a_sentence():

@@ -10,7 +10,7 @@ from conftest import rotation
 from pyscf.scf.jk import get_jk
 from scipy.sparse import csr_array
 
-from iqagp_jax.data.dataset import load_dataset, save_dataset
+from iqagp_jax.data.extxyz import load_dataset, save_dataset
 from iqagp_jax.electrostatics import global_moments, interaction_energy, local_moments
 from iqagp_jax.families.gp.features import ALF
 from iqagp_jax.labels import campaign, fuzzy, iqa, scf

@@ -9,7 +9,7 @@ from iqagp_jax import plots
 from iqagp_jax.cli.console import console, output_folder, track
 from iqagp_jax.cli.models import validate_split
 from iqagp_jax.cli.runs import draw_replicas, print_replicas
-from iqagp_jax.data.dataset import load_dataset
+from iqagp_jax.data.extxyz import load_dataset
 from iqagp_jax.dynamics.run import simulate
 from iqagp_jax.dynamics.starts import hydrogen_bonds_to_stretch, restoring_force, starts
 from iqagp_jax.dynamics.trajectory import load_trajectory

@@ -128,7 +128,7 @@ def label_xtb(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
 ):
     """Label geometries with energies and forces by GFN2-xTB, in seconds: for trials, and for verdicts held to xtb."""
-    from iqagp_jax.data.dataset import save_dataset, unlabelled
+    from iqagp_jax.data.extxyz import save_dataset, unlabelled
     from iqagp_jax.labels.campaign import check_electrons, read_geometries
     from iqagp_jax.labels.executors import Processes
     from iqagp_jax.references.references import XTB, relabelled
@@ -147,7 +147,8 @@ def label_xtb(
 
 def write_dataset(campaign, output, known=None):
     """Write what a campaign has finished as a dataset, on top of a known one of its geometries, and print what it lacks."""
-    from iqagp_jax.data.dataset import beside, load_dataset, save_dataset
+    from iqagp_jax.data.dataset import beside
+    from iqagp_jax.data.extxyz import load_dataset, save_dataset
 
     dataset, rejected = campaign.dataset()
     if known:

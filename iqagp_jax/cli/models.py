@@ -76,7 +76,7 @@ def train(
     forces_key: ForcesKey = None,
 ):
     """Fit one Gaussian process per atom to atomic energies, energies or forces; hyperparameters by likelihood."""
-    from iqagp_jax.data.dataset import load_dataset
+    from iqagp_jax.data.extxyz import load_dataset
     from iqagp_jax.families.gp.fit import DEFAULT_MEAN, default_targets, fit_gp
     from iqagp_jax.modelfile import save_model
     from iqagp_jax.plots import likelihood_trace
@@ -245,7 +245,7 @@ def validate(
     forces_key: ForcesKey = None,
 ):
     """Errors of a model on labelled geometries it has not seen; energies are compared absolutely."""
-    from iqagp_jax.data.dataset import load_dataset
+    from iqagp_jax.data.extxyz import load_dataset
     from iqagp_jax.modelfile import load_model
 
     json_file = json_file and output_file(json_file)

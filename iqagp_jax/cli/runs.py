@@ -58,7 +58,7 @@ def simulate(
     import jax
     import numpy as np
 
-    from iqagp_jax.data.dataset import load_dataset
+    from iqagp_jax.data.extxyz import load_dataset
     from iqagp_jax.dynamics.ensembles import Langevin, NoseHoover
     from iqagp_jax.dynamics.run import UncertaintyLimit
     from iqagp_jax.dynamics.run import simulate as run

@@ -134,7 +134,7 @@ def active(
     Writes a verdict for every round, the grown dataset, the last model and a picture of the rounds.
     """
     from iqagp_jax.active import learn
-    from iqagp_jax.data.dataset import load_dataset
+    from iqagp_jax.data.extxyz import load_dataset
     from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.units import KCAL_MOL

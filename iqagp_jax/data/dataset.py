@@ -1,28 +1,11 @@
-"""Datasets: geometries of one molecule with total energies, forces and atomic energies, kept as extxyz files.
+"""Datasets: geometries of one molecule with total energies, forces and atomic energies; `extxyz` reads and writes them."""
 
-A file holds one frame a geometry with ``REF_energy`` (eV) and ``REF_forces`` (eV/angstrom) as MACE and others read
-them, the atomic energies as the per-atom array ``REF_atomic_energies`` (eV), and where each frame came from in its
-info. Free atoms at the same level are single-atom frames with ``config_type=IsolatedAtom``. Files of others are read too:
-where there is no ``REF_energy``, ASE's ``energy`` and ``forces`` are taken, and other names can be given. Any frame may lack
-any of the three; what a frame lacks is NaN in the arrays.
-"""
-
-import gzip
-import lzma
-import warnings
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
-from io import StringIO
-from pathlib import Path
 
 import numpy as np
-from ase import Atoms
-from ase.io import read, write
-from ase.io.extxyz import XYZError
-from ase.io.formats import open_with_compression
 
 from iqagp_jax.data.level import Level
-from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
+from iqagp_jax.system.elements import check_electrons
 from iqagp_jax.system.harmonics import rotated
 
 DECIMALS = 8
@@ -33,9 +16,6 @@ SAME_ENERGY = 1e-5
 
 ORIGIN = ("source", "temperature", "run", "time", "split")
 """Where a frame came from: sampler, its temperature (K), number of the run, time in it (fs), and the stored split."""
-
-LEVEL = ("level_of_theory", "charge", "spin", "partition", "programs", "sampler")
-"""What all frames of a dataset have in common."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +44,8 @@ class Dataset:
     def __post_init__(self):
         if not isinstance(self.level, Level):
             object.__setattr__(self, "level", Level.of_info(dict(self.level)))
+        if self.level.charge or self.level.spin:
+            check_electrons(self.species, self.level.charge, self.level.spin)
 
     def __len__(self):
         return len(self.positions)
@@ -159,7 +141,7 @@ def concatenate(datasets):
     first = datasets[0]
     for other in datasets[1:]:
         if first.species != other.species or not first.level.same_energies(other.level):
-            mine, theirs = (f"{' '.join(d.species)} by {d.level}" for d in (first, other))
+            mine, theirs = (f"{' '.join(d.species)} by {str(d.level)!r}" for d in (first, other))
             raise ValueError(f"expected datasets of the same atoms and level of theory, found {mine} and {theirs}")
 
     def joined(name):
@@ -198,8 +180,8 @@ def beside(dataset, labels):
     difference = np.abs(known.energy - labels.energy[there])
     if not dataset.level.same_energies(labels.level) or not (difference < SAME_ENERGY).all():
         raise ValueError(
-            f"expected labels of the same geometries at the same level, found {str(dataset.level)!r} and {str(labels.level)!r}, energies that"
-            f" differ by up to {difference.max():.2g} eV; label them with the dataset's level of theory"
+            f"expected labels of the same geometries at the same level, found {str(dataset.level)!r} and {str(labels.level)!r},"
+            f" energies that differ by up to {difference.max():.2g} eV; label them with the dataset's level of theory"
         )
     extra = {**known.extra, **{key: values[there] for key, values in labels.extra.items()}}
     return replace(known, extra=extra).with_partition(labels.level.partition)
@@ -208,184 +190,3 @@ def beside(dataset, labels):
 def balanced(raw, energy):
     """Raw atomic energies (n, N) plus an equal share of the remainder, so that they sum to ``energy`` (n,)."""
     return raw + ((energy - raw.sum(1)) / raw.shape[1])[:, None]
-
-
-def embedded_datasets():
-    """Names of the datasets that come with the package."""
-    return sorted(f.name.removesuffix(".extxyz.xz") for f in files("iqagp_jax.data").iterdir() if f.name.endswith(".extxyz.xz"))
-
-
-def load_dataset(name_or_path, energy_key=None, forces_key=None):
-    """Read an embedded dataset by name (see `embedded_datasets`) or an extxyz file, also compressed, by path.
-
-    ``energy_key`` and ``forces_key`` are the names of energy (eV) and forces (eV/angstrom) in the file where they are
-    neither REF_energy and REF_forces nor ASE's energy and forces.
-
-    Raises ValueError, in a sentence, for truncated files, mixed molecules, missing energies and non-finite numbers;
-    FileNotFoundError where there is neither such a name nor such a file.
-    """
-    path = Path(name_or_path)
-    if str(name_or_path) in embedded_datasets():
-        path = Path(str(files("iqagp_jax.data"))) / f"{name_or_path}.extxyz.xz"
-    elif not path.is_file():
-        raise FileNotFoundError(
-            f"expected an embedded dataset ({', '.join(embedded_datasets())}) or an extxyz file, found {str(name_or_path)!r}"
-        )
-    try:
-        # Decompressed at once: ASE seeks from frame to frame, which a compressed file answers by starting over.
-        with open_with_compression(path) as file:
-            frames = read(StringIO(file.read()), index=":", format="extxyz")
-    except (XYZError, *BROKEN_FILE) as error:
-        raise ValueError(f"{path} is not a whole extxyz file ({error}); was it cut off?") from error
-    return dataset_from_frames(frames, str(path), energy_key, forces_key)
-
-
-def unlabelled(frames, name="geometries"):
-    """A `Dataset` of ASE atoms of which nothing but the geometry, its origin and the sampler is kept; energies are NaN."""
-    kept = (*ORIGIN, "sampler")
-    infos = [{key: atoms.info[key] for key in kept if key in atoms.info} for atoms in frames]
-    # An energy is what every frame of a dataset must have; none is taken for one.
-    bare = [
-        Atoms(atoms.symbols, np.round(atoms.positions, DECIMALS), info={"REF_energy": 0.0, **info})
-        for atoms, info in zip(frames, infos, strict=True)
-    ]
-    return replace(dataset_from_frames(bare, name), energy=np.full(len(bare), np.nan))
-
-
-def dataset_from_frames(frames, name="dataset", energy_key=None, forces_key=None):
-    """A `Dataset` from ASE atoms as an extxyz file gives them; ``name`` is for the error sentences, keys as `load_dataset`."""
-    free = [a for a in frames if a.info.get("config_type") == "IsolatedAtom"]
-    frames = [a for a in frames if a.info.get("config_type") != "IsolatedAtom"]
-    if not frames:
-        raise ValueError(f"{name}: expected at least one geometry of the molecule, found none")
-    species = tuple(frames[0].get_chemical_symbols())
-    for k, atoms in enumerate(frames):
-        found = tuple(atoms.get_chemical_symbols())
-        if found != species:
-            raise ValueError(
-                f"{name}: expected the atoms {' '.join(species)} in every frame, found {' '.join(found)} in frame {k}"
-            )
-
-    known = [{**(a.calc.results if a.calc else {}), **a.info, **a.arrays} for a in frames]
-    ours = any("REF_energy" in entries or "REF_forces" in entries for entries in known)
-    labels_of_ours = {"energy": "REF_energy", "forces": "REF_forces", "atomic_energies": "REF_atomic_energies"}
-    labels = {
-        "energy": energy_key or ("REF_energy" if ours else "energy"),
-        "forces": forces_key or ("REF_forces" if ours else "forces"),
-        "atomic_energies": "REF_atomic_energies",
-    }
-    for given, target in ((True, "energy"), (forces_key, "forces")):
-        if given and not any(labels[target] in entries for entries in known):
-            keys = ", ".join(sorted(set(known[0]) - {"numbers", "positions"})) or "none"
-            raise ValueError(
-                f"{name}: no frame has {labels[target]} (the first one's keys: {keys}); give the name of the {target} with"
-                f" --{target}-key, in eV{'/angstrom' * (target == 'forces')}"
-            )
-
-    def label(target, shape):
-        """Stack a label, (n, *shape), NaN where a frame has none; None where no frame has it."""
-        have = np.array([labels[target] in entries for entries in known])
-        if not have.any():
-            return None
-        values = np.full((len(frames), *shape), np.nan)
-        values[have] = [entries[labels[target]] for entries in known if labels[target] in entries]
-        finite = np.isfinite(values).reshape(len(frames), -1).all(1)
-        if bad := np.flatnonzero(have & ~finite).tolist():
-            raise ValueError(f"{name}: expected finite {target}, found a NaN or infinity in frame {bad[0]}; remove that frame")
-        return values
-
-    def column(store, key):
-        """Stack a per-frame entry; None where no frame has it, an error where only some do."""
-        have = [key in getattr(a, store) for a in frames]
-        if not any(have):
-            return None
-        if not all(have):
-            raise ValueError(f"{name}: {key} is missing in frame {have.index(False)} but not in all")
-        return np.array([getattr(a, store)[key] for a in frames])
-
-    def others(store, known):
-        """What else the frames hold, where all of them do and there is a place for it; a warning tells what is left out."""
-        labelled = {*labels.values(), *labels_of_ours.values()}
-        keys = sorted({key for a in frames for key in getattr(a, store)} - {*known, *labelled})
-        left = {key: "a frame lacks it" for key in keys if not all(key in getattr(a, store) for a in frames)}
-        if store == "info":
-            left |= {key: "no number or word" for key in set(keys) - set(left) if np.ndim(frames[0].info[key])}
-        if left:
-            told = ", ".join(f"{key} ({why})" for key, why in sorted(left.items()))
-            warnings.warn(f"{name}: left out of the dataset: {told}", stacklevel=3)
-        return {key: column(store, key) for key in keys if key not in left}
-
-    for key in ("level_of_theory", "partition"):
-        told = [a.info.get(key) for a in frames]
-        if other := next((k for k, value in enumerate(told) if value != told[0]), None):
-            raise ValueError(
-                f"{name}: expected one {key} in all frames, found {told[0]!r} in frame 0 and {told[other]!r} in frame {other};"
-                " keep them in files of their own"
-            )
-    dataset = Dataset(
-        species=species,
-        positions=np.array([a.get_positions() for a in frames]),
-        energy=label("energy", ()),
-        forces=label("forces", (len(species), 3)),
-        atomic_energies=label("atomic_energies", (len(species),)),
-        origin={k: v for k in ORIGIN if (v := column("info", k)) is not None},
-        extra={
-            **others("info", (*ORIGIN, *LEVEL)),
-            **others("arrays", ("numbers", "positions")),
-        },
-        level=Level.of_info(frames[0].info),
-        free_atoms={a.get_chemical_symbols()[0]: _free_energy(a, labels["energy"], name) for a in free},
-    )
-    if bad := np.flatnonzero(~np.isfinite(dataset.positions).all((1, 2))).tolist():
-        raise ValueError(f"{name}: expected finite positions, found a NaN or infinity in frame {bad[0]}; remove that frame")
-    if dataset.atomic_energies is not None:
-        gap = np.nan_to_num(np.abs(dataset.atomic_energies.sum(1) - dataset.energy))
-        if gap.max() > 1e-6:
-            raise ValueError(
-                f"{name}: expected atomic energies that sum to REF_energy, found a difference of {gap.max():.3g} eV"
-                f" in frame {gap.argmax()}; are they raw or in other units?"
-            )
-    return dataset
-
-
-def _free_energy(atom, key, name):
-    known = {**(atom.calc.results if atom.calc else {}), **atom.info}
-    if key not in known:
-        raise ValueError(f"{name}: expected {key} of the free atom {atom.symbols}, found none; add it, or remove the frame")
-    return float(known[key])
-
-
-def frames_from_dataset(dataset):
-    """ASE atoms of a dataset, free atoms first, ready for an extxyz file."""
-    frames = [
-        Atoms([s], info={"config_type": "IsolatedAtom", "REF_energy": e, **dataset.level.of_free_atom(0).info})
-        for s, e in sorted(dataset.free_atoms.items())
-    ]
-    for k, positions in enumerate(dataset.positions):
-        atoms = Atoms(dataset.species, positions=positions)
-        atoms.info = {
-            **{key: values[k].item() for key, values in dataset.origin.items()},
-            **dataset.level.info,
-        }
-        for key, values in {
-            "REF_energy": dataset.energy,
-            "REF_forces": dataset.forces,
-            "REF_atomic_energies": dataset.atomic_energies,
-            **dataset.extra,
-        }.items():
-            if values is None or (key.startswith("REF_") and np.isnan(values[k]).any()):
-                continue
-            if values.ndim > 1:
-                atoms.arrays[key] = values[k]
-            else:
-                atoms.info[key] = values[k].item()
-        frames.append(atoms)
-    return frames
-
-
-def save_dataset(dataset, path):
-    """Write a dataset as extxyz (compressed if the name ends in .gz or .xz), whole or not at all."""
-    text = StringIO()
-    write(text, frames_from_dataset(dataset), format="extxyz")
-    compress = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(path).suffix, bytes)
-    write_atomically(path, compress(text.getvalue().encode()))

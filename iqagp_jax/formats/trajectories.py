@@ -1,11 +1,15 @@
 """Trajectories for other programs: extxyz (ASE, OVITO) and H5MD (MDAnalysis, VMD) through znh5md."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 
-def replica_frames(trajectory, replica):
+def replica_frames(trajectory: Any, replica: int) -> Iterator[Atoms]:
     """ASE atoms of one replica while it was alive, with ``replica``, ``time`` (fs) and the model's energy (eV)."""
     for k in range(len(trajectory.times)):
         if trajectory.alive[k, replica]:
@@ -15,7 +19,7 @@ def replica_frames(trajectory, replica):
             yield atoms
 
 
-def export(trajectory, path, replica=None):
+def export(trajectory: Any, path: Path, replica: int | None = None) -> int:
     """Write all replicas, or one, to a ``.extxyz`` or ``.h5`` file; returns the number of frames written.
 
     Frames after a replica's failure hold no geometry and are left out. In H5MD every replica is a particles group.

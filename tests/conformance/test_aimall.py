@@ -7,7 +7,7 @@ import pytest
 from ase.io import read
 from pyscf import dft
 
-from iqagp_jax.data.dataset import load_dataset, save_dataset
+from iqagp_jax.data.extxyz import load_dataset, save_dataset
 from iqagp_jax.formats.aimall import dataset_from_aimall, read_int, read_sum
 from iqagp_jax.labels import fuzzy, iqa
 from iqagp_jax.labels.wavefunction import read_wavefunction
