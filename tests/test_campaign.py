@@ -18,13 +18,15 @@ from ase.io import read, write
 from test_cli import iqagp
 
 from iqagp_jax.data.dataset import load_dataset
-from iqagp_jax.labels import campaign
+from iqagp_jax.labels import campaign, queue
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
+from iqagp_jax.labels.label import label_key
+from iqagp_jax.labels.plan import PLAN, LabelPlan, check
 from iqagp_jax.machine.lock import owned, owner, request_stop
 from iqagp_jax.units import HARTREE
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
-LEVEL = {"xc": "hf", "basis": "sto-3g", "partitions": ("becke",)}
+SETTINGS = {"xc": "hf", "basis": "sto-3g", "partitions": ("becke",)}
 OPTIONS = ("--xc", "hf", "--basis", "sto-3g", "--partition", "becke")
 
 
@@ -36,7 +38,7 @@ def write_geometries(path, n):
 
 def begin(folder, n):
     folder.mkdir(exist_ok=True)
-    return campaign.begin(folder / "campaign", write_geometries(folder / "water.xyz", n), **LEVEL)
+    return campaign.begin(folder / "campaign", write_geometries(folder / "water.xyz", n), **SETTINGS)
 
 
 def stamps(folder):
@@ -48,14 +50,14 @@ def quick(monkeypatch):
     """Labels made up in no time; returns the list of the geometries in the order in which they are labelled."""
     begun = []
 
-    def label_geometry(species, positions, level):
+    def label_geometry(species, positions, plan):
         begun.append(float(positions[0, 0]))
         zeros = [[0.0] * 3] * len(species)
-        energies = {name: [0.0] * len(species) for name in level.partitions}
-        sums = dict.fromkeys(level.partitions, 0.0)
+        energies = {name: [0.0] * len(species) for name in plan.partitions}
+        sums = dict.fromkeys(plan.partitions, 0.0)
         return {"energy": 0.0, "forces": zeros, "raw": energies, "charges": energies, "remainder": sums}
 
-    monkeypatch.setattr(campaign, "label_geometry", label_geometry)
+    monkeypatch.setattr(queue, "label_geometry", label_geometry)
     return begun
 
 
@@ -85,11 +87,12 @@ def test_workers_killed_ten_times_lose_nothing(tmp_path):
     killer.join(timeout=1)
     assert len(kills) == 10
     assert len({task.path for task in killed.tasks}) == 40
-    assert killed.status().made == 40
+    assert killed.progress().made == 40
     assert len(stamps(killed.folder)) == 40 + 2  # and the free atoms
     for task, twin in zip(killed.tasks, undisturbed.tasks, strict=True):
-        assert task.label["energy"] == pytest.approx(twin.label["energy"], abs=1e-8 * HARTREE)
-        np.testing.assert_allclose(task.label["raw"]["becke"], twin.label["raw"]["becke"], atol=1e-8 * HARTREE)
+        label, same = killed.labels.get(task.key), undisturbed.labels.get(twin.key)
+        assert label["energy"] == pytest.approx(same["energy"], abs=1e-8 * HARTREE)
+        np.testing.assert_allclose(label["raw"]["becke"], same["raw"]["becke"], atol=1e-8 * HARTREE)
     last = stamps(killed.folder)
     assert all(last[name] == stamp for _, found in kills for name, stamp in found.items())
 
@@ -157,7 +160,7 @@ def test_dask_with_a_killed_worker(tmp_path):
         assert iqagp("campaign", "start", running.folder, *where) == 0
         killer.join()
     assert not running.missing
-    assert running.status().made == 8
+    assert running.progress().made == 8
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
         pytest.raises(ValueError, match=r"expected workers of one thread each at .*, found \[2\] threads"),
@@ -210,9 +213,9 @@ def test_geometries_that_kill_their_workers_are_tried_alone_and_set_aside(tmp_pa
     assert len(executor.beside) == 12
     assert executor.beside[6:] == [1] * 6
     for task in deadly:
-        assert task.label == {"rejected": "its worker died 6 times, lastly with nothing beside it: no memory"}
+        assert started.labels.get(task.key) == {"rejected": "its worker died 6 times, lastly with nothing beside it: no memory"}
     assert len(quick) == 10 + 2
-    assert started.status().made == 10
+    assert started.progress().made == 10
 
 
 def test_workers_that_only_die_end_the_campaign(tmp_path, quick):
@@ -227,13 +230,13 @@ def test_workers_that_only_die_end_the_campaign(tmp_path, quick):
 
 def test_a_geometry_that_fails_three_times_is_set_aside_with_its_error(tmp_path, quick, monkeypatch, capsys):
     started = begin(tmp_path, 5)
-    bad, label_geometry = started.tasks[1].positions[0, 0], campaign.label_geometry
+    bad, label_geometry = started.tasks[1].positions[0, 0], queue.label_geometry
 
-    def label(species, positions, level):
-        label = label_geometry(species, positions, level)
+    def label(species, positions, plan):
+        label = label_geometry(species, positions, plan)
         return {"energy": 1 / 0} if positions[0, 0] == bad else label
 
-    monkeypatch.setattr(campaign, "label_geometry", label)
+    monkeypatch.setattr(queue, "label_geometry", label)
     for attempts in (3, 0):  # a second start leaves it aside
         quick.clear()
         with ThreadPoolExecutor(2) as executor:
@@ -256,21 +259,21 @@ class DropsWhatRuns(ThreadPoolExecutor):
 
 
 def test_a_stop_finishes_what_is_in_flight(tmp_path, quick, monkeypatch):
-    started, label_geometry = begin(tmp_path, 9), campaign.label_geometry
+    started, label_geometry = begin(tmp_path, 9), queue.label_geometry
 
     def label(*arguments):
         if len(quick) == 4:
             assert str(os.getpid()) in request_stop(started.folder)
-            assert started.status().stopping
+            assert started.progress().stopping
         return label_geometry(*arguments)
 
-    monkeypatch.setattr(campaign, "label_geometry", label)
+    monkeypatch.setattr(queue, "label_geometry", label)
     with DropsWhatRuns(1) as executor:
         started.run(executor, 1, batch=3)
     assert len(stamps(started.folder)) == 5
     with pytest.raises(ValueError, match="expected a running campaign to stop, found none"):
         request_stop(started.folder)
-    monkeypatch.setattr(campaign, "label_geometry", label_geometry)
+    monkeypatch.setattr(queue, "label_geometry", label_geometry)
     with ThreadPoolExecutor(1) as executor:
         started.run(executor, 1)
     assert len(quick) == 11
@@ -278,7 +281,7 @@ def test_a_stop_finishes_what_is_in_flight(tmp_path, quick, monkeypatch):
 
 def test_rate_and_end_are_those_of_the_last_start(tmp_path, quick):
     started = begin(tmp_path, 11)
-    assert started.status() == campaign.Status(11, 0, 0, 0, None, False, None, None)
+    assert started.progress() == campaign.Progress(11, 0, 0, 0, None, False, None, None)
     with ThreadPoolExecutor(1) as executor:
         started.run(executor, 1)
     now = time.time()
@@ -288,13 +291,13 @@ def test_rate_and_end_are_those_of_the_last_start(tmp_path, quick):
         task.path.unlink()
     with owned(started.folder):
         os.utime(started.folder / "lock", (now, now - 240))
-        status = started.status()
+        status = started.progress()
         assert status.owner
         assert status.rate == pytest.approx(1 / 60, rel=0.01)
         assert status.end.timestamp() == pytest.approx(now + 3 * 60, abs=2)
-    assert started.status().end is None
+    assert started.progress().end is None
     (started.folder / "lock").unlink()
-    assert started.status() == campaign.Status(11, 8, 0, 0, None, False, None, None)  # a copy of the folder
+    assert started.progress() == campaign.Progress(11, 8, 0, 0, None, False, None, None)  # a copy of the folder
 
 
 @pytest.mark.labels
@@ -304,19 +307,19 @@ def test_labels_without_forces(tmp_path):
     dataset, _ = campaign.Campaign.load(folder).dataset()
     assert dataset.forces is None
     assert dataset.atomic_energies.sum() == pytest.approx(dataset.energy[0], abs=1e-6)
-    without, whole = (campaign.label_key("OHH", WATER, campaign.Level(forces=forces)) for forces in (False, True))
+    without, whole = (label_key("OHH", WATER, LabelPlan(forces=forces)) for forces in (False, True))
     assert without != whole
 
 
 def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys):
     """Names and contents of label files are those of version 0.1, for labels outlive versions."""
-    assert campaign.label_key("OHH", WATER, campaign.Level(basis="6-31g")) == "049eb4969388df447d1a"
-    level = campaign.Level("hf", "sto-3g")
+    assert label_key("OHH", WATER, LabelPlan(basis="6-31g")) == "049eb4969388df447d1a"
+    plan = LabelPlan("hf", "sto-3g")
     water, folder = write_geometries(tmp_path / "water.xyz", 3), tmp_path / "d.extxyz.labels"
     folder.mkdir()
-    _, *others = campaign.Campaign(folder, read(water, ":"), level, 3).missing
+    _, *others = campaign.Campaign(folder, read(water, ":"), plan, 3).missing
     for task in others:
-        task.path.write_text(json.dumps(campaign.label_geometry(task.species, task.positions, level)))
+        task.path.write_text(json.dumps(queue.label_geometry(task.species, task.positions, plan)))
     made = stamps(folder)
     assert iqagp("label", water, "-o", tmp_path / "d.extxyz", "--xc", "hf", "--basis", "sto-3g", "--workers", 1) == 0
     assert "3 labelled geometries" in capsys.readouterr().out
@@ -327,19 +330,19 @@ def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys
 
 def test_what_the_geometries_say_of_their_own_labels_is_not_believed():
     old = {"level_of_theory": "b3lyp/6-31g", "programs": "pyscf 1.0", "partition": "becke", "sampler": "by hand"}
-    level = campaign.Level("pbe", "def2-svp", partitions=())
+    plan = LabelPlan("pbe", "def2-svp", partitions=())
     label = {"energy": -1.0, "forces": [[0.0] * 3] * 3}
     frames = [Atoms("OHH", positions=WATER, info=old)] * 2
-    dataset, _ = campaign.collect(frames, [label, {**label, "programs": "pyscf 2.0"}], level, {})
+    dataset, _ = campaign.collect(frames, [label, {**label, "programs": "pyscf 2.0"}], plan, {})
     assert dataset.level["level_of_theory"].startswith("pbe/def2-svp") and dataset.level["sampler"] == "by hand"
-    assert dataset.level["programs"] == f"pyscf 2.0; {level.describe()['programs']}"
+    assert dataset.level["programs"] == f"pyscf 2.0; {plan.level.programs}"
     assert "partition" not in dataset.level
 
 
 def test_a_split_that_a_geometry_lacks_is_asked_for():
     frames = [Atoms("OHH", positions=WATER, info=info) for info in ({"split": "train"}, {"split": "test"}, {})]
     with pytest.raises(ValueError, match="expected split of every geometry or of none, found none of geometry 2"):
-        campaign.check(frames, campaign.Level("hf", "sto-3g"))
+        check(frames, LabelPlan("hf", "sto-3g"))
 
 
 class QueuedJob:
@@ -387,7 +390,7 @@ def test_jobs_that_have_not_begun_are_cancelled_by_a_stop(tmp_path):
     ],
 )
 def test_plans_of_nonsense_get_a_sentence(tmp_path, capsys, edit, sentence):
-    plan = begin(tmp_path, 2).folder / campaign.PLAN
+    plan = begin(tmp_path, 2).folder / PLAN
     assert edit[0] in plan.read_text()
     plan.write_text(plan.read_text().replace(*edit))
     assert iqagp("campaign", "start", plan.parent, "--workers", 1) == 2

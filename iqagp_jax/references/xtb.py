@@ -1,26 +1,25 @@
-"""The reference that a model is held to: GFN2-xTB at once, density functional theory as a campaign that may take days.
+"""GFN2-xTB (doi:10.1021/acs.jctc.8b01176) by tblite: labels, relaxation and dynamics at once, in milliseconds a geometry."""
 
-Energies are absolute, in eV, from the program that made the model's training labels: no constant is taken away.
-"""
-
-import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import jax
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed
+from ase.calculators.calculator import CalculationFailed, Calculator
 from ase.data import atomic_numbers, ground_state_magnetic_moments
-from ase.io import write
 from ase.optimize import BFGS
 
-from iqagp_jax.data.dataset import DECIMALS
-from iqagp_jax.sampling import xtb
+from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.level import Level
+from iqagp_jax.system.elements import check_electrons
 
 CHUNK = 8
 """Geometries that a process is given at a time."""
@@ -31,37 +30,52 @@ RELAXED = 0.05
 RELAX_STEPS = 300
 """Steps that it may take."""
 
-XTB_LEVEL = "GFN2-xTB"
+
+def xtb(charge: int = 0, spin: int = 0) -> Calculator:
+    """GFN2-xTB as an ASE calculator; ``spin`` is the number of unpaired electrons.
+
+    It takes one thread unless OMP_NUM_THREADS says more: a molecule of 20 atoms takes milliseconds, and threads that wait for
+    each other only burn the cores.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from tblite.ase import TBLite
+
+    return TBLite(method="GFN2-xTB", charge=charge, multiplicity=spin + 1, verbosity=0)
 
 
 class XTB:
-    """GFN2-xTB by tblite, in milliseconds a geometry; ``pool`` is any executor of ``concurrent.futures``, or None."""
+    """GFN2-xTB as a reference; ``pool`` is any executor of ``concurrent.futures``, or None.
 
-    name = XTB_LEVEL
+    Raises ValueError, in a sentence, for a charge and a number of unpaired electrons ``spin`` that the atoms cannot have.
+    """
 
-    def __init__(self, species, charge=0, spin=0, pool=None):
+    def __init__(self, species: Sequence[str], charge: int = 0, spin: int = 0, pool: Executor | None = None):
+        check_electrons(species, charge, spin)
         self.system = tuple(species), charge, spin
-        self.programs = f"tblite {version('tblite')}"
+        self.level = Level("GFN2-xTB", charge=charge, spin=spin, programs=f"tblite {version('tblite')}")
+        self.name = str(self.level)
         self._map = map if pool is None else pool.map
         self._alone = pool is None
 
-    def labels(self, positions, progress=lambda items, total: items):
+    def labels(
+        self, positions: np.ndarray, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items
+    ) -> tuple[np.ndarray, ...]:
         """Energies (n,) in eV and forces (n, N, 3) in eV/angstrom of geometries (n, N, 3); NaN where the SCF fails."""
         chunks = [positions[k : k + CHUNK] for k in range(0, len(positions), CHUNK)]
         parts = list(progress(self._map(partial(_labels, self.system, fresh=True), chunks), len(chunks)))
         return tuple(np.concatenate([part[k] for part in parts]) for k in range(2))
 
-    def free_atoms(self):
+    def free_atoms(self) -> dict[str, float]:
         """Energies of the free atoms, {symbol: eV}, with the unpaired electrons of their ground states."""
         spins = {s: round(ground_state_magnetic_moments[atomic_numbers[s]]) for s in sorted(set(self.system[0]))}
         return {s: float(XTB((s,), spin=spin).labels(np.zeros((1, 1, 3)))[0][0]) for s, spin in spins.items()}
 
-    def relax(self, positions):
+    def relax(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Geometries (n, N, 3) relaxed, and which of them did so (n,): its SCF converged, and so did the relaxation."""
         ends, relaxed = zip(*self._map(partial(_relax, self.system), list(positions)), strict=True)
         return np.array(ends), np.array(relaxed)
 
-    def energy_fn(self):
+    def energy_fn(self) -> Callable[[Any], Any]:
         """Energy (N, 3) angstrom -> eV as a JAX function with a gradient, for the integrators that drive models.
 
         It leaves JAX for the program at every step, with all replicas at once. Where the SCF fails it is NaN. Its SCF begins
@@ -129,63 +143,9 @@ def _relax(system, positions):
     return atoms.positions, bool(relaxed)
 
 
-class DFT:
-    """Density functional theory by PySCF: labels are a `Campaign`, which goes on where it was stopped.
-
-    Every set of geometries has its own folder in ``folder``, named by a digest of them.
-
-    Distorted starts are relaxed by GFN2-xTB: it takes seconds, and tells as well what holds together.
-    """
-
-    def __init__(self, level, species, folder, pool, workers):
-        self.relax = XTB(species, level.charge, level.spin, pool).relax
-        self.name, self.level, self.species = level.describe()["level_of_theory"], level, tuple(species)
-        self.folder, self.pool, self.workers = Path(folder), pool, workers
-
-    def labels(self, positions, progress=lambda items, total: items):
-        """Energies (n,) in eV and forces (n, N, 3) in eV/angstrom of geometries (n, N, 3); NaN where a label was rejected.
-
-        Raises RuntimeError where the campaign was asked to stop.
-        """
-        from iqagp_jax.labels.campaign import Campaign, write_plan
-
-        positions = np.round(positions, DECIMALS)
-        folder = self.folder / hashlib.sha256(positions.tobytes()).hexdigest()[:12]
-        folder.mkdir(parents=True, exist_ok=True)
-        frames = folder.with_suffix(".extxyz")
-        write(frames, [Atoms(self.species, positions=r) for r in positions], format="extxyz")
-        write_plan(folder, frames, self.level)
-        campaign = Campaign.load(folder)
-        campaign.run(self.pool, self.workers, progress=progress)
-        if campaign.missing:
-            raise RuntimeError(f"stopped with {len(campaign.missing)} labels missing; run the same command again to go on")
-        none = {"energy": np.nan, "forces": np.full((len(self.species), 3), np.nan)}
-        labels = [none if "rejected" in task.label else task.label for task in campaign.tasks]
-        return np.array([label["energy"] for label in labels]), np.array([label["forces"] for label in labels])
-
-
-def reference_of(name, model, folder, charge=0, spin=0, pool=None, workers=1):
-    """The reference ``xtb`` or ``dft`` for a model, or None for ``none``.
-
-    Raises ValueError, in a sentence, where the model was trained on something else: absolute energies would not compare.
-    """
-    told = dict(model.provenance).get("level_of_theory", "not told")
-    if name == "none":
-        return None
-    if name == "xtb":
-        if XTB_LEVEL not in told:
-            raise ValueError(f"expected a model trained on {XTB_LEVEL}, found one of {told}; take --reference dft or none")
-        return XTB(model.species, charge, spin, pool)
-    from iqagp_jax.labels.campaign import Level
-
-    xc, _, basis = told.split(" ")[0].partition("/")
-    level = Level(xc, basis, charge, spin, partitions=())
-    if not basis or level.describe()["level_of_theory"] != told:
-        raise ValueError(f"expected a model trained on labels of `iqagp label`, found one of {told}; take another --reference")
-    return DFT(level, model.species, folder, pool, workers)
-
-
-def relabelled(dataset, reference, progress=lambda items, total: items):
+def relabelled(
+    dataset: Dataset, reference: XTB, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items
+) -> Dataset:
     """A `Dataset` of the same geometries with the energies and forces of an `XTB`; those without a label are left out.
 
     Raises ValueError, in a sentence, where none has a label.
@@ -193,7 +153,6 @@ def relabelled(dataset, reference, progress=lambda items, total: items):
     energy, forces = reference.labels(dataset.positions, progress)
     if not np.isfinite(energy).any():
         raise ValueError(f"expected geometries that {reference.name} can label, found none of {len(energy)}; look at them")
-    labels = {"energy": energy, "forces": forces, "atomic_energies": None, "extra": {}, "free_atoms": reference.free_atoms()}
-    sampler = {"sampler": dataset.level["sampler"]} if "sampler" in dataset.level else {}
-    level = {"level_of_theory": reference.name, "programs": reference.programs, **sampler}
-    return replace(dataset, **labels, level=level)[np.isfinite(energy)]
+    level = replace(reference.level, sampler=dataset.level.sampler)
+    bare = replace(dataset, energy=energy, forces=forces, atomic_energies=None, extra={}, level=level)
+    return replace(bare, free_atoms=reference.free_atoms())[np.isfinite(energy)]
