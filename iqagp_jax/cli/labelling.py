@@ -165,18 +165,21 @@ def label(
         label_by_xtb(geometries, output, charge or 0, spin or 0, workers)
         return
     only_with(context, **used_by(executor))
-    if campaign is None and output is None:
-        raise ValueError("expected a dataset to write or a folder to keep labels in, found neither; give -o or --campaign")
     if xc or basis:
         other_spelling("--xc and --basis", f"--method {xc or LabelPlan.xc}/{basis or LabelPlan.basis}")
-    output = output and output_file(output)
-    folder = campaign or output.with_name(output.name + ".labels")
+    if output is not None:
+        output = output_file(output)
     plan = planned(method, xc, basis, partition, charge, spin, multipoles, forces)
-    if campaign is None:
+    if campaign is not None:
+        folder = campaign
+    elif output is not None:
+        folder = output.with_name(output.name + ".labels")
         if len(plan.get("partitions", ())) == 1:  # fuzzy atoms beside others cost next to nothing
             plan["partitions"] += tuple(p for p in LabelPlan.partitions if p not in plan["partitions"])
-        if geometries:
+        if geometries is not None:
             write_plan(folder, geometries, LabelPlan(**plan))
+    else:
+        raise ValueError("expected a dataset to write or a folder to keep labels in, found neither; give -o or --campaign")
     running = begin(folder, geometries, **plan)
     make_labels(running, executor_of(executor, folder, workers, parameters(job or []), scheduler), batch)
     if campaign:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ase.io import write
 
 from iqagp_jax.data.dataset import DECIMALS
 from iqagp_jax.labels.campaign import Campaign
+from iqagp_jax.labels.executors import Processes
 from iqagp_jax.labels.plan import LabelPlan, write_plan
 from iqagp_jax.references.xtb import XTB
 
@@ -19,12 +21,13 @@ from iqagp_jax.references.xtb import XTB
 class DFT:
     """Density functional theory by PySCF: labels are a `Campaign`, which goes on where it was stopped.
 
-    Every set of geometries has its own folder in ``folder``, named by a digest of them.
+    Every set of geometries has its own folder in ``folder``, named by a digest of them. ``pool`` is any executor of
+    ``concurrent.futures``; with None processes come and go with each set.
 
     Distorted starts are relaxed by GFN2-xTB: it takes seconds, and tells as well what holds together.
     """
 
-    def __init__(self, plan: LabelPlan, species: Sequence[str], folder: str | Path, pool: Executor, workers: int):
+    def __init__(self, plan: LabelPlan, species: Sequence[str], folder: str | Path, pool: Executor | None, workers: int):
         self.relax = XTB(species, plan.charge, plan.spin, pool).relax
         self.name, self.plan, self.species = str(plan.level), plan, tuple(species)
         self.folder, self.pool, self.workers = Path(folder), pool, workers
@@ -43,7 +46,8 @@ class DFT:
         write(frames, [Atoms(self.species, positions=r) for r in positions], format="extxyz")
         write_plan(folder, frames, self.plan)
         campaign = Campaign.load(folder)
-        campaign.run(self.pool, self.workers, progress=progress)
+        with nullcontext(self.pool) if self.pool else Processes(self.workers) as pool:
+            campaign.run(pool, self.workers, progress=progress)
         if campaign.missing:
             raise RuntimeError(f"stopped with {len(campaign.missing)} labels missing; run the same command again to go on")
         none = {"energy": np.nan, "forces": np.full((len(self.species), 3), np.nan)}
