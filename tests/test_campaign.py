@@ -21,6 +21,7 @@ from ase.io import read, write
 from test_cli import iqagp
 
 from iqagp_jax.data.dataset import concatenate, load_dataset, save_dataset
+from iqagp_jax.data.level import Level
 from iqagp_jax.labels import campaign, executors, pack, queue
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
 from iqagp_jax.labels.label import label_key
@@ -355,6 +356,8 @@ def test_the_charge_and_spin_of_the_plan_are_those_of_the_dataset(tmp_path):
     for other in collected[1:]:
         with pytest.raises(ValueError, match="expected datasets of the same atoms and level of theory"):
             concatenate([collected[0], other])
+    spaced = LabelPlan("0.2*hf + 0.8*pbe, pbe", partitions=()).level
+    assert Level.of_words(spaced.theory).same_energies(spaced)
     free = campaign.Campaign(tmp_path, frames, dianion, 3).free_atoms
     assert {symbol: (task.plan.charge, task.plan.spin) for symbol, task in free.items()} == {"H": (0, 1), "O": (0, 2)}
 

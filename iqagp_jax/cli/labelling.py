@@ -43,7 +43,7 @@ XTB_METHOD = "gfn2-xtb"
 
 def counts(values, what):
     """Parse 'temperature:number' options into a dict of K to counts; the single value 'none' gives an empty one."""
-    result = {}
+    result: dict[float, int] = {}
     if list(values) == ["none"]:
         return result
     for value in values:

@@ -56,7 +56,9 @@ class LabelPlan:
         functions = "cartesian" if is_cartesian(self.basis) else "spherical"
         grid = f"grid {ATOM_GRID['light']}/{ATOM_GRID['heavy']} nwchem-pruned"
         details = f"{functions}, density fitting {AUXILIARY_BASIS}, {grid}"
-        return Level(self.xc, self.basis, details, self.charge, self.spin, programs=f"pyscf {version('pyscf')}")
+        # In a file a blank ends them: `Level.of_words`.
+        method, basis = ("".join(words.split()) for words in (self.xc, self.basis))
+        return Level(method, basis, details, self.charge, self.spin, programs=f"pyscf {version('pyscf')}")
 
 
 def read_plan(folder: str | Path) -> tuple[Path, LabelPlan, int]:
