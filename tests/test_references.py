@@ -1,5 +1,6 @@
 """References: made of what a model tells that it learned, and labels that no charge or spin is wrong in without a word."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ from conftest import REFERENCE, SPECIES
 from iqagp_jax.data.dataset import load_dataset, save_dataset
 from iqagp_jax.data.level import Level
 from iqagp_jax.families.pairs.models import BondedMorse
+from iqagp_jax.labels import queue
+from iqagp_jax.labels.campaign import Campaign
 from iqagp_jax.labels.plan import LabelPlan
 from iqagp_jax.potential import MadeBy
 from iqagp_jax.references.choose import reference_of
@@ -79,6 +82,29 @@ def test_xtb_labels_no_state_that_the_electrons_cannot_have():
             XTB(("O", "H"), *state)
     radical, anion = (XTB(("O", "H"), *state).labels(HYDROXYL[None])[0] for state in ((0, 1), (-1, 0)))
     assert radical[0] == pytest.approx(-120.50, abs=0.05) and anion[0] == pytest.approx(-127.39, abs=0.05)
+
+
+def test_labels_by_dft_are_a_campaign_that_is_found_again(tmp_path, monkeypatch):
+    made = []
+
+    def label_geometry(species, positions, plan):
+        made.append(positions)
+        if positions[0, 0] > 0.5:
+            return {"rejected": "the SCF did not converge"}
+        return {"energy": float(positions[0, 0]), "forces": positions.tolist()}
+
+    monkeypatch.setattr(queue, "label_geometry", label_geometry)
+    positions = np.stack([REFERENCE, REFERENCE + 1.0, REFERENCE - 1.0])
+    with ThreadPoolExecutor(1) as pool:
+        dft = DFT(PBE, SPECIES, tmp_path, pool, 1)
+        energies, forces = dft.labels(positions)
+        np.testing.assert_allclose(energies, [0.0, np.nan, -1.0])
+        np.testing.assert_allclose(forces[[0, 2]], positions[[0, 2]])
+        assert np.isnan(forces[1]).all() and len(made) == 3 + 3
+        for folder in tmp_path.glob("*/"):
+            Campaign.load(folder).pack()
+        np.testing.assert_array_equal(dft.labels(positions)[0], energies)
+    assert len(made) == 6
 
 
 def test_labels_by_xtb_keep_charge_and_spin(dataset, tmp_path):
