@@ -4,11 +4,11 @@ Every geometry says in its ``info`` where it comes from: ``source`` (metadynamic
 ``split`` (train, test_500K, ...), ``temperature`` (K), ``run`` and ``time`` (fs).
 """
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
 from iqagp_jax.dynamics.metadynamics import WellTempered, choose_variables
+from iqagp_jax.references.xtb import xtb as xtb
 from iqagp_jax.system.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
 from iqagp_jax.units import KCAL_MOL
 
@@ -74,17 +75,6 @@ class SamplingPlan:
     pool_factor: int = 3
 
 
-def xtb(charge=0, spin=0):
-    """GFN2-xTB (doi:10.1021/acs.jctc.8b01176) as an ASE calculator, on one thread unless OMP_NUM_THREADS says more.
-
-    A molecule of 20 atoms takes milliseconds: threads that wait for each other only burn the cores.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from tblite.ase import TBLite
-
-    return TBLite(method="GFN2-xTB", charge=charge, multiplicity=spin + 1, verbosity=0)
-
-
 def starting_geometries(molecule, n_conformers=20, seed=0):
     """ASE atoms to start from: conformers of a SMILES string by RDKit, or the geometries of a file that ASE reads."""
     if Path(molecule).suffix:
@@ -92,14 +82,14 @@ def starting_geometries(molecule, n_conformers=20, seed=0):
             raise FileNotFoundError(f"expected a SMILES string or an existing geometry file, found {molecule!r}")
         return read(molecule, index=":")
     from rdkit import Chem
-    from rdkit.Chem import AllChem
+    from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
 
     parsed = Chem.MolFromSmiles(molecule)
     if parsed is None:
         raise ValueError(f"expected a SMILES string or a geometry file, found {molecule!r}, which RDKit cannot parse")
     parsed = Chem.AddHs(parsed)
     # RDKit multiplies the seed by the conformer's number: zero would give the same one every time.
-    conformers = AllChem.EmbedMultipleConfs(parsed, n_conformers, randomSeed=seed + 1)
+    conformers = EmbedMultipleConfs(parsed, n_conformers, randomSeed=seed + 1)
     if not len(conformers):
         raise ValueError(f"RDKit found no geometry for the SMILES {molecule!r}; give an .xyz file instead")
     symbols = [a.GetSymbol() for a in parsed.GetAtoms()]
@@ -128,6 +118,7 @@ class Biased(Calculator):
     """An ASE calculator with the bias of `WellTempered` metadynamics on top; ``hills`` grow with `deposit`."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 (ASE's own declaration)
+    atoms: Any
 
     def __init__(self, calculator, bias, hills):
         super().__init__()
@@ -261,7 +252,7 @@ def sample(minima, plan, make_calculator, variables=None, seed=0, progress=lambd
             " give collective variables or do without metadynamics"
         )
     floor = xtb_energy(minima[0], make_calculator())
-    dropped = Counter()
+    dropped: Counter[str] = Counter()
 
     def frames_of(source, temperature, count, spacing, stream):
         per_run = -(-count // plan.runs)
@@ -306,7 +297,7 @@ def sample(minima, plan, make_calculator, variables=None, seed=0, progress=lambd
             groups.append(select(frames, count, rng))
     for source, distort in DISTORTIONS.items():
         count = getattr(plan, source)
-        candidates = []
+        candidates: list[Atoms] = []
         for _ in progress(range(20 * plan.pool_factor * count), f"{source} geometries"):
             if len(candidates) == plan.pool_factor * count:
                 break
@@ -333,7 +324,7 @@ def without_duplicates(frames):
     """The frames without those whose distances all agree with an earlier one's within `SAME_GEOMETRY`."""
     i, j = np.triu_indices(len(frames[0]), 1)
     distances = pair_distances(np.array([a.get_positions() for a in frames]))[:, i, j]
-    kept = []
+    kept: list[int] = []
     for k, d in enumerate(distances):
         if not len(kept) or np.abs(distances[kept] - d).max(1).min() > SAME_GEOMETRY:
             kept.append(k)

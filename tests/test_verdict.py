@@ -13,8 +13,7 @@ from scipy.spatial.distance import jensenshannon
 
 from iqagp_jax.dynamics.metadynamics import Dihedral
 from iqagp_jax.dynamics.trajectory import Trajectory
-from iqagp_jax.labels.campaign import Level
-from iqagp_jax.references.references import DFT, XTB, reference_of, relabelled
+from iqagp_jax.references.xtb import XTB
 from iqagp_jax.sampling import starting_geometries
 from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import KCAL_MOL
@@ -338,23 +337,6 @@ def test_what_was_run_is_read_and_another_verdict_is_refused(verdict, distance_m
         judge(distance_model, verdict.out, Exact(), replace(verdict.protocol, replicas=3))
 
 
-@pytest.mark.labels
-def test_xtb_drives_jax_with_the_forces_of_its_labels(dataset):
-    xtb, positions = XTB(SPECIES), dataset.positions[:3]
-    energies, forces = xtb.labels(positions)
-    with jax.enable_x64(True):
-        found, gradients = jax.jit(jax.vmap(jax.value_and_grad(xtb.energy_fn())))(positions)
-    # The SCF stops at 1e-6 hartree; forces agree to its square root.
-    np.testing.assert_allclose(found, energies, atol=3e-5)
-    np.testing.assert_allclose(-gradients, forces, atol=3e-3)
-    labelled = relabelled(dataset[:3], xtb)
-    np.testing.assert_array_equal(labelled.energy, energies)
-    assert labelled.level["level_of_theory"] == "GFN2-xTB" and labelled.atomic_energies is None
-    none = SimpleNamespace(name="GFN2-xTB", labels=lambda positions, progress: (np.full(3, np.nan), None))
-    with pytest.raises(ValueError, match="can label, found none of 3"):
-        relabelled(dataset[:3], none)
-
-
 def test_ramachandran_pictures_have_as_many_points_of_both():
     rng = np.random.default_rng(0)
 
@@ -370,19 +352,3 @@ def test_ramachandran_pictures_have_as_many_points_of_both():
 
 def test_large_errors_are_told_without_exponents():
     assert [pictures.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]
-
-
-def of_level(level):
-    return SimpleNamespace(species=SPECIES, provenance=(("level_of_theory", level),))
-
-
-@pytest.mark.labels
-def test_the_reference_is_the_method_of_the_labels(tmp_path):
-    level = Level("pbe", "6-31g*", partitions=())
-    found = reference_of("dft", of_level(level.describe()["level_of_theory"]), tmp_path / "labels")
-    assert isinstance(found, DFT) and found.level == level
-    assert isinstance(reference_of("xtb", of_level("GFN2-xTB"), tmp_path), XTB)
-    assert reference_of("none", of_level("any"), tmp_path) is None
-    for name, level in (("xtb", "b3lyp/6-31g"), ("dft", "GFN2-xTB"), ("dft", "b3lyp/6-31g by Gaussian")):
-        with pytest.raises(ValueError, match=f"found one of {level}"):
-            reference_of(name, of_level(level), tmp_path)

@@ -6,6 +6,7 @@ from pyscf import gto
 from pyscf import scf as pyscf_scf
 from pyscf.tools import molden, wfn_format
 
+from iqagp_jax.data.level import Level
 from iqagp_jax.labels import fuzzy, iqa, scf
 from iqagp_jax.labels.wavefunction import label_wavefunctions, read_wavefunction
 from iqagp_jax.units import HARTREE
@@ -122,6 +123,14 @@ def test_label_is_a_dataset(wfn, molden_file, water):
     np.testing.assert_allclose(data.atomic_energies.sum(1), data.energy, atol=1e-9)
     assert data.forces is None
     assert data.level["partition"] == "becke"
+    assert data.level.same_energies(Level.of_words(data.level.theory))
+
+
+def test_labels_of_an_ion_tell_its_charge_and_spin(tmp_path):
+    mol = scf.build_molecule("HH", [[0, 0, 0], [0, 0, 1.06]], "6-31g", 1, 1)
+    molden.from_scf(scf.mean_field(mol, "hf").run(), str(tmp_path / "ion.molden"))
+    level = label_wavefunctions([tmp_path / "ion.molden"], "hf", ("becke",), charge=1, spin=1).level
+    assert (level.charge, level.spin) == (1, 1)
 
 
 @pytest.mark.parametrize(

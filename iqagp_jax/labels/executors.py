@@ -7,9 +7,12 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context, parent_process
+from typing import Any
 
 JOB = {"name": "iqagp", "timeout_min": 60, "mem_gb": 4, "cpus_per_task": 1}
 """What a Slurm job gets unless told otherwise, in submitit's words."""
@@ -29,8 +32,9 @@ class Processes(ThreadPoolExecutor):
         self._lock = threading.Lock()
         self._connections = {}
 
-    def submit(self, function, /, *arguments):
-        return super().submit(self._hand_over, function, arguments)
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """The future of ``function(*arguments, **named)`` in a process of its own."""
+        return super().submit(self._hand_over, partial(function, **named), arguments)
 
     def _hand_over(self, function, arguments):
         process = getattr(self._own, "process", None)
@@ -87,7 +91,9 @@ def _serve(connection):
 
 def _die_with_parent():
     # Amid a task a process would not notice that the connection is closed.
-    parent_process().join()
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
@@ -101,10 +107,11 @@ class Jobs(ThreadPoolExecutor):
         super().__init__(workers)
         self._executor = executor
         self._lock = threading.Lock()
-        self._unwanted = ()
+        self._unwanted: tuple[str, ...] = ()
 
-    def submit(self, function, /, *arguments):
-        return super().submit(self._run_job, function, arguments)
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """The future of ``function(*arguments, **named)`` in a job."""
+        return super().submit(self._run_job, partial(function, **named), arguments)
 
     def _run_job(self, function, arguments):
         with self._lock:

@@ -140,7 +140,7 @@ class WaveFunction:
         self._fitting = getattr(mf, "with_df", None) or df.DF(mf.mol, AUXILIARY_BASIS)
         if self._fitting.auxmol is None:
             self._fitting.build()
-        self._known = (None, {})
+        self._known: tuple[Any, dict[str, Any]] = (None, {})
 
     @cached_property
     def grid(self):

@@ -343,7 +343,8 @@ def _ray_segments(atom, directions, s):
 def _log_density(wave, axes):
     """ln rho (nx, ny, nz) on the mesh of three axes, which factorize every Gaussian of the basis."""
     mol = wave.mol
-    factors, columns, row = [[], [], []], [], 0
+    factors: list[list[np.ndarray]] = [[], [], []]
+    columns, row = [], 0
     for shell in range(mol.nbas):
         degree, centre = mol.bas_angular(shell), mol.bas_coord(shell)
         shifted = [axis - x for axis, x in zip(axes, centre, strict=True)]

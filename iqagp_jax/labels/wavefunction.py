@@ -17,6 +17,7 @@ from importlib.metadata import version
 from itertools import combinations_with_replacement
 from math import factorial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers
@@ -24,10 +25,12 @@ from pyscf import gto
 from pyscf.tools import molden
 
 from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.level import Level
 from iqagp_jax.data.text import TextFile
 from iqagp_jax.labels import iqa, scf
-from iqagp_jax.labels.campaign import MAX_MISSING_ELECTRONS, MAX_REMAINDER, check_functional
+from iqagp_jax.labels.label import MAX_MISSING_ELECTRONS, MAX_REMAINDER
 from iqagp_jax.labels.partitions import PARTITIONS
+from iqagp_jax.labels.plan import check_functional
 from iqagp_jax.units import BOHR, HARTREE
 
 PRIMITIVES = (
@@ -61,7 +64,7 @@ def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charg
         raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(unknown) or 'none'}")
     fields = [read_wavefunction(path, xc, charge, spin) for path in paths]
     species = fields[0].mol.elements
-    extra = {f"{name}_{what}": [] for name in partitions for what in ("energies", "charges", "remainder")}
+    extra: dict[str, list[Any]] = {f"{name}_{what}": [] for name in partitions for what in ("energies", "charges", "remainder")}
     for path, mf in zip(paths, fields, strict=True):
         if mf.mol.elements != species or mf.xc != fields[0].xc:
             raise ValueError(
@@ -82,10 +85,12 @@ def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charg
         positions=np.array([mf.mol.atom_coords() for mf in fields]) * BOHR,
         energy=np.array([mf.e_tot for mf in fields]) * HARTREE,
         extra={name: np.array(values) for name, values in extra.items()},
-        level={
-            "level_of_theory": f"{fields[0].xc} of read orbitals, density fitting {scf.AUXILIARY_BASIS}",
-            "programs": f"pyscf {version('pyscf')}",
-        },
+        level=Level(
+            f"{fields[0].xc} of read orbitals, density fitting {scf.AUXILIARY_BASIS}",
+            charge=charge,
+            spin=spin,
+            programs=f"pyscf {version('pyscf')}",
+        ),
     ).with_partition(partitions[0])
 
 
@@ -199,7 +204,8 @@ def _read_wfn(path):
     centres, line = _integers(file, line, "CENTRE ASSIGNMENTS", n_primitives, n_atoms)
     types, line = _integers(file, line, "TYPE ASSIGNMENTS", n_primitives, len(PRIMITIVES))
     exponents, line = _numbers(file, line, "EXPONENTS", n_primitives)
-    occupations, orbitals = [], []
+    occupations: list[float] = []
+    orbitals: list[list[float]] = []
     for _ in range(n_orbitals):
         found = re.match(r"\s*MO\b.*OCC NO\s*=\s*(\S+)", file.lines[line])
         if not found:
@@ -219,7 +225,7 @@ def _read_wfn(path):
 def _primitive_basis(atoms, centres, types, exponents):
     """Uncontracted Cartesian molecule; the function of it that each primitive is, and the factor of that function."""
     degrees = [len(PRIMITIVES[kind - 1]) for kind in types]
-    shells = {symbol: [] for symbol, _ in atoms}
+    shells: dict[str, list[Any]] = {symbol: [] for symbol, _ in atoms}
     for centre, degree, exponent in dict.fromkeys(zip(centres, degrees, exponents, strict=True)):
         shells[atoms[centre - 1][0]].append([degree, [exponent, 1.0]])
     mol = gto.M(atom=atoms, unit="Bohr", basis=shells, cart=True, spin=None, verbose=0)
@@ -241,7 +247,7 @@ def _primitive_basis(atoms, centres, types, exponents):
 
 def _integers(file, line, label, count, largest):
     """``count`` numbers from 1 to ``largest`` in fixed columns of three behind a label, and the line after them."""
-    values = []
+    values: list[int] = []
     while len(values) < count:
         text = file.lines[line]
         fields = [text[k : k + 3] for k in range(20, len(text.rstrip()), 3)]
@@ -257,7 +263,7 @@ def _integers(file, line, label, count, largest):
 
 def _numbers(file, line, label, count):
     """``count`` numbers behind a label, and the line after them."""
-    values = []
+    values: list[float] = []
     while len(values) < count:
         tokens = file.lines[line].removeprefix(label).split()
         if not file.lines[line].startswith(label) or not tokens:

@@ -14,7 +14,7 @@ import numpy as np
 
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.potential import energy_and_forces, energy_fn, energy_variance
-from iqagp_jax.references.references import XTB
+from iqagp_jax.references.xtb import XTB
 from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.verdict import alarm, ensemble, pictures, report, truth
 from iqagp_jax.verdict.replicas import Protocol, choose_starts, minimum_of, run_replicas
