@@ -206,7 +206,7 @@ class Dynamics:
         # A start whose energy is not finite has no frame; its status says so after the first step.
         alive = (replica.status == Status.ALIVE.value) & jnp.isfinite(energy)
         values = (state.position, energy, self.temperature(state), parts, energy + parts.sum() + bath)
-        return Frame(*(jnp.where(alive, value, jnp.nan) for value in values), alive)
+        return Frame._make([*(jnp.where(alive, value, jnp.nan) for value in values), alive])
 
     def temperature(self, state: Any) -> jax.Array:
         """Kinetic temperature in K of a jax-md state."""

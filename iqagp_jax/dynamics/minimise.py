@@ -48,7 +48,8 @@ def _minimise(energy_fn: Callable, max_steps: int, positions: jax.Array, max_for
         updates, state = optimiser.update(gradient, state, positions, value=value, grad=gradient, value_fn=energy_fn)
         return optax.apply_updates(positions, updates), state, step + 1
 
-    positions, state, steps = jax.lax.while_loop(go_on, advance, (positions, optimiser.init(positions), 0))
+    begin = positions, optimiser.init(positions), jnp.zeros((), int)
+    positions, state, steps = jax.lax.while_loop(go_on, advance, begin)
     return Minimum(positions, optax.tree.get(state, "value"), force_of(state), steps)
 
 

@@ -62,11 +62,6 @@ class Driver:
     like: Replica
     """replicas, which have the shapes of all that will come"""
 
-    @classmethod
-    def begin(cls, dynamics: Dynamics, targets: np.ndarray, seed: int, starts: np.ndarray) -> "Driver":
-        """With the replicas at their starts (R, N, 3)."""
-        return cls(dynamics, targets, _begun(dynamics, seed, starts, targets))
-
     @cached_property
     def _several(self) -> Callable[..., Any]:
         # Every replica is told how many steps: what is spread over devices has one value a replica.
@@ -78,10 +73,6 @@ class Driver:
     def advance(self, replicas: Replica, steps: Any) -> tuple[Replica, Frame]:
         """What `Dynamics.advance` does, spread over devices."""
         return self._several(replicas, self.targets, np.full(len(self.targets), steps))
-
-    def energies(self, seed: int, positions: np.ndarray) -> np.ndarray:
-        """Energies (R,) in eV at other positions (R, N, 3)."""
-        return np.asarray(self.advance(_begun(self.dynamics, seed, positions, self.targets), 0)[1].energies)
 
     def overflowed(self, replicas: Replica) -> bool:
         """Whether what the potential keeps of any of them is too small."""
@@ -174,11 +165,6 @@ class Driver:
 def alive(replicas: Replica) -> np.ndarray:
     """(R,) which have not failed."""
     return np.asarray(replicas.status) == Status.ALIVE
-
-
-def _begun(dynamics: Dynamics, seed: int, starts: np.ndarray, targets: np.ndarray) -> Replica:
-    begin = jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0)))
-    return begin(seed, np.arange(len(starts)), starts, targets)
 
 
 def _refilled(dynamics: Dynamics, replicas: Replica) -> Replica:

@@ -8,6 +8,7 @@ import time as clock
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,10 @@ def simulate(
         atoms, rule, told = _atoms(system, potential, starts, Path(directory))
         _check_thermostat(thermostat, atoms, starts)
         bound = _bound(potential, atoms, dtype, np.concatenate([starts, probes]))
-        directory = output_folder(directory)
-        driver = Driver.begin(Dynamics(bound, atoms, thermostat, timestep, rule), targets, seed, starts)
+        folder = output_folder(directory)
+        dynamics = Dynamics(bound, atoms, thermostat, timestep, rule)
+        start = partial(jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))), seed, np.arange(len(starts)))
+        driver = Driver(dynamics, targets, start(starts, targets))
         description = {
             "time_ps": float(time),
             "timestep_fs": float(timestep),
@@ -161,25 +164,25 @@ def simulate(
             **({} if dtype is None else {"precision": np.dtype(dtype).name}),
             **({} if model is None else {"model": model}),
             "starts": starts.tolist(),
-            "potential": driver.energies(seed, probes).tolist(),
+            "potential": np.asarray(driver.advance(start(probes, targets), 0)[1].energies).tolist(),
         }
-        check_same_run(directory, description)
+        check_same_run(folder, description)
         first = jax.process_index() == 0
         with (
-            owned(directory, "simulation") if first else nullcontext(),
+            owned(folder, "simulation") if first else nullcontext(),
             progress_bar(schedule.last // schedule.frame, progress and first) as (show, say),
             deferred_interrupt() as interrupted,
         ):
-            driver, state = _opened(directory, driver, description if first else None)
+            driver, state = _opened(folder, driver, description if first else None)
             recorder = None
             if first:
                 per_run = {"species": np.array(rule.species), "masses": atoms.masses, "target_temperatures": targets}
                 frames = state.step // schedule.frame + 1 if state.step else 0
-                recorder = Recorder(directory, frames_per_piece, per_run, frames)
-            record = Record(directory, rule.species, recorder, say)
+                recorder = Recorder(folder, frames_per_piece, per_run, frames)
+            record = Record(folder, rule.species, recorder, say)
             _drive(driver, state, schedule, frame_interval, uncertainty_limit, record, show, interrupted)
             meet("all is written")
-    return Run.open(directory)
+    return Run.open(folder)
 
 
 def _drive(
@@ -267,6 +270,7 @@ def _bound(potential: Any, system: System, dtype: Any, geometries: np.ndarray) -
     """Any of the kinds of potential made ready, with room for ``geometries`` (B, N, 3)."""
     if isinstance(potential, Potential) or hasattr(potential, "reference"):
         bound, _ = bind(potential, system, np.float64 if dtype is None else dtype)
+        _check_energy(lambda r: bound.energy_and_gradient(r, bound.aux)[0][0], geometries[0])
     elif dtype is not None:
         raise ValueError("expected a potential that is not bound yet where a dtype is asked for; give one, or leave dtype out")
     elif isinstance(potential, Bound):
@@ -274,10 +278,7 @@ def _bound(potential: Any, system: System, dtype: Any, geometries: np.ndarray) -
     else:
         _check_energy(potential, geometries[0])
         bound = bound_energy(potential)
-    if bound.enlarged is not None:
-        bound = bound.enlarged(geometries)
-    _check_energy(lambda r: bound.energy_and_gradient(r, bound.aux)[0][0], geometries[0])
-    return bound
+    return bound if bound.enlarged is None else bound.enlarged(geometries)
 
 
 def _check_energy(energy_fn: Callable, positions: np.ndarray) -> None:
