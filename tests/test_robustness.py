@@ -1,5 +1,7 @@
 """The failure rule: what breaks a molecule, what does not, and in which words."""
 
+import time
+
 import ase.build
 import jax
 import numpy as np
@@ -90,6 +92,42 @@ def test_a_torn_ring_is_broken_although_it_stays_in_one_piece():
     assert failure_status(rule, helix(60, 1.40, 0.0)) == Status.ALIVE
     # Bonds of 1.40 A, angles of 118 degrees, so those across the ring are as near as they were; the ends are 3.1 A apart.
     assert failure_status(rule, helix(70, 1.096, 0.616)) == Status.BROKEN_BOND
+
+
+def test_molecules_are_whole_each_for_itself():
+    """A proton that moves within its molecule is chemistry; one that goes to another is a broken bond."""
+
+    def apart(proton, gap=5.0):
+        """O-H...O, all of one molecule or with the last oxygen a molecule of its own, and a water beyond the gap."""
+        return np.concatenate([[[0.0, 0.0, 0.0], [proton, 0.0, 0.0], [2.6, 0.0, 0.0]], water() + np.array([0.0, 0.0, gap])])
+
+    species = ("O", "H", "O", *WATER)
+    within, between = (failure_rule(species, apart(0.8), numbers) for numbers in ((0, 0, 0, 1, 1, 1), (0, 0, 1, 2, 2, 2)))
+    assert failure_status(within, apart(1.65)) == Status.ALIVE
+    assert failure_status(between, apart(0.8)) == Status.ALIVE
+    assert failure_status(between, apart(1.65)) == Status.BROKEN_BOND
+    reason = failure_reason(between, Status.BROKEN_BOND, apart(1.65), 500.0, 300.0, 300.0)
+    assert reason == "bond O1-H2 1.65 A, reference 0.80 A, at 0.5 ps"
+    # Molecules may come as near to each other as no two atoms may.
+    assert failure_status(between, apart(0.8, gap=1.2)) == Status.ALIVE
+    assert failure_status(between, apart(0.8, gap=0.4)) == Status.CONTACT
+
+
+def test_a_box_of_waters_is_checked_in_less_than_a_step():
+    """100 waters, once compiled: a tenth of what their forces take."""
+    grid = 3.1 * np.array(list(np.ndindex(5, 5, 4)), float)
+    box = (grid[:, None] + water()).reshape(-1, 3)
+    rule = failure_rule(100 * WATER, box, np.repeat(np.arange(100), 3))
+    broken = box.copy()
+    broken[-1] += [0.0, 2.0, 0.0]
+    check = jax.jit(lambda r: failure_status(rule, r))
+    assert [int(check(r)) for r in (box, broken)] == [Status.ALIVE, Status.BROKEN_BOND]
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        check(box).block_until_ready()
+        took.append(time.perf_counter() - began)
+    assert min(took) < 5e-3
 
 
 def test_pieces():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from iqagp_jax.dynamics.ensembles import require_positive
+from iqagp_jax.dynamics.checks import check_temperatures, multiple, require_positive
 from iqagp_jax.dynamics.minimise import minimise
-from iqagp_jax.dynamics.run import check_temperatures, multiple, random_displacements, simulate
-from iqagp_jax.dynamics.starts import stretched
+from iqagp_jax.dynamics.run import simulate
+from iqagp_jax.dynamics.starts import at_rest, random_displacements, stretched
 from iqagp_jax.dynamics.trajectory import Trajectory, load_trajectory
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.system.failure import Status, failure_rule, failure_status
@@ -19,9 +19,6 @@ KINDS = ("equilibrium", "displaced", "stretched")
 
 DRAWN = 2
 """Displaced starts drawn for each that is wanted, as the reference may not keep all of them together."""
-
-AT_REST = 0.01
-"""A minimum has forces below this, eV/angstrom."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +111,7 @@ def run_replicas(energy, rule, starts, protocol, directory, time, seed):
             timestep=protocol.timestep,
             frame_interval=protocol.frame_interval,
             seed=seed,
+            kinds=kinds,
         )
         facts = {
             "kinds": kinds,
@@ -135,11 +133,10 @@ def load_run(directory):
 
 def minimum_of(model, energy):
     """The model's minimum next to its best training geometry, (N, 3), or that geometry if there is none; and which it is."""
-    rule = failure_rule(model.species, model.reference)
-    found = minimise(energy, model.reference)
-    if found.max_force > AT_REST or failure_status(rule, found.positions) != Status.ALIVE:
-        return np.asarray(model.reference), "the best training geometry, as the model leads from it to no minimum"
-    return np.asarray(found.positions), "the model's minimum next to its best training geometry"
+    rest = at_rest(model, energy)
+    if not rest.is_minimum:
+        return rest.system.positions, "the best training geometry, as the model leads from it to no minimum"
+    return rest.system.positions, "the model's minimum next to its best training geometry"
 
 
 def choose_starts(model, energy, minimum, protocol, reference):
