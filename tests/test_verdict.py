@@ -11,7 +11,6 @@ from conftest import REFERENCE, SPECIES, pair_energies, pair_forces
 from matplotlib.figure import Figure
 from scipy.spatial.distance import jensenshannon
 
-from iqagp_jax.dynamics.metadynamics import Dihedral
 from iqagp_jax.dynamics.trajectory import Trajectory
 from iqagp_jax.labels.campaign import Level
 from iqagp_jax.references.references import DFT, XTB, reference_of, relabelled
@@ -20,7 +19,7 @@ from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, pictures, report, truth
 from iqagp_jax.verdict.replicas import Run, choose_starts, run_replicas
-from iqagp_jax.verdict.structure import Coordinate, backbone, dihedral, settled
+from iqagp_jax.verdict.structure import Coordinate, backbone, settled
 
 FRAMES = 400
 
@@ -56,12 +55,6 @@ def make_frames(run, errors, sigma=1.0):
     energy = np.broadcast_to(errors, n) * KCAL_MOL
     predicted = energy, np.zeros((n, 2, 3)), np.broadcast_to(sigma, n) ** 2 * KCAL_MOL**2
     return truth.compare(chosen, predicted, (np.zeros(n), np.zeros((n, 2, 3))))
-
-
-def test_dihedrals_have_the_sign_of_the_other_formula(x64):
-    positions = np.random.default_rng(0).normal(size=(5, 4, 3))
-    expected = [np.degrees(Dihedral((2, 0, 1, 3))(r)) for r in positions]
-    np.testing.assert_allclose(dihedral(positions, 2, 0, 1, 3), expected, atol=1e-6)
 
 
 def test_backbone_of_alanine_dipeptide_from_its_bonds():

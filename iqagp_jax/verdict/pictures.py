@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from iqagp_jax.plots import BLUE, GREY, ORANGE, RED, panels
+from iqagp_jax.system.coordinates import dihedral
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict.ensemble import after_equilibration
-from iqagp_jax.verdict.structure import dihedral
 
 BARS = (0.5, 2.0)
 """What median and 95th percentile of |dE| should stay below, kcal/mol."""
@@ -172,7 +172,7 @@ def ramachandran(residues, temperature, runs):
     for ax, name, positions in zip(axes, runs, frames, strict=True):
         positions = positions[np.linspace(0, len(positions), min(most, len(positions)), endpoint=False).astype(int)]
         for phi, psi in residues:
-            ax.plot(dihedral(positions, *phi), dihedral(positions, *psi), ".", ms=2, alpha=0.5)
+            ax.plot(*(np.degrees(dihedral(positions, *atoms)) for atoms in (phi, psi)), ".", ms=2, alpha=0.5)
         ax.set(xlim=(-180, 180), ylim=(-180, 180), xlabel="phi, °", ylabel="psi, °", aspect="equal")
         ax.set_title(f"{name}, {temperature:g} K, {len(positions)} frames", fontsize=9)
     return figure
