@@ -29,6 +29,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from iqagp_jax.data.dataset import DECIMALS, Dataset, concatenate, load_dataset, save_dataset
+from iqagp_jax.dynamics.record import Run
 from iqagp_jax.families.gp.fit import fit_again, training_frames
 from iqagp_jax.families.gp.fit_joint import Fitted
 from iqagp_jax.families.gp.means import named_mean
@@ -38,7 +39,6 @@ from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, Verdict, claim, judge, pictures, truth
-from iqagp_jax.verdict.replicas import load_run
 from iqagp_jax.verdict.truth import columns
 
 CANDIDATES = 300
@@ -107,7 +107,7 @@ def learn(
             break
         path = out / f"round-{k}.extxyz"
         if not path.exists():
-            run = load_run(out / f"round-{k}" / "model")
+            run = Run.open(out / f"round-{k}" / "model")
             chosen = _chosen(fitted, run, per_round, max_uncertainty)
             highest = np.nanmin(train.energy) + energy_window
             save_dataset(_labelled(run, *chosen, reference, highest, dataset, progress), path)

@@ -28,7 +28,7 @@ from ase.data import atomic_numbers
 
 from iqagp_jax.ase_calculator import IQAGP
 from iqagp_jax.data.dataset import load_dataset
-from iqagp_jax.dynamics.run import Dynamics, NoseHoover
+from iqagp_jax.dynamics.ensembles import Dynamics, NoseHoover
 from iqagp_jax.families.gp import fast as inference
 from iqagp_jax.families.gp.features import ALF, InverseDistances
 from iqagp_jax.families.gp.fit import build_kernel
@@ -36,8 +36,7 @@ from iqagp_jax.families.gp.kernels import Matern92
 from iqagp_jax.families.gp.means import ConstantMean
 from iqagp_jax.families.gp.model import Model
 from iqagp_jax.machine.devices import compiled, over_devices
-from iqagp_jax.potential import energy_and_forces, energy_fn, rounding_error
-from iqagp_jax.system.failure import failure_rule
+from iqagp_jax.potential import bind, energy_and_forces, rounding_error
 
 RUNS = 5
 """Timings of which the median is taken."""
@@ -198,8 +197,8 @@ def starts(model, replicas, seed=1):
 def measure(case, peak):
     """The `Row` of a `Case`: what `simulate.simulate` does between two frames, features, forces, integrator, failure rule."""
     model = synthetic_model(case)
-    rule = failure_rule(model.species, model.reference)
-    dynamics = Dynamics(energy_fn(model, case.dtype), rule, NoseHoover(), 0.5)
+    bound, system = bind(model, dtype=case.dtype)
+    dynamics = Dynamics(bound, system, NoseHoover(), 0.5, system.failure_rule)
     targets = np.full(case.replicas, 300.0)
 
     def advance(replicas, targets):

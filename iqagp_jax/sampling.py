@@ -181,12 +181,11 @@ def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
 def is_whole(species, positions):
     """Whether all atoms hang together in one covalently bonded molecule and none sits on another."""
     distances = pair_distances(positions) + 10 * np.eye(len(species))
-    return (
-        distances.min() > 0.5 and np.isfinite(graph_distances(bond_graph(species, positions) | near(distances, species))).all()
-    )
+    joined = bond_graph(species, positions) | hold_together(distances, species)
+    return distances.min() > 0.5 and np.isfinite(graph_distances(joined)).all()
 
 
-def near(distances, species):
+def hold_together(distances, species):
     """Pairs within 1.6 sums of covalent radii: still one molecule, if a stretched one."""
     return distances < 1.6 * sum_of_radii(species)
 

@@ -17,8 +17,8 @@ import numpy as np
 from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_dataset, save_model
 from iqagp_jax.active import learn
 from iqagp_jax.cli.console import output_folder, table, track
-from iqagp_jax.labels.executors import Processes
 from iqagp_jax.dynamics.record import Run
+from iqagp_jax.labels.executors import Processes
 from iqagp_jax.machine.devices import use_cores
 from iqagp_jax.references.references import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL

@@ -17,10 +17,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from test_simulate import GEOMETRY, SPECIES, energy, run
 
 from iqagp_jax.dynamics import folder as checkpoint
-from iqagp_jax.dynamics import trajectory
+from iqagp_jax.dynamics import replicas, trajectory
 from iqagp_jax.dynamics.ensembles import Langevin
 from iqagp_jax.dynamics.folder import check_same_run
-from iqagp_jax.dynamics.run import UncertaintyLimit, stretch_bond
+from iqagp_jax.dynamics.run import UncertaintyLimit
+from iqagp_jax.dynamics.starts import stretch_bond
 from iqagp_jax.dynamics.trajectory import load_trajectory, read_pieces
 from iqagp_jax.machine.lock import owned
 from iqagp_jax.system.failure import Status
@@ -141,7 +142,7 @@ def test_power_cut_at_any_write_changes_nothing(failed, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_atomically", write)
     # A run writes its description, a checkpoint and the log, then in turn a piece and a checkpoint, sometimes failures.
     for left, lost in [(2, True), (4, False), (5, True), (8, False), (11, True), (12, False)]:  # noqa: B007 (write reads both)
-        monkeypatch.setattr(running, "CHUNK_SECONDS", 1e-4 * left)
+        monkeypatch.setattr(replicas, "CHUNK_SECONDS", 1e-4 * left)
         with pytest.raises(PowerCutError):
             run(tmp_path, **FAILING)
     left = 0
@@ -252,7 +253,7 @@ def test_replica_stops_where_its_energy_is_too_uncertain(tmp_path):
     uncertain = deviation(looked_at.positions) > largest
     assert result.survived.tolist() == (~uncertain.any(0)).tolist() != [True] * 3
     for k in np.flatnonzero(~result.survived):
-        assert result.replicas.status[k] == Status.UNCERTAIN
+        assert result.status[k] == Status.UNCERTAIN
         assert result.failure_times[k] == looked_at.times[uncertain[:, k]][0]
         assert "kcal/mol, limit 1.5 kcal/mol, at 0.0" in result.failure_reasons[k]
         np.testing.assert_array_equal(result.positions[k], looked_at.positions[uncertain[:, k], k][0])

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 import zipfile
@@ -12,18 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iqagp_jax.dynamics import starts as beginnings
 from iqagp_jax.dynamics.ensembles import (
     Dynamics,
     Langevin,
     NoseHoover,
+    bound_energy,
     kinetic_energy_parts,
     kinetic_temperature,
-    masses_of,
     remove_rigid_motion,
 )
-from iqagp_jax.dynamics.run import random_displacements, simulate, stretch_bond
+from iqagp_jax.dynamics.run import simulate
+from iqagp_jax.dynamics.starts import random_displacements, stretch_bond
 from iqagp_jax.dynamics.trajectory import load_trajectory
+from iqagp_jax.system.elements import masses_of
 from iqagp_jax.system.failure import Status, failure_rule, failure_status
+from iqagp_jax.system.system import System
 from iqagp_jax.units import BOLTZMANN, TIME_UNIT
 
 SPECIES = ("C", "H", "H", "F")
@@ -31,7 +34,8 @@ GEOMETRY = np.array([[0.0, 0.0, 0.1], [0.95, 0.5, 0.0], [-0.95, 0.5, 0.0], [0.0,
 PAIRS = np.triu_indices(4, 1)
 LENGTHS = np.linalg.norm(GEOMETRY[PAIRS[0]] - GEOMETRY[PAIRS[1]], axis=1)
 MASSES = masses_of(SPECIES)
-RULE = failure_rule(SPECIES, GEOMETRY)
+SYSTEM = System.of(SPECIES, GEOMETRY, spin=1)
+RULE = SYSTEM.failure_rule
 STARTS = GEOMETRY[None].repeat(3, 0)
 
 
@@ -45,6 +49,10 @@ def fragile(positions):
     """A spring molecule that knows nothing of a first bond shorter than 0.85 angstrom, 0.22 less than at rest."""
     bond = jnp.sqrt(((positions[0] - positions[1]) ** 2).sum())
     return energy(positions) * jnp.where(bond < 0.85, jnp.nan, 1.0)
+
+
+def dynamics_of(energy_fn, thermostat):
+    return Dynamics(bound_energy(energy_fn), SYSTEM, thermostat, 0.5, RULE)
 
 
 def run(directory, energy_fn=energy, starts=STARTS, **options):
@@ -93,20 +101,20 @@ def test_removal_leaves_what_does_not_move_rigidly():
 def test_initial_momenta_are_a_maxwell_boltzmann_sample(thermostat, atoms, count):
     """2K/kT of the start is chi-squared with f degrees of freedom: mean f, variance 2f, sample variances 8f(f+6)."""
     n = 4000
-    masses = MASSES[:atoms]
+    system, masses = System(SPECIES[:atoms], GEOMETRY[:atoms]), MASSES[:atoms]
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.PRNGKey(0), n)
-        draw = jax.vmap(lambda key: thermostat.initial_momenta(key, GEOMETRY[:atoms], masses, jnp.float64(0.03)))
+        draw = jax.vmap(lambda key: thermostat.initial_momenta(key, system, system.positions, jnp.float64(0.03)))
         momenta = np.asarray(jax.jit(draw)(keys))
     twice = (momenta**2 / masses[:, None]).sum((1, 2)) / 0.03
-    assert thermostat.degrees_of_freedom(atoms) == count
+    assert thermostat.degrees_of_freedom(system) == count
     assert abs(twice.mean() - count) < 4 * np.sqrt(2 * count / n)
     assert abs(twice.var() - 2 * count) < 4 * np.sqrt(8 * count * (count + 6) / n)
     assert kinetic_temperature(momenta[0], masses, count) == pytest.approx(twice[0] * 0.03 / BOLTZMANN / count)
 
 
 def test_replica_does_not_depend_on_the_number_of_replicas():
-    dynamics = Dynamics(energy, RULE, NoseHoover(), 0.5)
+    dynamics = dynamics_of(energy, NoseHoover())
     with jax.enable_x64(True):
         start = jax.jit(jax.vmap(lambda k: dynamics.start(7, k, jnp.asarray(GEOMETRY), jnp.float64(300.0)).dynamics.momentum))
         few, many = start(np.arange(2)), start(np.arange(5))
@@ -116,7 +124,7 @@ def test_replica_does_not_depend_on_the_number_of_replicas():
 
 def test_friction_slows_free_atoms():
     """dp/dt = -gamma p where there is neither force nor temperature: after 0.5 fs at 10/ps, p = exp(-0.005) p0."""
-    dynamics = Dynamics(lambda x: 0.0 * x.sum(), RULE, Langevin(friction=10.0), 0.5)
+    dynamics = dynamics_of(lambda x: 0.0 * x.sum(), Langevin(friction=10.0))
     with jax.enable_x64(True):
         cold = jnp.float64(1e-30)
         replica = jax.jit(dynamics.start)(0, 0, GEOMETRY, cold)
@@ -125,7 +133,7 @@ def test_friction_slows_free_atoms():
 
 
 def test_a_start_without_energy_has_no_frame():
-    dynamics = Dynamics(fragile, RULE, NoseHoover(), 0.5)
+    dynamics = dynamics_of(fragile, NoseHoover())
     short = GEOMETRY * np.array([[1.0, 1, 1], [0.7, 0.7, 0.7], [1, 1, 1], [1, 1, 1]])
     with jax.enable_x64(True):
         for start, alive in ((GEOMETRY, True), (short, False)):
@@ -192,11 +200,13 @@ def test_mean_temperatures_of_the_second_half(reference_run):
 
 
 def test_state_is_in_double_precision(reference_run):
-    dynamics = reference_run.replicas.dynamics
-    for array in (dynamics.position, dynamics.force, dynamics.chain.momentum, dynamics.chain.mass):
-        assert array.dtype == np.float64
+    state = reference_run.state
+    for name in ("position", "force", "chain.momentum", "chain.mass"):
+        assert state[f"replicas.dynamics.{name}"].dtype == np.float64
     tau = NoseHoover().time / TIME_UNIT
-    np.testing.assert_allclose(dynamics.chain.mass[:, 0], 6 * BOLTZMANN * np.array([300, 500, 900]) * tau**2, rtol=1e-7)
+    np.testing.assert_allclose(
+        state["replicas.dynamics.chain.mass"][:, 0], 6 * BOLTZMANN * np.array([300, 500, 900]) * tau**2, rtol=1e-7
+    )
 
 
 def test_global_precision_is_untouched(reference_run):
@@ -250,7 +260,7 @@ def test_run_ends_where_no_replica_is_left(tmp_path):
 
 def test_overheating_and_broken_bonds_wait_for_their_time():
     """A step from given counters: 999.5 fs hot is alive, one step more is not; a broken bond is seen after the grace."""
-    dynamics = Dynamics(lambda x: 0.0 * x.sum(), RULE, Langevin(), 0.5)
+    dynamics = dynamics_of(lambda x: 0.0 * x.sum(), Langevin())
     with jax.enable_x64(True):
         start, step = jax.jit(dynamics.start), jax.jit(dynamics.step)
         cold, hot = jnp.float64(1.0), jnp.float64(2000.0)
@@ -400,7 +410,7 @@ def test_random_displacements_are_whole_bounded_and_reproducible():
 
 
 def test_hopeless_amplitudes_are_refused(monkeypatch):
-    monkeypatch.setattr(sys.modules[simulate.__module__], "MAX_REDRAWS", 20)
+    monkeypatch.setattr(beginnings, "MAX_REDRAWS", 20)
     with pytest.raises(ValueError, match="expected an amplitude that leaves the molecule whole, found 50 angstrom"):
         random_displacements(RULE, GEOMETRY, 50.0, 1)
 

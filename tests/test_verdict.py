@@ -1,6 +1,7 @@
 """The verdict: each part on runs whose verdict is known beforehand, and the whole on a model of a known energy."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 
@@ -10,24 +11,29 @@ import pytest
 from conftest import REFERENCE, SPECIES, pair_energies, pair_forces
 from matplotlib.figure import Figure
 from scipy.spatial.distance import jensenshannon
+from test_cli import iqagp
 
 from iqagp_jax.compose import Sum
-from iqagp_jax.verdict.replicas import Run
+from iqagp_jax.dynamics.record import Run
+from iqagp_jax.dynamics.run import simulate
+from iqagp_jax.dynamics.starts import at_rest
 from iqagp_jax.dynamics.trajectory import Trajectory
 from iqagp_jax.families.pairs.models import BondedMorse, NeighbourMorse
 from iqagp_jax.labels.campaign import Level
+from iqagp_jax.modelfile import save_model
 from iqagp_jax.references.references import DFT, XTB, reference_of, relabelled
 from iqagp_jax.sampling import starting_geometries
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, pictures, report, truth
-from iqagp_jax.verdict.replicas import Distorted, choose_starts, run_replicas
+from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, judge_run, pictures, report, truth
+from iqagp_jax.verdict.replicas import Distorted, Found, choose_starts, run_replicas
 from iqagp_jax.verdict.structure import Coordinate, backbone, settled
 
 FRAMES = 400
 
 TWO = System(("H", "H"), np.zeros((2, 3)))
+WATER = BondedMorse.of(System(("O", "H", "H"), REFERENCE[[0, 2, 3]]))
 HYDROXYL = System(("O", "H"), np.array([[0.0, 0, 0], [1.0, 0, 0]]))
 
 
@@ -436,6 +442,82 @@ def test_what_was_run_is_read_and_another_verdict_is_refused(verdict, distance_m
     assert run.trajectory.alive.all() and run.groups == [(100.0, "equilibrium")]
     with pytest.raises(ValueError, match="take another folder"):
         judge(distance_model, verdict.out, Exact(), replace(verdict.protocol, replicas=3))
+
+
+@pytest.fixture(scope="module")
+def driven(distance_model, tmp_path_factory):
+    """A run that was there: two temperatures, and kinds of start that no verdict makes."""
+    rest, folder = at_rest(distance_model).system, tmp_path_factory.mktemp("driven")
+    kinds = ("equilibrium", "dataset", "dataset")
+    begin = rest.positions + 0.02 * np.random.default_rng(0).normal(size=(3, 4, 3))
+    return simulate(
+        distance_model, rest, begin, folder, temperature=[100.0, 100.0, 200.0], time=0.1, kinds=kinds, frame_interval=10.0
+    )
+
+
+def test_a_run_that_is_there_is_judged(driven, distance_model, tmp_path):
+    found = judge_run(distance_model, driven.directory, tmp_path, Exact(), frames=4)
+    assert [(row.temperature, row.start, row.replicas) for row in found.survival.rows] == [
+        *((100.0, "equilibrium", 1), (100.0, "dataset", 1), (200.0, "dataset", 1)),
+    ]
+    assert found.truth.evidence == (truth.Labelled(12),) and found.truth.grade == "good"
+    assert [lived.replica_ps for lived in found.survival.evidence] == pytest.approx([0.2, 0.1])
+    assert found.ensemble.grade == "unknown" and "has no reference dynamics" in found.ensemble.sentence
+    told = json.loads((tmp_path / "robustness.json").read_text())
+    assert told["protocol"]["kinds"] == ["equilibrium", "dataset"] and told["protocol"]["time"] == pytest.approx(0.1)
+    assert "A run that was there, 0.1 ps with a NoseHoover thermostat" in (tmp_path / "report.html").read_text()
+    again = judge_run(distance_model, driven, tmp_path, Exact(), frames=4)
+    assert again.as_dict() == found.as_dict()
+    with pytest.raises(ValueError, match="take another folder"):
+        judge_run(distance_model, driven, tmp_path, Exact(), frames=5)
+
+
+def test_a_run_is_judged_by_the_potential_that_drove_it(driven, distance_model, tmp_path):
+    other = replace(distance_model, weights=1.001 * distance_model.weights)
+    for model, sentence in ((other, "with other energies near its starts"), (WATER, "expected the atoms O H H of the model")):
+        with pytest.raises(ValueError, match=sentence):
+            judge_run(model, driven, tmp_path / "out")
+    with pytest.raises(ValueError, match="expected the folder of a run, found no run.json"):
+        judge_run(distance_model, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    short = SimpleNamespace(times=np.zeros(1), directory=tmp_path)
+    with pytest.raises(ValueError, match="expected a run of two frames or more, found 1"):
+        Found.of(short, 4, 0)
+
+
+def test_folders_of_before_are_judged_too(driven, distance_model, tmp_path):
+    """They tell neither kinds nor precision nor where the atoms rest; verdicts told the kinds in a file of their own."""
+    shutil.copytree(driven.directory, tmp_path / "old")
+    path = tmp_path / "old" / "run.json"
+    told = json.loads(path.read_text())
+    new = {"kinds", "precision", "charge", "spin", "molecules", "cell", "at_rest", "model"}
+    path.write_text(json.dumps({name: value for name, value in told.items() if name not in new}))
+    found = judge_run(distance_model, tmp_path / "old", tmp_path / "out")
+    assert [(row.start, row.replicas) for row in found.survival.rows] == [("start", 2), ("start", 1)]
+    (tmp_path / "old" / "outcome.json").write_text(json.dumps({"kinds": driven.kinds.tolist()}))
+    assert len(judge_run(distance_model, tmp_path / "old", tmp_path / "kinds").survival.rows) == 3
+
+
+def test_the_command_judges_a_folder_that_simulate_filled(distance_model, tmp_path, capsys):
+    path, run, out = tmp_path / "model.safetensors", tmp_path / "run", tmp_path / "verdict"
+    save_model(distance_model, path)
+    few = ("--replicas", "2", "--time", "0.1", "--precision", "float32", "--temperature", "100")
+    assert iqagp("simulate", path, "--out", run, *few) == 0
+    command = ("robustness", run, "--out", out, "--reference", "none")
+    for options, sentence in (
+        (("--replicas", "3"), "expected --replicas with a model file only"),
+        (("--reference-time", "3"), "expected --reference-time with a model file only"),
+    ):
+        assert iqagp(*command, *options) == 2
+        assert sentence in capsys.readouterr().err
+    assert iqagp("robustness", path, "--model", path, *command[2:]) == 2
+    assert "expected --model with the folder of a run only" in capsys.readouterr().err
+    assert iqagp(*command) == 0
+    assert "survival: good, 2 of 2 replicas survived" in capsys.readouterr().out and (out / "report.html").exists()
+    path.rename(tmp_path / "elsewhere.safetensors")
+    assert iqagp(*command) == 2
+    assert "found no file at" in capsys.readouterr().err
+    assert iqagp(*command, "--model", tmp_path / "elsewhere.safetensors") == 0
 
 
 @pytest.mark.labels

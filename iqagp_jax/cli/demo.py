@@ -11,13 +11,11 @@ from iqagp_jax.cli.models import validate_split
 from iqagp_jax.cli.runs import draw_replicas, print_replicas
 from iqagp_jax.data.dataset import load_dataset
 from iqagp_jax.dynamics.run import simulate
-from iqagp_jax.dynamics.starts import hydrogen_bonds_to_stretch, restoring_force, starts
-from iqagp_jax.dynamics.trajectory import load_trajectory
+from iqagp_jax.dynamics.starts import at_rest, hydrogen_bonds_to_stretch, restoring_force, starts
 from iqagp_jax.families.gp.fit import fit_gp
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.modelfile import save_model
-from iqagp_jax.potential import energy_and_forces, energy_fn
-from iqagp_jax.system.failure import failure_rule
+from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
@@ -47,23 +45,24 @@ def run_demo(out):
     console.print(f"trained on {model.n_train} geometries in {train_seconds:.0f} s")
 
     validation = validate_split(model, data.split("test_500K"), "test_500K", out, "model")
-    positions = starts(model, KINDS, stretch=STRETCH)
+    rest = at_rest(model)
+    positions = starts(model, KINDS, stretch=STRETCH, rest=rest)
     stretched = stretched_bond(model, positions)
-    rule = failure_rule(model.species, model.reference)
-    result = simulate(energy_fn(model), rule, positions, out / "trajectory", temperature=TEMPERATURE, time=PICOSECONDS, seed=0)
-    print_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), each=False)
-    relaxed = relaxation(model, load_trajectory(out / "trajectory"), stretched, out)
-    draw_replicas(result, KINDS, np.full(REPLICAS, TEMPERATURE), out)
+    options = {"temperature": TEMPERATURE, "time": PICOSECONDS, "kinds": KINDS}
+    run = simulate(model, rest.system, positions, out / "trajectory", **options)
+    print_replicas(run, each=False)
+    relaxed = relaxation(model, run.trajectory, stretched, out)
+    draw_replicas(run, out)
     report = {
         "n_train": model.n_train,
         "energy_mae_kcal_mol": validation.energy.mae,
         "force_mae_kcal_mol_A": validation.forces.mae,
         "atomic_mae_kcal_mol": {atom: error.mae for atom, error in validation.atomic_energies.items()},
         "replicas": REPLICAS,
-        "survived": int(result.survived.sum()),
+        "survived": int(run.survived.sum()),
         "temperature_target_K": TEMPERATURE,
-        "temperature_mean_K": float(np.nanmean(result.mean_temperatures(0.5))),
-        "ms_per_step_per_replica": result.ms_per_step_per_replica,
+        "temperature_mean_K": float(np.nanmean(run.mean_temperatures(0.5))),
+        "ms_per_step_per_replica": run.ms_per_step_per_replica,
         "train_seconds": train_seconds,
         **stretched,
         **relaxed,

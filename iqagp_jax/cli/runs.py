@@ -1,5 +1,6 @@
 """Replicas of a model, and their trajectories."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,12 +62,11 @@ def simulate(
     from iqagp_jax.data.dataset import load_dataset
     from iqagp_jax.dynamics.ensembles import Langevin, NoseHoover
     from iqagp_jax.dynamics.run import UncertaintyLimit
-    from iqagp_jax.dynamics.run import simulate as run
-    from iqagp_jax.dynamics.starts import starts
+    from iqagp_jax.dynamics.run import simulate as drive
+    from iqagp_jax.dynamics.starts import at_rest, starts
     from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
-    from iqagp_jax.potential import energy_fn, energy_variance, rounding_error
-    from iqagp_jax.system.failure import failure_rule
+    from iqagp_jax.potential import rounding_error, uncertainty
     from iqagp_jax.units import KCAL_MOL
 
     only_with(
@@ -88,16 +88,23 @@ def simulate(
     temperatures = np.array([temperature[k // len(start) % len(temperature)] for k in range(replicas)])
     loaded = load_model(model)
     data = load_dataset(dataset) if dataset else None
-    begin = starts(loaded, kinds, data=data, displacement=displacement, stretch=stretch, seed=seed)
+    limit = None
+    if max_uncertainty is not None:
+        known = uncertainty(loaded)
+        if known is None or known.energy is None:
+            raise ValueError(
+                f"expected a model that knows the variance of its energy for --max-uncertainty, found none in {model}; leave"
+                " the option out"
+            )
+        limit = UncertaintyLimit(known.energy, max_uncertainty * KCAL_MOL, uncertainty_interval)
+    rest = at_rest(loaded)
+    begin = starts(loaded, kinds, data=data, displacement=displacement, stretch=stretch, seed=seed, rest=rest)
     if precision == "float32":
         energy, force = rounding_error(loaded, begin, precision)
         console.print(f"float32: errors up to {1000 * energy:.2g} meV and {1000 * force:.2g} meV/Å at the starts")
-    limit = None
-    if max_uncertainty is not None:
-        limit = UncertaintyLimit(energy_variance(loaded), max_uncertainty * KCAL_MOL, uncertainty_interval)
-    result = run(
-        energy_fn(loaded, precision),
-        failure_rule(loaded.species, loaded.reference),
+    run = drive(
+        loaded,
+        rest.system,
         begin,
         out,
         temperature=temperatures,
@@ -107,12 +114,15 @@ def simulate(
         seed=seed,
         frame_interval=frame_interval,
         uncertainty_limit=limit,
+        kinds=kinds,
+        dtype=precision,
+        model={"path": str(model.resolve()), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()},
     )
-    print_replicas(result, kinds, temperatures)
-    draw_replicas(result, kinds, temperatures, out)
+    print_replicas(run)
+    draw_replicas(run, out)
 
 
-def print_replicas(result, kinds, temperatures, each=True):
+def print_replicas(run, each=True):
     """Table of survival, temperature and energy, a line a replica, or a line for each kind of start and temperature."""
     import numpy as np
 
@@ -120,10 +130,10 @@ def print_replicas(result, kinds, temperatures, each=True):
 
     groups = [
         (kind, f"{target:g}", k) if each else (kind, f"{target:g}")
-        for k, (kind, target) in enumerate(zip(kinds, temperatures, strict=True))
+        for k, (kind, target) in enumerate(zip(run.kinds, run.target_temperatures, strict=True))
     ]
-    means = result.mean_temperatures(0.5)
-    energies = (result.energies - np.nanmin(result.energies)) / KCAL_MOL
+    means = run.mean_temperatures(0.5)
+    energies = (run.energies - np.nanmin(run.energies)) / KCAL_MOL
     rows = []
     for group in dict.fromkeys(groups):
         chosen = np.array([g == group for g in groups])
@@ -133,35 +143,35 @@ def print_replicas(result, kinds, temperatures, each=True):
             (
                 " ".join(map(str, group[:1] + group[2:])),
                 group[1],
-                f"{result.survived[chosen].sum()}/{chosen.sum()}",
+                f"{run.survived[chosen].sum()}/{chosen.sum()}",
                 f"{heat.mean():.0f}" if heat.size else "-",
                 f"{np.median(energy):.1f}" if energy.size else "-",
                 f"{np.nanmax(energies[:, chosen]):.1f}",
             )
         )
     table(
-        f"replicas, {result.times[-1] / 1000:g} ps; temperature and median energy over the second half",
+        f"replicas, {run.times[-1] / 1000:g} ps; temperature and median energy over the second half",
         ["start", "target K", "survived", "mean K", "median E, kcal/mol", "max E, kcal/mol"],
         rows,
     )
-    failures = [(k, reason) for k, reason in enumerate(result.failure_reasons) if reason]
+    failures = [(k, reason) for k, reason in enumerate(run.failure_reasons) if reason]
     if failures:
         table("failed replicas", ["replica", "reason"], failures)
-    drifts = 1000 * result.energy_drifts
+    drifts = 1000 * run.energy_drifts
     if np.isfinite(drifts).any():
         worst = drifts[np.nanargmax(np.abs(drifts))]
         console.print(f"drift of the conserved energy: {np.nanmedian(drifts):.2g} meV/ps in the median, {worst:.2g} at worst")
-    console.print(f"{result.ms_per_step_per_replica:.3f} ms per step and replica; trajectory in {result.directory}")
+    console.print(f"{run.ms_per_step_per_replica:.3f} ms per step and replica; trajectory in {run.directory}")
 
 
-def draw_replicas(result, kinds, temperatures, folder):
+def draw_replicas(run, folder):
     """Pictures of a run: temperature and energy against time, at most 2000 frames of it, and survival by kind of start."""
     from iqagp_jax import plots
 
-    thinned = slice(None, None, len(result.times) // 2000 + 1)
-    series = (result.times[thinned], result.temperatures[thinned], result.energies[thinned])
-    plots.temperature_and_energy(*series, temperatures).savefig(folder / "temperature-energy.png")
-    plots.survival(result.times, result.failure_times, kinds).savefig(folder / "survival.png")
+    thinned = slice(None, None, len(run.times) // 2000 + 1)
+    series = (run.times[thinned], run.temperatures[thinned], run.energies[thinned])
+    plots.temperature_and_energy(*series, run.target_temperatures).savefig(folder / "temperature-energy.png")
+    plots.survival(run.times, run.failure_times, run.kinds).savefig(folder / "survival.png")
 
 
 def bench(

@@ -107,7 +107,9 @@ def model_of(run, path):
     path = Path(told["path"])
     if not path.is_file() or sha256(path.read_bytes()).hexdigest() != told["sha256"]:
         found = "another file" if path.is_file() else "no file"
-        raise ValueError(f"expected the model that drove the run in {run.directory}, found {found} at {path}; give it by --model")
+        raise ValueError(
+            f"expected the model that drove the run in {run.directory}, found {found} at {path}; name it by --model"
+        )
     return path
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase import Atoms
-from ase.io import write
+from ase.io import read, write
 
 from iqagp_jax.dynamics.trajectory import piece_paths
 from iqagp_jax.machine.files import write_atomically
@@ -29,6 +29,13 @@ DESCRIPTION, CHECKPOINT, LOG, FAILURES = "run.json", "checkpoint.npz", "run.log"
 
 TOLERANCE = 1e-6
 """Geometries (angstrom), their energies (eV) and the like are the same within this: other processors round otherwise."""
+
+
+UNTOLD = ("kinds", "model", "precision", "charge", "spin", "molecules", "cell", "at_rest")
+"""What folders of before 2026-12 do not tell: where only one of two runs tells it, they may be the same."""
+
+NOTES = ("time_ps", "model")
+"""What a run does not follow from: how long it is to be, and which file its potential was read from."""
 
 
 def check_same_run(directory, description):
@@ -48,7 +55,8 @@ def check_same_run(directory, description):
         return
     try:
         there = json.loads((directory / DESCRIPTION).read_text())
-        different = [name for name in description if name != "time_ps" and _differ(there.get(name), description[name])]
+        compared = [name for name in description if name not in NOTES and (name in there or name not in UNTOLD)]
+        different = [name for name in compared if _differ(there.get(name), description[name])]
         shorter = description["time_ps"] < there["time_ps"]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"expected the description of a run, found {directory / DESCRIPTION} ({error!r})") from error
@@ -62,15 +70,30 @@ def check_same_run(directory, description):
         raise ValueError(f"expected {CHECKPOINT} beside the trajectory in {directory}, found none; restore it")
 
 
+def read_description(directory):
+    """The description of the run in a folder; None where there is none, ValueError where it is something else."""
+    path = Path(directory) / DESCRIPTION
+    if not path.exists():
+        return None
+    try:
+        there = json.loads(path.read_text())
+        if {"time_ps", "timestep_fs", "temperatures_K", "species", "starts"} <= there.keys():
+            return there
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"expected the description of a run, found {path} ({error!r}); restore it") from error
+    raise ValueError(f"expected the description of a run, found something else in {path}; restore it")
+
+
 def describe(directory, description):
-    """Write the description of a run, an option a line, if it is not there, and clear away what a crash left."""
+    """Write the description of a run, an option a line, or what is new in it, and clear away what a crash left."""
     directory = Path(directory)
     for leftover in directory.glob(".*.[0-9]*"):
         leftover.unlink()
-    text = "{\n" + ",\n".join(f'"{name}": {json.dumps(value)}' for name, value in description.items()) + "\n}\n"
     path = directory / DESCRIPTION
-    if not path.exists() or json.loads(path.read_text())["time_ps"] != description["time_ps"]:
-        write_atomically(path, text)
+    there = json.loads(path.read_text()) if path.exists() else {}
+    told = description | there | {"time_ps": description["time_ps"]}
+    if told != there:
+        write_atomically(path, "{\n" + ",\n".join(f'"{name}": {json.dumps(value)}' for name, value in told.items()) + "\n}\n")
 
 
 def save_checkpoint(directory, state):
@@ -80,21 +103,26 @@ def save_checkpoint(directory, state):
     write_atomically(Path(directory) / CHECKPOINT, data.getbuffer())
 
 
-def load_checkpoint(directory, state):
-    """The pytree that was saved, of the same structure, shapes and types as ``state``; None where there is none."""
-    path, expected = Path(directory) / CHECKPOINT, _named(state)
+def read_checkpoint(directory):
+    """The arrays that `save_checkpoint` wrote, by name; None where there is no checkpoint."""
+    path = Path(directory) / CHECKPOINT
     if not path.exists():
         return None
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"expected a whole checkpoint, found {path} damaged ({error}); restore it") from error
+
+
+def from_arrays(found, state):
+    """The pytree that was saved, from its arrays by name; of the same structure, shapes and types as ``state``."""
+    expected = _named(state)
     kinds = [{name: (a.shape, a.dtype) for name, a in arrays.items()} for arrays in (expected, found)]
     if kinds[0] != kinds[1]:
         odd = sorted(name for name in kinds[0].keys() | kinds[1].keys() if kinds[0].get(name) != kinds[1].get(name))
         raise ValueError(
-            f"expected a checkpoint of this version, found another {', '.join(odd)} in {path}; go on with the version"
+            f"expected a checkpoint of this version, found another {', '.join(odd)} in {CHECKPOINT}; go on with the version"
             " that wrote it"
         )
     return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in expected])
@@ -118,6 +146,12 @@ def save_failures(directory, species, failures):
     write_atomically(Path(directory) / FAILURES, text.getvalue())
 
 
+def read_failures(directory):
+    """Replica -> reason in words, of all that `save_failures` wrote."""
+    path = Path(directory) / FAILURES
+    return {frame.info["replica"]: frame.info["reason"] for frame in (read(path, index=":") if path.exists() else [])}
+
+
 def _named(state):
     """The arrays of a pytree by their paths in it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
@@ -125,7 +159,7 @@ def _named(state):
 
 
 def _differ(there, here):
-    if isinstance(here, list):
+    if isinstance(here, list) and isinstance(there, list) and not any(isinstance(x, str) for x in there + here):
         return np.shape(there) != np.shape(here) or not np.allclose(there, here, rtol=0, atol=TOLERANCE, equal_nan=True)
     return there != here
 

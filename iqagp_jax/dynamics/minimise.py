@@ -1,7 +1,9 @@
 """Stationary points of a potential: minima by L-BFGS."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,13 @@ class Minimum:
     """L-BFGS steps taken"""
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def _minimise(energy_fn, positions, max_steps, max_force):
+@lru_cache(maxsize=4)
+def _compiled(energy_fn: Callable, max_steps: int) -> Callable:
+    """A program for an energy function; only the last few are kept, as each holds on to a model."""
+    return jax.jit(partial(_minimise, energy_fn, max_steps))
+
+
+def _minimise(energy_fn: Callable, max_steps: int, positions: jax.Array, max_force: Any) -> Minimum:
     optimiser = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(energy_fn)
 
@@ -45,7 +52,7 @@ def _minimise(energy_fn, positions, max_steps, max_force):
     return Minimum(positions, optax.tree.get(state, "value"), force_of(state), steps)
 
 
-def minimise(energy_fn, positions, max_steps=500, max_force=1e-3):
+def minimise(energy_fn: Callable, positions: Any, max_steps: int = 500, max_force: float = 1e-3) -> Minimum:
     """Relax positions (N, 3), angstrom, by L-BFGS until no atom feels more than ``max_force`` eV/angstrom.
 
     Returns a `Minimum`; its ``max_force`` tells whether ``max_steps``, one at least, sufficed.
@@ -53,4 +60,4 @@ def minimise(energy_fn, positions, max_steps=500, max_force=1e-3):
     if max_steps < 1:
         raise ValueError(f"expected at least one step, found max_steps={max_steps}")
     with jax.enable_x64(True):
-        return jax.device_get(_minimise(energy_fn, jnp.asarray(positions, dtype=jnp.float64), max_steps, max_force))
+        return jax.device_get(_compiled(energy_fn, max_steps)(jnp.asarray(positions, dtype=jnp.float64), max_force))

@@ -71,10 +71,10 @@ class FailureRule:
     """(B, 2) indices i < j of bonded atoms"""
     lengths: np.ndarray
     """(B,) reference bond lengths, angstrom"""
-    near: np.ndarray
+    near_at_rest: np.ndarray
     """(N, N) which atoms are near each other in the reference, themselves included"""
-    held: np.ndarray
-    """(N, N) which are within `HELD`"""
+    held_at_rest: np.ndarray
+    """(N, N) which are within `HELD` there"""
     molecules: tuple[int, ...] = ()
     """(N,) number of each atom's molecule; empty where all are one"""
 
@@ -124,13 +124,13 @@ def near(species, positions, factor=NEAR):
 
 
 @jax.jit  # reasons of failures ask outside of compiled code, where the loop would be compiled anew each time
-def pieces(near):
-    """Number of pieces that a molecule is in, from `near` (N, N); a pure JAX function."""
+def pieces(joined):
+    """Number of pieces that a molecule is in, from which atoms hold together (N, N), as of `near`; a pure JAX function."""
 
     def through(k, reach):
         return reach | (reach[:, k][:, None] & reach[k])
 
-    reach = jax.lax.fori_loop(0, len(near), through, jnp.asarray(near))
+    reach = jax.lax.fori_loop(0, len(joined), through, jnp.asarray(joined))
     # Every atom counts with its share of its piece.
     return jnp.round((1 / reach.sum(1)).sum()).astype(int)
 
@@ -230,15 +230,15 @@ def _broken(rule, positions):
 def _whole(rule, held):
     """Which atoms (N,) are of a molecule that is in no more pieces than in the reference; ``held`` (N, N) holds together."""
     if not rule.molecules:
-        return jnp.broadcast_to(pieces(held) <= pieces(rule.near), len(rule.species))
+        return jnp.broadcast_to(pieces(held) <= pieces(rule.near_at_rest), len(rule.species))
     whole = jnp.zeros(len(rule.species), bool)
     for atoms in rule.groups:
-        now, then = (jax.vmap(pieces)(x[atoms[:, :, None], atoms[:, None, :]]) for x in (held, jnp.asarray(rule.near)))
+        now, then = (jax.vmap(pieces)(x[atoms[:, :, None], atoms[:, None, :]]) for x in (held, jnp.asarray(rule.near_at_rest)))
         whole = whole.at[atoms].set((now <= then)[:, None])
     return whole
 
 
 def _new_partner(rule, positions):
     """Which atoms (N,) are held by an atom of their molecule that they were not near in the reference."""
-    closer = near(rule.species, positions) | (near(rule.species, positions, HELD) & ~rule.held)
-    return (closer & ~rule.near & rule.together).any(1)
+    closer = near(rule.species, positions) | (near(rule.species, positions, HELD) & ~rule.held_at_rest)
+    return (closer & ~rule.near_at_rest & rule.together).any(1)

@@ -17,7 +17,7 @@ import numpy as np
 
 from iqagp_jax.dynamics.folder import DESCRIPTION
 from iqagp_jax.machine.files import output_folder, write_atomically
-from iqagp_jax.potential import energy_and_forces, energy_fn, potential_of, system_of
+from iqagp_jax.potential import energy_and_forces, potential_of, system_of
 from iqagp_jax.system.system import System
 from iqagp_jax.verdict import report
 from iqagp_jax.verdict.assess import Verdict, assess, draw, look, variance_of
@@ -87,10 +87,11 @@ def judge_run(
     Raises ValueError, in a sentence, where another potential drove the run: this one must give the energies that it tells of.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    (potential, system), found, out = _ready(model, run.system), Found.of(run, frames, seed), Path(out)
-    dtype = drove(potential, run)
+    potential, found, out = potential_of(model), Found.of(run, frames, seed), Path(out)
+    potential, system = _ready(potential, getattr(potential, "system", run.system))
+    dtype = drove(potential, system, run)
     claim(out, potential, reference, found, system, run=hashlib.sha256((run.directory / DESCRIPTION).read_bytes()).hexdigest())
-    driven = Driven(found, run, *minimum_of(energy_fn(potential, system=system), system))
+    driven = Driven(found, run, *minimum_of(potential, system))
     return _written(potential, out, driven, reference, name, progress, dtype)
 
 
@@ -133,7 +134,10 @@ def digest(model: Any, system: System | None = None) -> str:
 def claim(
     out: Path, model: Any, reference: Any, protocol: Protocol | Found, system: System | None = None, **options: Any
 ) -> None:
-    """Write down what the folder ``out`` is for, and ``options``, or ValueError, in a sentence, where it is for something else."""
+    """Write down what the folder ``out`` is for, or ValueError, in a sentence, where it is for something else.
+
+    ``options`` are written down too; ``system`` is of a potential that is not of one molecule.
+    """
     name = reference.name if reference else "none"
     settings = json.dumps({"model": digest(model, system), "reference": name, **options, **asdict(protocol)}, indent=1)
     path = output_folder(out) / "settings.json"

@@ -111,9 +111,7 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> Any:
     return np.sqrt(np.maximum(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2, 0.0))
 
 
-def distribution(
-    coordinate: Coordinate, model: np.ndarray, reference: np.ndarray, rng: np.random.Generator
-) -> Distribution:
+def distribution(coordinate: Coordinate, model: np.ndarray, reference: np.ndarray, rng: np.random.Generator) -> Distribution:
     """Compare a coordinate's values, NaN where a replica is dead: ``model`` (F, R) and ``reference`` (F', R')."""
     both = np.concatenate([model.ravel(), reference.ravel()])
     limits = (-180.0, 180.0) if coordinate.kind == "dihedral" else (np.nanmin(both), np.nanmax(both))

@@ -73,11 +73,12 @@ def survival_curves(run: "Run") -> Figure:
     temperatures = sorted(set(run.target_temperatures))
     figure, *axes = panels(len(temperatures), 2.6)
     times = run.trajectory.times / 1000
+    colours = dict(zip(dict.fromkeys(run.kinds), cycle((BLUE, ORANGE, RED, GREY)), strict=False))
     for ax, temperature in zip(axes, temperatures, strict=True):
-        for kind, colour in zip(dict.fromkeys(run.kinds), cycle((BLUE, ORANGE, RED, GREY)), strict=False):
+        for kind in dict.fromkeys(run.kinds[run.target_temperatures == temperature]):
             alive = run.trajectory.alive[:, run.group(temperature, kind)].mean(1)
             # The run ends early where none is left.
-            ax.plot(times, 100 * alive, color=colour, lw=1.5, label=kind)
+            ax.plot(times, 100 * alive, color=colours[kind], lw=1.5, label=kind)
         ax.set(xlabel="time, ps", ylabel="alive, %", ylim=(-3, 105), title=f"{temperature:g} K")
     axes[0].legend(fontsize=7, frameon=False)
     return figure

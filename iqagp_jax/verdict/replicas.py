@@ -1,35 +1,28 @@
 """The runs that a verdict judges: where replicas begin, how they are driven, and what is kept of them."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from iqagp_jax.dynamics.ensembles import require_positive
+from iqagp_jax.dynamics.checks import check_temperatures, multiple, require_positive
+from iqagp_jax.dynamics.folder import CHECKPOINT, DESCRIPTION, TOLERANCE
 from iqagp_jax.dynamics.minimise import minimise
-from iqagp_jax.dynamics.run import check_temperatures, multiple, random_displacements, simulate
-from iqagp_jax.dynamics.starts import stretched
-from iqagp_jax.dynamics.trajectory import Trajectory, load_trajectory
-from iqagp_jax.machine.files import write_atomically
+from iqagp_jax.dynamics.record import Run
+from iqagp_jax.dynamics.run import probes, simulate
+from iqagp_jax.dynamics.starts import at_rest, random_displacements, stretched
 from iqagp_jax.potential import energy_and_forces, energy_fn
+from iqagp_jax.system.elements import same_atoms
 from iqagp_jax.system.failure import Status, failure_status
 from iqagp_jax.system.system import System
 from iqagp_jax.verdict.structure import same_structure
 
-from iqagp_jax.dynamics.run import PROBE_DISPLACEMENT
-from iqagp_jax.dynamics.folder import TOLERANCE
-def probes(starts): return starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
-def same_numbers(a,b): return np.allclose(a, b, rtol=0, atol=TOLERANCE, equal_nan=True)
 KINDS = ("equilibrium", "displaced", "stretched")
 
 DRAWN = 2
 """Displaced starts drawn for each that is wanted, as the reference may not keep all of them together."""
-
-AT_REST = 0.01
-"""A minimum has forces below this, eV/angstrom."""
 
 
 @dataclass(frozen=True)
@@ -84,28 +77,6 @@ class Protocol:
         multiple("time", 1000 * self.time, "frame interval", self.frame_interval)
         if self.reference_replicas:
             multiple("reference time", 1000 * self.reference_time, "frame interval", self.frame_interval)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Stand-in until `dynamics.record.Run` is merged."""
-
-    trajectory: Trajectory
-    target_temperatures: np.ndarray
-    kinds: np.ndarray
-    failure_times: np.ndarray
-    failure_reasons: tuple[str, ...]
-
-    def group(self, temperature, kind):
-        return np.flatnonzero((self.target_temperatures == temperature) & (self.kinds == kind))
-
-    @property
-    def groups(self):
-        return list(dict.fromkeys(zip(self.target_temperatures.tolist(), self.kinds.tolist(), strict=True)))
-
-    @property
-    def lives(self):
-        return self.trajectory.alive.sum(0)
 
 
 @dataclass(frozen=True)
@@ -186,9 +157,9 @@ def drive(potential: Any, system: System, directory: Path, protocol: Protocol, r
     The runs are in the folders ``model`` and ``reference`` of ``directory``.
     """
     energy = energy_fn(potential, system=system)
-    system, equilibrium = minimum_of(energy, system)
+    system, equilibrium = minimum_of(potential, system, energy)
     starts, told = choose_starts(energy, system, protocol, reference)
-    run = run_replicas(energy, system, starts, protocol, directory / "model", protocol.time, protocol.seed)
+    run = run_replicas(potential, system, starts, protocol, directory / "model", protocol.time, protocol.seed)
     beside = None
     if hasattr(reference, "energy_fn") and protocol.reference_replicas and "equilibrium" in protocol.kinds:
         begin = {"equilibrium": np.repeat(system.positions[None], protocol.reference_replicas, axis=0)}
@@ -199,7 +170,7 @@ def drive(potential: Any, system: System, directory: Path, protocol: Protocol, r
 
 
 def run_replicas(
-    energy: Callable,
+    potential: Any,
     system: System,
     starts: dict[str, np.ndarray],
     protocol: Protocol,
@@ -207,59 +178,48 @@ def run_replicas(
     time: float,
     seed: int,
 ) -> Run:
-    """Run replicas from ``starts`` {kind: (n, N, 3)} at all temperatures, or read what an earlier call finished: a `Run`."""
-    directory, temperatures = Path(directory), protocol.temperatures
-    kinds = [kind for _ in temperatures for kind in starts for _ in starts[kind]]
-    targets = np.repeat(temperatures, sum(len(s) for s in starts.values()))
-    outcome = directory / "outcome.json"
-    if not outcome.exists():
-        result = simulate(
-            energy,
-            system.failure_rule,
-            np.concatenate([starts[kind] for _ in temperatures for kind in starts]),
-            directory,
-            temperature=targets,
-            time=time,
-            timestep=protocol.timestep,
-            frame_interval=protocol.frame_interval,
-            seed=seed,
-        )
-        facts = {
-            "kinds": kinds,
-            "failure_times": [None if np.isnan(t) else float(t) for t in result.failure_times],
-            "reasons": result.failure_reasons,
-            "ms_per_step_per_replica": result.ms_per_step_per_replica,
-        }
-        write_atomically(outcome, json.dumps(facts))
-    return load_run(directory)
+    """Run replicas from ``starts`` {kind: (n, N, 3)} at all temperatures, or read what an earlier call finished.
+
+    ``potential`` is any that `simulate` takes, ``system`` is at its minimum, ``time`` in ps.
+    """
+    # What is finished is read without a potential made ready for it.
+    if all((directory / name).exists() for name in (DESCRIPTION, CHECKPOINT)) and (run := Run.open(directory)).finished:
+        return run
+    temperatures = protocol.temperatures
+    return simulate(
+        potential,
+        system,
+        np.concatenate([starts[kind] for _ in temperatures for kind in starts]),
+        directory,
+        temperature=np.repeat(temperatures, sum(len(s) for s in starts.values())),
+        time=time,
+        timestep=protocol.timestep,
+        frame_interval=protocol.frame_interval,
+        seed=seed,
+        kinds=[kind for _ in temperatures for kind in starts for _ in starts[kind]],
+    )
 
 
-def load_run(directory):
-    """The `Run` that `run_replicas` left in a folder."""
-    directory = Path(directory)
-    facts, trajectory = json.loads((directory / "outcome.json").read_text()), load_trajectory(directory)
-    failure_times = np.array(facts["failure_times"], dtype=float)
-    return Run(trajectory, trajectory.target_temperatures, np.array(facts["kinds"]), failure_times, tuple(facts["reasons"]))
+def minimum_of(potential: Any, system: System, energy: Callable | None = None) -> tuple[System, str]:
+    """The system at the potential's minimum next to where it is, or there if there is none; and which it is, in words."""
+    rest = at_rest(potential, energy, system)
+    if rest.is_minimum:
+        return rest.system, "the model's minimum next to its best training geometry"
+    return rest.system, "the best training geometry, as the model leads from it to no minimum"
 
 
-def minimum_of(energy: Callable, system: System) -> tuple[System, str]:
-    """The system at the minimum of an energy next to where it is, or there if there is none; and which it is, in words."""
-    found = minimise(energy, system.positions)
-    if found.max_force > AT_REST or failure_status(system.failure_rule, found.positions) != Status.ALIVE:
-        return system, "the best training geometry, as the model leads from it to no minimum"
-    return system.at(found.positions), "the model's minimum next to its best training geometry"
-
-
-def drove(potential: Any, run: Run) -> Any:
+def drove(potential: Any, system: System, run: Run) -> Any:
     """In which precision a potential drove a run; ValueError, in a sentence, where it was another potential."""
-    potential.check(run.system)
-    for dtype in (np.float64, np.float32):
-        energies, _ = energy_and_forces(potential, dtype, run.system)(probes(run.starts))
-        if same_numbers(run.description["potential"], energies):
+    same_atoms(system.species, run.system.species)
+    told, precision = run.description["potential"], run.description.get("precision")
+    # Folders of before 2026-12 do not tell the precision.
+    for dtype in map(np.dtype, [precision] if precision else ["float64", "float32"]):
+        energies, _ = energy_and_forces(potential, dtype, system)(probes(run.starts))
+        if np.allclose(energies, told, rtol=0, atol=TOLERANCE, equal_nan=True):
             return dtype
     raise ValueError(
-        f"expected the potential that drove the run in {run.directory}, found one with other energies at its starts; name the"
-        " model file of that run"
+        f"expected the potential that drove the run in {run.directory}, found one with other energies near its starts; give the"
+        " model of that run"
     )
 
 

@@ -11,16 +11,16 @@ import pytest
 from jax_md import simulate as jax_md_simulate
 from jax_md import space
 
-from iqagp_jax.dynamics.ensembles import Dynamics, Langevin, NoseHoover, masses_of
-from iqagp_jax.system.failure import failure_rule
+from iqagp_jax.dynamics.ensembles import Dynamics, Langevin, NoseHoover, bound_energy
+from iqagp_jax.system.system import System
 from iqagp_jax.units import BOLTZMANN
 
 pytestmark = pytest.mark.physics
 
 SPECIES = ("C", "H", "H", "F")
 GEOMETRY = np.array([[0.0, 0.0, 0.1], [0.95, 0.5, 0.0], [-0.95, 0.5, 0.0], [0.0, -1.3, 0.0]])
-MASSES = masses_of(SPECIES)
-RULE = failure_rule(SPECIES, GEOMETRY)
+SYSTEM = System.of(SPECIES, GEOMETRY, spin=1)
+MASSES = SYSTEM.masses
 PAIRS = np.triu_indices(4, 1)
 LENGTHS = np.linalg.norm(GEOMETRY[PAIRS[0]] - GEOMETRY[PAIRS[1]], axis=1)
 DEPTHS, WIDTHS = np.where(PAIRS[0] == 0, 4.5, 2.0), np.where(PAIRS[0] == 0, 1.9, 1.2)
@@ -42,16 +42,16 @@ def energy(positions):
 class JaxMdDefaults(NoseHoover):
     """jax-md's Nose-Hoover chain as it comes: its own momenta and its own count."""
 
-    def integrator(self, energy_fn, timestep, kT):
+    def integrator(self, energy_fn, timestep, kT, degrees_of_freedom):
         init, apply = jax_md_simulate.nvt_nose_hoover(energy_fn, space.free()[1], timestep, kT)
-        return lambda key, positions, mass, momenta: init(key, positions, mass=mass), apply
+        return lambda key, positions, mass, momenta, aux: init(key, positions, mass=mass, aux=aux), apply
 
 
 class LinearMomentumOnly(JaxMdDefaults):
     """The repair that looks right: jax-md's start, which has an angular momentum, and 3N-3 degrees of freedom."""
 
-    def integrator(self, energy_fn, timestep, kT):
-        defaults, apply = super().integrator(energy_fn, timestep, kT)
+    def integrator(self, energy_fn, timestep, kT, degrees_of_freedom):
+        defaults, apply = super().integrator(energy_fn, timestep, kT, degrees_of_freedom)
 
         def init(*start, **options):
             state = defaults(*start, **options)
@@ -62,7 +62,7 @@ class LinearMomentumOnly(JaxMdDefaults):
 
 def sample(thermostat):
     """Kinetic energies (frames, R, 3) in kT/2 and positions (frames, R, N, 3) after equilibration."""
-    dynamics = Dynamics(energy, RULE, thermostat, TIMESTEP)
+    dynamics = Dynamics(bound_energy(energy), SYSTEM, thermostat, TIMESTEP, SYSTEM.failure_rule)
     targets = np.full(REPLICAS, TARGET)
     step, observe = jax.vmap(dynamics.step), jax.vmap(dynamics.observe)
 
