@@ -4,7 +4,6 @@ Every geometry says in its ``info`` where it comes from: ``source`` (metadynamic
 ``split`` (train, test_500K, ...), ``temperature`` (K), ``run`` and ``time`` (fs).
 """
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
 from iqagp_jax.dynamics.metadynamics import WellTempered, choose_variables
+from iqagp_jax.references.xtb import xtb as xtb
 from iqagp_jax.system.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
 from iqagp_jax.units import KCAL_MOL
 
@@ -72,17 +72,6 @@ class SamplingPlan:
     train_spacing: float = 20.0
     test_spacing: float = 100.0
     pool_factor: int = 3
-
-
-def xtb(charge=0, spin=0):
-    """GFN2-xTB (doi:10.1021/acs.jctc.8b01176) as an ASE calculator, on one thread unless OMP_NUM_THREADS says more.
-
-    A molecule of 20 atoms takes milliseconds: threads that wait for each other only burn the cores.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from tblite.ase import TBLite
-
-    return TBLite(method="GFN2-xTB", charge=charge, multiplicity=spin + 1, verbosity=0)
 
 
 def starting_geometries(molecule, n_conformers=20, seed=0):

@@ -20,7 +20,7 @@ from iqagp_jax.dynamics.minimise import minimise
 from iqagp_jax.dynamics.starts import hydrogen_bonds_to_stretch, restoring_force
 from iqagp_jax.labels.executors import Processes
 from iqagp_jax.machine import devices
-from iqagp_jax.references.references import reference_of
+from iqagp_jax.references.choose import reference_of
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels

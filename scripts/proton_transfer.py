@@ -20,7 +20,7 @@ from iqagp_jax.cli.console import output_folder, table, track
 from iqagp_jax.dynamics.record import Run
 from iqagp_jax.labels.executors import Processes
 from iqagp_jax.machine.devices import use_cores
-from iqagp_jax.references.references import XTB, relabelled
+from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, judge
 from iqagp_jax.verdict.structure import states

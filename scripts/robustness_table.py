@@ -22,7 +22,8 @@ from iqagp_jax.labels.executors import Processes
 from iqagp_jax.machine import devices
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.potential import energy_and_forces
-from iqagp_jax.references.references import XTB, reference_of, relabelled
+from iqagp_jax.references.choose import reference_of
+from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, claim
 from iqagp_jax.verdict.replicas import KINDS, choose_starts, minimum_of, run_replicas

@@ -13,7 +13,7 @@ from iqagp_jax import energy_variance, fit_gp, load_dataset, load_model, save_da
 from iqagp_jax.active import learn, most_uncertain
 from iqagp_jax.data.dataset import DECIMALS
 from iqagp_jax.families.gp.fit_joint import Fitted
-from iqagp_jax.references.references import XTB, relabelled
+from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol
 

@@ -1,6 +1,7 @@
 """Campaigns: what is killed, stopped, impossible or run elsewhere, and what must be on disk afterwards."""
 
 import json
+import lzma
 import os
 import random
 import signal
@@ -9,7 +10,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import active_children
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +20,17 @@ from ase import Atoms
 from ase.io import read, write
 from test_cli import iqagp
 
-from iqagp_jax.data.dataset import load_dataset
-from iqagp_jax.labels import campaign
+from iqagp_jax.data.dataset import concatenate, load_dataset, save_dataset
+from iqagp_jax.labels import campaign, executors, pack, queue
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
+from iqagp_jax.labels.label import label_key
+from iqagp_jax.labels.pack import PACK, Labels
+from iqagp_jax.labels.plan import PLAN, LabelPlan, check
 from iqagp_jax.machine.lock import owned, owner, request_stop
 from iqagp_jax.units import HARTREE
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
-LEVEL = {"xc": "hf", "basis": "sto-3g", "partitions": ("becke",)}
+SETTINGS = {"xc": "hf", "basis": "sto-3g", "partitions": ("becke",)}
 OPTIONS = ("--xc", "hf", "--basis", "sto-3g", "--partition", "becke")
 
 
@@ -36,7 +42,7 @@ def write_geometries(path, n):
 
 def begin(folder, n):
     folder.mkdir(exist_ok=True)
-    return campaign.begin(folder / "campaign", write_geometries(folder / "water.xyz", n), **LEVEL)
+    return campaign.begin(folder / "campaign", write_geometries(folder / "water.xyz", n), **SETTINGS)
 
 
 def stamps(folder):
@@ -48,14 +54,14 @@ def quick(monkeypatch):
     """Labels made up in no time; returns the list of the geometries in the order in which they are labelled."""
     begun = []
 
-    def label_geometry(species, positions, level):
+    def label_geometry(species, positions, plan):
         begun.append(float(positions[0, 0]))
         zeros = [[0.0] * 3] * len(species)
-        energies = {name: [0.0] * len(species) for name in level.partitions}
-        sums = dict.fromkeys(level.partitions, 0.0)
+        energies = {name: [0.0] * len(species) for name in plan.partitions}
+        sums = dict.fromkeys(plan.partitions, 0.0)
         return {"energy": 0.0, "forces": zeros, "raw": energies, "charges": energies, "remainder": sums}
 
-    monkeypatch.setattr(campaign, "label_geometry", label_geometry)
+    monkeypatch.setattr(queue, "label_geometry", label_geometry)
     return begun
 
 
@@ -85,11 +91,12 @@ def test_workers_killed_ten_times_lose_nothing(tmp_path):
     killer.join(timeout=1)
     assert len(kills) == 10
     assert len({task.path for task in killed.tasks}) == 40
-    assert killed.status().made == 40
+    assert killed.progress().made == 40
     assert len(stamps(killed.folder)) == 40 + 2  # and the free atoms
     for task, twin in zip(killed.tasks, undisturbed.tasks, strict=True):
-        assert task.label["energy"] == pytest.approx(twin.label["energy"], abs=1e-8 * HARTREE)
-        np.testing.assert_allclose(task.label["raw"]["becke"], twin.label["raw"]["becke"], atol=1e-8 * HARTREE)
+        label, same = killed.labels.get(task.key), undisturbed.labels.get(twin.key)
+        assert label["energy"] == pytest.approx(same["energy"], abs=1e-8 * HARTREE)
+        np.testing.assert_allclose(label["raw"]["becke"], same["raw"]["becke"], atol=1e-8 * HARTREE)
     last = stamps(killed.folder)
     assert all(last[name] == stamp for _, found in kills for name, stamp in found.items())
 
@@ -157,7 +164,7 @@ def test_dask_with_a_killed_worker(tmp_path):
         assert iqagp("campaign", "start", running.folder, *where) == 0
         killer.join()
     assert not running.missing
-    assert running.status().made == 8
+    assert running.progress().made == 8
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
         pytest.raises(ValueError, match=r"expected workers of one thread each at .*, found \[2\] threads"),
@@ -210,9 +217,9 @@ def test_geometries_that_kill_their_workers_are_tried_alone_and_set_aside(tmp_pa
     assert len(executor.beside) == 12
     assert executor.beside[6:] == [1] * 6
     for task in deadly:
-        assert task.label == {"rejected": "its worker died 6 times, lastly with nothing beside it: no memory"}
+        assert started.labels.get(task.key) == {"rejected": "its worker died 6 times, lastly with nothing beside it: no memory"}
     assert len(quick) == 10 + 2
-    assert started.status().made == 10
+    assert started.progress().made == 10
 
 
 def test_workers_that_only_die_end_the_campaign(tmp_path, quick):
@@ -227,13 +234,13 @@ def test_workers_that_only_die_end_the_campaign(tmp_path, quick):
 
 def test_a_geometry_that_fails_three_times_is_set_aside_with_its_error(tmp_path, quick, monkeypatch, capsys):
     started = begin(tmp_path, 5)
-    bad, label_geometry = started.tasks[1].positions[0, 0], campaign.label_geometry
+    bad, label_geometry = started.tasks[1].positions[0, 0], queue.label_geometry
 
-    def label(species, positions, level):
-        label = label_geometry(species, positions, level)
+    def label(species, positions, plan):
+        label = label_geometry(species, positions, plan)
         return {"energy": 1 / 0} if positions[0, 0] == bad else label
 
-    monkeypatch.setattr(campaign, "label_geometry", label)
+    monkeypatch.setattr(queue, "label_geometry", label)
     for attempts in (3, 0):  # a second start leaves it aside
         quick.clear()
         with ThreadPoolExecutor(2) as executor:
@@ -256,21 +263,21 @@ class DropsWhatRuns(ThreadPoolExecutor):
 
 
 def test_a_stop_finishes_what_is_in_flight(tmp_path, quick, monkeypatch):
-    started, label_geometry = begin(tmp_path, 9), campaign.label_geometry
+    started, label_geometry = begin(tmp_path, 9), queue.label_geometry
 
     def label(*arguments):
         if len(quick) == 4:
             assert str(os.getpid()) in request_stop(started.folder)
-            assert started.status().stopping
+            assert started.progress().stopping
         return label_geometry(*arguments)
 
-    monkeypatch.setattr(campaign, "label_geometry", label)
+    monkeypatch.setattr(queue, "label_geometry", label)
     with DropsWhatRuns(1) as executor:
         started.run(executor, 1, batch=3)
     assert len(stamps(started.folder)) == 5
     with pytest.raises(ValueError, match="expected a running campaign to stop, found none"):
         request_stop(started.folder)
-    monkeypatch.setattr(campaign, "label_geometry", label_geometry)
+    monkeypatch.setattr(queue, "label_geometry", label_geometry)
     with ThreadPoolExecutor(1) as executor:
         started.run(executor, 1)
     assert len(quick) == 11
@@ -278,7 +285,7 @@ def test_a_stop_finishes_what_is_in_flight(tmp_path, quick, monkeypatch):
 
 def test_rate_and_end_are_those_of_the_last_start(tmp_path, quick):
     started = begin(tmp_path, 11)
-    assert started.status() == campaign.Status(11, 0, 0, 0, None, False, None, None)
+    assert started.progress() == campaign.Progress(11, 0, 0, 0, None, False, None, None)
     with ThreadPoolExecutor(1) as executor:
         started.run(executor, 1)
     now = time.time()
@@ -288,13 +295,13 @@ def test_rate_and_end_are_those_of_the_last_start(tmp_path, quick):
         task.path.unlink()
     with owned(started.folder):
         os.utime(started.folder / "lock", (now, now - 240))
-        status = started.status()
+        status = started.progress()
         assert status.owner
         assert status.rate == pytest.approx(1 / 60, rel=0.01)
         assert status.end.timestamp() == pytest.approx(now + 3 * 60, abs=2)
-    assert started.status().end is None
+    assert started.progress().end is None
     (started.folder / "lock").unlink()
-    assert started.status() == campaign.Status(11, 8, 0, 0, None, False, None, None)  # a copy of the folder
+    assert started.progress() == campaign.Progress(11, 8, 0, 0, None, False, None, None)  # a copy of the folder
 
 
 @pytest.mark.labels
@@ -304,19 +311,19 @@ def test_labels_without_forces(tmp_path):
     dataset, _ = campaign.Campaign.load(folder).dataset()
     assert dataset.forces is None
     assert dataset.atomic_energies.sum() == pytest.approx(dataset.energy[0], abs=1e-6)
-    without, whole = (campaign.label_key("OHH", WATER, campaign.Level(forces=forces)) for forces in (False, True))
+    without, whole = (label_key("OHH", WATER, LabelPlan(forces=forces)) for forces in (False, True))
     assert without != whole
 
 
 def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys):
     """Names and contents of label files are those of version 0.1, for labels outlive versions."""
-    assert campaign.label_key("OHH", WATER, campaign.Level(basis="6-31g")) == "049eb4969388df447d1a"
-    level = campaign.Level("hf", "sto-3g")
+    assert label_key("OHH", WATER, LabelPlan(basis="6-31g")) == "049eb4969388df447d1a"
+    plan = LabelPlan("hf", "sto-3g")
     water, folder = write_geometries(tmp_path / "water.xyz", 3), tmp_path / "d.extxyz.labels"
     folder.mkdir()
-    _, *others = campaign.Campaign(folder, read(water, ":"), level, 3).missing
+    _, *others = campaign.Campaign(folder, read(water, ":"), plan, 3).missing
     for task in others:
-        task.path.write_text(json.dumps(campaign.label_geometry(task.species, task.positions, level)))
+        task.path.write_text(json.dumps(queue.label_geometry(task.species, task.positions, plan)))
     made = stamps(folder)
     assert iqagp("label", water, "-o", tmp_path / "d.extxyz", "--xc", "hf", "--basis", "sto-3g", "--workers", 1) == 0
     assert "3 labelled geometries" in capsys.readouterr().out
@@ -327,19 +334,35 @@ def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys
 
 def test_what_the_geometries_say_of_their_own_labels_is_not_believed():
     old = {"level_of_theory": "b3lyp/6-31g", "programs": "pyscf 1.0", "partition": "becke", "sampler": "by hand"}
-    level = campaign.Level("pbe", "def2-svp", partitions=())
+    plan = LabelPlan("pbe", "def2-svp", partitions=())
     label = {"energy": -1.0, "forces": [[0.0] * 3] * 3}
     frames = [Atoms("OHH", positions=WATER, info=old)] * 2
-    dataset, _ = campaign.collect(frames, [label, {**label, "programs": "pyscf 2.0"}], level, {})
+    dataset, _ = campaign.collect(frames, [label, {**label, "programs": "pyscf 2.0"}], plan, {})
     assert dataset.level["level_of_theory"].startswith("pbe/def2-svp") and dataset.level["sampler"] == "by hand"
-    assert dataset.level["programs"] == f"pyscf 2.0; {level.describe()['programs']}"
+    assert dataset.level["programs"] == f"pyscf 2.0; {plan.level.programs}"
     assert "partition" not in dataset.level
+
+
+def test_the_charge_and_spin_of_the_plan_are_those_of_the_dataset(tmp_path):
+    """Levels of a molecule and its dianion described themselves with the same words."""
+    label = {"energy": -1.0, "forces": [[0.0] * 3] * 3}
+    frames = [Atoms("OHH", positions=WATER)]
+    neutral, dianion, triplet = (LabelPlan(partitions=(), **state) for state in ({}, {"charge": -2}, {"spin": 2}))
+    collected = [campaign.collect(frames, [label], plan, {})[0] for plan in (neutral, dianion, triplet)]
+    assert len({str(dataset.level) for dataset in collected}) == 3
+    save_dataset(collected[1], tmp_path / "dianion.extxyz")
+    assert load_dataset(tmp_path / "dianion.extxyz").level == dianion.level
+    for other in collected[1:]:
+        with pytest.raises(ValueError, match="expected datasets of the same atoms and level of theory"):
+            concatenate([collected[0], other])
+    free = campaign.Campaign(tmp_path, frames, dianion, 3).free_atoms
+    assert {symbol: (task.plan.charge, task.plan.spin) for symbol, task in free.items()} == {"H": (0, 1), "O": (0, 2)}
 
 
 def test_a_split_that_a_geometry_lacks_is_asked_for():
     frames = [Atoms("OHH", positions=WATER, info=info) for info in ({"split": "train"}, {"split": "test"}, {})]
     with pytest.raises(ValueError, match="expected split of every geometry or of none, found none of geometry 2"):
-        campaign.check(frames, campaign.Level("hf", "sto-3g"))
+        check(frames, LabelPlan("hf", "sto-3g"))
 
 
 class QueuedJob:
@@ -387,7 +410,7 @@ def test_jobs_that_have_not_begun_are_cancelled_by_a_stop(tmp_path):
     ],
 )
 def test_plans_of_nonsense_get_a_sentence(tmp_path, capsys, edit, sentence):
-    plan = begin(tmp_path, 2).folder / campaign.PLAN
+    plan = begin(tmp_path, 2).folder / PLAN
     assert edit[0] in plan.read_text()
     plan.write_text(plan.read_text().replace(*edit))
     assert iqagp("campaign", "start", plan.parent, "--workers", 1) == 2
@@ -409,3 +432,224 @@ def test_a_folder_keeps_its_plan(tmp_path, quick, capsys):
     assert "name a file of geometries to begin one" in " ".join(capsys.readouterr().err.split())
     assert iqagp("campaign", "start", started.folder, "--executor", "dask") == 2
     assert "give it with --scheduler" in " ".join(capsys.readouterr().err.split())
+
+
+def labelled(folder, n):
+    """A campaign whose labels are made."""
+    made = begin(folder, n)
+    with ThreadPoolExecutor(1) as executor:
+        made.run(executor, 1)
+    return made
+
+
+def numbers(progress):
+    return progress.total, progress.made, progress.rejected, progress.failed
+
+
+def test_packed_labels_are_read_as_before(tmp_path, quick, monkeypatch, capsys):
+    begun, label_geometry = begin(tmp_path, 6), queue.label_geometry
+    bad, worse = (begun.tasks[k] for k in (1, 4))
+
+    def label(species, positions, plan):
+        label = label_geometry(species, positions, plan)
+        if positions[0, 0] == worse.positions[0, 0]:
+            return {"rejected": "the SCF did not converge"}
+        return {"energy": 1 / 0} if positions[0, 0] == bad.positions[0, 0] else {**label, "energy": float(positions[0, 0])}
+
+    monkeypatch.setattr(queue, "label_geometry", label)
+    with ThreadPoolExecutor(1) as executor:
+        begun.run(executor, 1)
+    (begun.folder / "notes.json").write_text("{}")
+    whole, before = begun.dataset(), numbers(begun.progress())
+    made = {path.stem: path.read_text() for path in begun.folder.glob("*.json") if path.stem != "notes"}
+    assert before == (6, 4, 1, 1) and len(made) == 5 + 2
+    assert iqagp("campaign", "pack", begun.folder) == 0
+    assert f"7 labels in {begun.folder / PACK}, 7 of them new" in capsys.readouterr().out.replace("\n", "")
+    assert [path.name for path in begun.folder.glob("*.json")] == ["notes.json"] and bad.failed.exists()
+    assert pack.read_pack(begun.folder / PACK) == made
+    for reader in (begun, campaign.Campaign.load(begun.folder)):
+        assert not reader.missing and numbers(reader.progress()) == before
+        dataset, rejected = reader.dataset()
+        np.testing.assert_array_equal(dataset.energy, whole[0].energy)
+        assert rejected == whole[1] and dataset.free_atoms == whole[0].free_atoms
+    quick.clear()
+    bad.failed.unlink()  # to have it tried again
+    monkeypatch.setattr(queue, "label_geometry", label_geometry)
+    with ThreadPoolExecutor(1) as executor:
+        begun.run(executor, 1)
+    assert quick == [bad.positions[0, 0]]
+    assert begun.pack() == (8, 1) and begun.pack() == (8, 0)
+    assert numbers(begun.progress()) == (6, 5, 1, 0)
+
+
+def test_the_same_labels_make_the_same_pack(tmp_path, quick):
+    once, twice = labelled(tmp_path / "once", 8), labelled(tmp_path / "twice", 8)
+    once.pack()
+    late = {path: path.read_bytes() for path in sorted(twice.folder.glob("*.json"))[::2]}
+    for path in late:
+        path.unlink()
+    twice.pack()
+    for path, content in late.items():
+        path.write_bytes(content)
+    assert twice.pack() == (10, 5)
+    assert (once.folder / PACK).read_bytes() == (twice.folder / PACK).read_bytes()
+
+
+def test_packing_may_be_cut_short_anywhere(tmp_path, quick, monkeypatch):
+    made = labelled(tmp_path, 6)
+    texts = {path.stem: path.read_text() for path in made.folder.glob("*.json")}
+    halves = sorted(made.folder.glob("*.json"))[:4]
+    later = {path: path.read_bytes() for path in halves}
+    for path in halves:
+        path.unlink()
+    made.pack()
+    for path, content in later.items():
+        path.write_bytes(content)
+
+    def cut(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for what in ("write_atomically", "rename_durably", "read_pack"):
+        labels = made.labels.packed  # read before, as another process has
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pack, what, cut)
+            made.pack()
+        assert all(path.exists() for path in halves) and len(labels) == 4
+        assert pack.read_pack(made.folder / PACK) == labels
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="does not read back as what was written"):
+        patch.setattr(pack, "_compressed", lambda texts: (made.folder / PACK).read_bytes())
+        made.pack()
+    unlink, removed = Path.unlink, []
+
+    def once(path, **options):
+        if removed:
+            raise KeyboardInterrupt
+        if path.suffix == ".json":
+            removed.append(path)
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", once)
+        made.pack()
+    assert sum(path.exists() for path in halves) == 3
+    assert not made.missing and numbers(made.progress()) == (6, 6, 0, 0)
+    assert made.pack() == (8, 3)
+    assert pack.read_pack(made.folder / PACK) == texts
+
+
+def test_who_reads_while_others_pack_misses_nothing_and_reads_a_pack_once(tmp_path, quick, monkeypatch):
+    made = labelled(tmp_path, 4)
+    labels, keys = Labels(made.folder), [task.key for task in made.tasks]
+    before = [labels.get(key) for key in keys]
+    assert labels.packed == {}
+    made.pack()
+    read, counted = pack.read_pack, []
+    monkeypatch.setattr(pack, "read_pack", lambda path: counted.append(path) or read(path))
+    assert [labels.get(key) for key in keys] == before and None not in before
+    assert all(key in labels for key in keys) and len(counted) == 1
+    (made.folder / f"{keys[0]}.json").write_text('{"energy": 7.0}')  # a file counts more than what is packed
+    assert labels.get(keys[0]) == {"energy": 7.0}
+
+
+def test_a_folder_that_is_owned_or_damaged_is_not_packed(tmp_path, quick, capsys):
+    made = labelled(tmp_path, 3)
+    with owned(made.folder):
+        assert iqagp("campaign", "pack", made.folder) == 2
+    assert "is owned by a running campaign" in " ".join(capsys.readouterr().err.split())
+    text = made.tasks[1].path.read_text()
+    made.tasks[1].path.write_text(text[:-9])
+    assert iqagp("campaign", "pack", made.folder) == 2
+    assert f"{made.tasks[1].key}.json, found no JSON" in capsys.readouterr().err.replace("\n", "")
+    assert len(stamps(made.folder)) == 5 and not (made.folder / PACK).exists()
+    made.tasks[1].path.write_text(text)
+    assert iqagp("campaign", "pack", made.folder) == 0
+    whole = (made.folder / PACK).read_bytes()
+    flipped = bytes([*whole[:100], whole[100] ^ 1, *whole[101:]])
+    for damaged in (whole[:-30], flipped, b"", b"[]", lzma.compress(b"[1, 2, 3]\n"), lzma.compress(b"{}x\n")):
+        (made.folder / PACK).write_bytes(damaged)
+        for command in (("campaign", "status"), ("campaign", "pack"), ("label", "--campaign")):
+            capsys.readouterr()
+            assert iqagp(*command, made.folder) == 2
+            assert "found a damaged file" in " ".join(capsys.readouterr().err.split())
+    assert iqagp("campaign", "pack", tmp_path) == 2
+    assert "name a file of geometries to begin one" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def threads(quick, monkeypatch):
+    """Labels made up in no time, also where a command would start processes."""
+    monkeypatch.setattr(executors, "Processes", ThreadPoolExecutor)
+    return quick
+
+
+def test_one_task_makes_labels_in_any_folder(tmp_path, threads, capsys):
+    water, out, folder = write_geometries(tmp_path / "water.xyz", 3), tmp_path / "d.extxyz", tmp_path / "camp"
+    assert iqagp("label", water, "--campaign", folder, "--method", "hf/sto-3g", "--partition", "becke") == 0
+    assert campaign.Campaign.load(folder).plan == LabelPlan(**SETTINGS)
+    assert len(threads) == 3 + 2 and not out.exists()
+    assert "labels an hour" in capsys.readouterr().out
+    assert iqagp("label", "--campaign", folder, "-o", out) == 0
+    assert len(threads) == 5 and len(load_dataset(out)) == 3
+    assert iqagp("label", "--campaign", folder, "--method", "hf/6-31g") == 2
+    assert "expected basis sto-3g as in" in " ".join(capsys.readouterr().err.split())
+    # As before there were campaigns: OUTPUT.labels takes the plan of now, with Becke's and Hirshfeld's atoms beside others.
+    assert iqagp("label", water, "-o", out, "--method", "hf/sto-3g", "--partition", "hirshfeld", "--charge", 2) == 0
+    made = campaign.Campaign.load(f"{out}.labels")
+    assert made.plan == LabelPlan("hf", "sto-3g", 2, partitions=("hirshfeld", "becke"))
+    assert load_dataset(out).level == replace(made.plan.level, partition="hirshfeld")
+    assert iqagp("label", "-o", out, "--charge", 2) == 0
+    assert len(threads) == 5 + 5
+    assert iqagp("label", water, "-o", out) == 0
+    assert campaign.Campaign.load(f"{out}.labels").plan == LabelPlan()
+
+
+def test_a_stopped_label_writes_no_dataset(tmp_path, threads, monkeypatch, capsys):
+    label_geometry = queue.label_geometry
+
+    def label(*arguments):
+        if len(threads) == 3:
+            request_stop(tmp_path / "d.extxyz.labels")
+        return label_geometry(*arguments)
+
+    monkeypatch.setattr(queue, "label_geometry", label)
+    water = write_geometries(tmp_path / "water.xyz", 3)
+    assert iqagp("label", water, "-o", tmp_path / "d.extxyz", "--workers", 1) == 0
+    assert "stopped with 1 labels missing" in capsys.readouterr().out and not (tmp_path / "d.extxyz").exists()
+
+
+def test_spellings_of_before_go_on_and_name_the_new_ones(tmp_path, threads, capsys):
+    water = write_geometries(tmp_path / "water.xyz", 1)
+    assert iqagp("campaign", "start", tmp_path / "camp", water, *OPTIONS) == 0
+    assert "iqagp label GEOMETRIES --campaign FOLDER" in " ".join(capsys.readouterr().out.split())
+    assert campaign.Campaign.load(tmp_path / "camp").plan == LabelPlan(**SETTINGS)
+    assert iqagp("label", water, "-o", tmp_path / "d.extxyz", *OPTIONS[:4]) == 0
+    assert "--method hf/sto-3g" in " ".join(capsys.readouterr().out.split())
+    assert campaign.Campaign.load(tmp_path / "d.extxyz.labels").plan == LabelPlan("hf", "sto-3g")
+    assert iqagp("label", "--help") == 0 and iqagp("campaign", "--help") == 0 and iqagp("--help") == 0
+    shown = capsys.readouterr().out
+    assert not any(old in shown for old in ("--xc", "--basis", "label-xtb", " start "))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--method", "b3lyp", "-o", "d.extxyz"),
+            "expected --method FUNCTIONAL/BASIS, as b3lyp/6-31+g(d,p), or gfn2-xtb, found",
+        ),
+        (("--method", "hf/sto-3g", "--xc", "hf", "-o", "d.extxyz"), "found --method hf/sto-3g beside --xc or --basis"),
+        (("--method", "hf/sto-3g"), "give -o or --campaign"),
+        (("--method", "gfn2-xtb"), "give a file of geometries and -o"),
+        (("--method", "GFN2-xTB", "-o", "d.extxyz", "--spin", 1), "10 electrons cannot have 1 unpaired"),
+        (("--method", "gfn2-xtb", "-o", "d.extxyz", "--no-forces"), "expected --forces with a functional and basis only"),
+        (("--method", "gfn2-xtb", "-o", "d.extxyz", "--partition", "becke"), "expected --partition with a functional"),
+        (("--method", "gfn2-xtb", "-o", "d.extxyz", "--campaign", "c"), "expected --campaign with a functional"),
+        (("--method", "gfn2-xtb", "-o", "d.extxyz", "--batch", 3), "expected --batch with a functional"),
+        (("--method", "gfn2-xtb", "-o", "d.extxyz", "--basis", "6-31g"), "expected --basis with a functional"),
+        (("-o", "d.extxyz", "--job", "mem_gb=8"), "expected --job with --executor submitit only"),
+    ],
+)
+def test_what_a_method_has_no_use_for_is_refused(tmp_path, monkeypatch, capsys, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert iqagp("label", write_geometries(tmp_path / "water.xyz", 1), *options) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())

@@ -18,7 +18,7 @@ from iqagp_jax.families.gp.fit import DEFAULT_KERNEL, KERNELS
 from iqagp_jax.families.gp.search import LOSSES, OPTIMISERS
 from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.machine.devices import use_cores
-from iqagp_jax.references.references import XTB
+from iqagp_jax.references.xtb import XTB
 
 
 def iqagp(*arguments):

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from iqagp_jax.labels import campaign, fuzzy, iqa, scf
+from iqagp_jax.labels import fuzzy, iqa, scf
+from iqagp_jax.labels.campaign import collect
+from iqagp_jax.labels.label import label_geometry
+from iqagp_jax.labels.plan import LabelPlan, check
 from iqagp_jax.units import BOHR, HARTREE
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
-LEVEL = campaign.Level(basis="6-31g")
+PLAN = LabelPlan(basis="6-31g")
 FUZZY = {"becke": fuzzy.becke, "hirshfeld": fuzzy.hirshfeld}
 
 
@@ -52,15 +55,15 @@ def test_atomic_energies_are_smooth_along_a_bond():
 
 
 def test_a_lone_electron_is_labelled_by_hartree_fock():
-    label = campaign.label_geometry(["H"], [[0.0, 0.0, 0.0]], campaign.Level("hf", "6-31g", spin=1))
+    label = label_geometry(["H"], [[0.0, 0.0, 0.0]], LabelPlan("hf", "6-31g", spin=1))
     assert label["energy"] == pytest.approx(-0.498233 * HARTREE, abs=1e-5)  # of this basis, in any textbook
 
 
 def test_energy_and_forces_need_no_atoms():
-    full, lean = (campaign.label_geometry("OHH", WATER, replace(LEVEL, partitions=p)) for p in (("becke",), ()))
+    full, lean = (label_geometry("OHH", WATER, replace(PLAN, partitions=p)) for p in (("becke",), ()))
     assert lean["energy"] == pytest.approx(full["energy"], abs=1e-7)
     np.testing.assert_allclose(lean["forces"], full["forces"], atol=1e-4)
-    dataset, rejected = campaign.collect([Atoms("OHH", WATER)], [lean], replace(LEVEL, partitions=()), {})
+    dataset, rejected = collect([Atoms("OHH", WATER)], [lean], replace(PLAN, partitions=()), {})
     assert dataset.atomic_energies is None and not rejected
     np.testing.assert_array_equal(dataset.forces[0], lean["forces"])
 
@@ -141,24 +144,24 @@ def test_forces_are_differences_of_the_energy(water):
 
 
 def test_label_is_in_electronvolt_and_balanced(water):
-    label = campaign.label_geometry("OHH", WATER, LEVEL)
+    label = label_geometry("OHH", WATER, PLAN)
     assert label["energy"] == pytest.approx(water.e_tot * HARTREE, abs=1e-6)
     frames = [Atoms("OHH", positions=WATER)]
-    data, rejected = campaign.collect(frames, [label], LEVEL, {})
+    data, rejected = collect(frames, [label], PLAN, {})
     assert not rejected
     np.testing.assert_allclose(data.atomic_energies.sum(1), data.energy, atol=1e-9)
     assert data.level["partition"] == "becke"
 
 
 def test_bad_labels_are_rejected_with_their_reason(monkeypatch):
-    monkeypatch.setattr(campaign, "MAX_REMAINDER", 1e-12)
-    reason = campaign.label_geometry("OHH", WATER, LEVEL)["rejected"]
+    monkeypatch.setattr("iqagp_jax.labels.label.MAX_REMAINDER", 1e-12)
+    reason = label_geometry("OHH", WATER, PLAN)["rejected"]
     assert "atomic energies miss the total" in reason
     frames = [Atoms("OHH", positions=WATER)] * 2
     good = {"energy": 1.0, "forces": [[0.0] * 3] * 3, "raw": {}, "charges": {}, "remainder": {}}
-    for name in LEVEL.partitions:
+    for name in PLAN.partitions:
         good["raw"][name], good["charges"][name], good["remainder"][name] = [0.0] * 3, [0.0] * 3, 0.0
-    data, rejected = campaign.collect(frames, [{"rejected": reason}, good], LEVEL, {})
+    data, rejected = collect(frames, [{"rejected": reason}, good], PLAN, {})
     assert len(data) == 1
     assert rejected == [(0, reason)]
 
@@ -175,7 +178,7 @@ def test_a_restricted_open_shell_has_its_electrons():
 
 
 @pytest.mark.parametrize(
-    ("species", "level", "sentence"),
+    ("species", "plan", "sentence"),
     [
         ("OHH", {"charge": 1}, "9 electrons cannot have 0 unpaired ones"),
         ("OHH", {"xc": "superb3lyp"}, "expected a functional that PySCF knows"),
@@ -189,8 +192,6 @@ def test_a_restricted_open_shell_has_its_electrons():
         ("IHHH", {"basis": "def2-svp"}, "leaves the core of I to an effective potential"),
     ],
 )
-def test_impossible_levels_get_a_sentence(species, level, sentence):
+def test_impossible_plans_get_a_sentence(species, plan, sentence):
     with pytest.raises(ValueError, match=sentence):
-        campaign.check(
-            [Atoms(species, positions=np.eye(4, 3)[: len(Atoms(species))])], campaign.Level(**{"basis": "6-31g", **level})
-        )
+        check([Atoms(species, positions=np.eye(4, 3)[: len(Atoms(species))])], LabelPlan(**{"basis": "6-31g", **plan}))

@@ -20,7 +20,7 @@ BELOW = {
     "dynamics": {"machine", "system", "data", "potential"},
     "formats": {"machine", "system", "data", "families"},
     "labels": {"machine", "system", "data", "formats"},
-    "references": {"machine", "system", "data", "potential", "labels", "sampling"},
+    "references": {"machine", "system", "data", "potential", "labels"},
 }
 """The rooms of ours that a wing may import beside itself and ``units``; the others are above all of these."""
 

@@ -13,13 +13,16 @@ from scipy.sparse import csr_array
 from iqagp_jax.data.dataset import load_dataset, save_dataset
 from iqagp_jax.electrostatics import global_moments, interaction_energy, local_moments
 from iqagp_jax.families.gp.features import ALF
-from iqagp_jax.labels import campaign, fuzzy, iqa, scf
+from iqagp_jax.labels import fuzzy, iqa, scf
+from iqagp_jax.labels.campaign import collect
+from iqagp_jax.labels.label import label_geometry, label_key
 from iqagp_jax.labels.multipoles import atomic_moments, molecular_moments
+from iqagp_jax.labels.plan import LabelPlan
 from iqagp_jax.system.harmonics import component_names, solid_harmonics
 from iqagp_jax.units import BOHR, HARTREE
 
 WATER = np.array([[0.1, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.2, -0.7972, -0.4692]])
-LEVEL = campaign.Level(basis="6-31g", multipoles=True)
+PLAN = LabelPlan(basis="6-31g", multipoles=True)
 FRAMES = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 
 FUZZY = {"becke": fuzzy.becke, "hirshfeld": fuzzy.hirshfeld}
@@ -104,12 +107,12 @@ def test_local_moments_do_not_turn_with_the_molecule():
 
 @pytest.mark.labels
 def test_labels_bring_moments_into_the_dataset(tmp_path):
-    label = campaign.label_geometry("OHH", WATER, LEVEL)
-    mirror = campaign.label_geometry("OHH", WATER * [1, 1, -1], LEVEL)
-    data, _ = campaign.collect([Atoms("OHH", positions=WATER)], [label], LEVEL, {})
+    label = label_geometry("OHH", WATER, PLAN)
+    mirror = label_geometry("OHH", WATER * [1, 1, -1], PLAN)
+    data, _ = collect([Atoms("OHH", positions=WATER)], [label], PLAN, {})
     save_dataset(data, tmp_path / "water.extxyz")
     read = load_dataset(tmp_path / "water.extxyz")
-    for name in LEVEL.partitions:
+    for name in PLAN.partitions:
         moments = read.extra[f"{name}_multipoles"]
         np.testing.assert_allclose(moments, [label["multipoles"][name]], atol=1e-8)
         np.testing.assert_allclose(moments[..., 0], read.extra[f"{name}_charges"], atol=2e-8)
@@ -124,7 +127,7 @@ def test_labels_bring_moments_into_the_dataset(tmp_path):
 
 
 def test_labels_without_moments_keep_their_names():
-    old = campaign.Level(basis="6-31g")
+    old = LabelPlan(basis="6-31g")
     water = [[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]]
-    assert campaign.label_key("OHH", water, old) == "049eb4969388df447d1a"
-    assert campaign.label_key("OHH", water, LEVEL) != campaign.label_key("OHH", water, old)
+    assert label_key("OHH", water, old) == "049eb4969388df447d1a"
+    assert label_key("OHH", water, PLAN) != label_key("OHH", water, old)

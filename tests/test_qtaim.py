@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from iqagp_jax.labels import campaign, iqa, qtaim, scf
+from iqagp_jax.labels import iqa, qtaim, scf
+from iqagp_jax.labels.label import label_geometry
 from iqagp_jax.labels.partitions import PARTITIONS
+from iqagp_jax.labels.plan import LabelPlan
 
 pytestmark = pytest.mark.labels
 
@@ -118,8 +120,8 @@ def test_a_maximum_without_a_nucleus_is_refused():
 
 
 def test_a_label_by_topological_atoms():
-    level = campaign.Level(basis="6-31g", partitions=("qtaim", "becke"))
-    label = campaign.label_geometry(["H", "H"], [[0, 0, 0], [0, 0, 0.74]], level)
+    plan = LabelPlan(basis="6-31g", partitions=("qtaim", "becke"))
+    label = label_geometry(["H", "H"], [[0, 0, 0], [0, 0, 0.74]], plan)
     assert label["charges"]["qtaim"] == pytest.approx([0, 0], abs=1e-4)
     assert set(label["raw"]) == {"qtaim", "becke"}
     assert set(PARTITIONS) >= set(label["raw"])

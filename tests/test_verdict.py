@@ -19,9 +19,8 @@ from iqagp_jax.dynamics.run import simulate
 from iqagp_jax.dynamics.starts import at_rest
 from iqagp_jax.dynamics.trajectory import Trajectory
 from iqagp_jax.families.pairs.models import BondedMorse, NeighbourMorse
-from iqagp_jax.labels.campaign import Level
 from iqagp_jax.modelfile import save_model
-from iqagp_jax.references.references import DFT, XTB, reference_of, relabelled
+from iqagp_jax.references.xtb import XTB
 from iqagp_jax.sampling import starting_geometries
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.system import System
@@ -33,6 +32,7 @@ from iqagp_jax.verdict.structure import Coordinate, backbone, settled
 FRAMES = 400
 
 TWO = System(("H", "H"), np.zeros((2, 3)))
+HERE = System(SPECIES, REFERENCE)
 WATER = BondedMorse.of(System(("O", "H", "H"), REFERENCE[[0, 2, 3]]))
 HYDROXYL = System(("O", "H"), np.array([[0.0, 0, 0], [1.0, 0, 0]]))
 
@@ -249,7 +249,7 @@ class Exact:
 
 
 def test_starts_that_the_reference_does_not_keep_together_are_left_out():
-    molecule, protocol = System(SPECIES, REFERENCE), Protocol(replicas=3, displacement=0.05, kinds=("displaced",))
+    molecule, protocol = HERE, Protocol(replicas=3, displacement=0.05, kinds=("displaced",))
 
     def spring(positions):
         return ((positions - REFERENCE) ** 2).sum()
@@ -404,7 +404,7 @@ class Springs:
 
 @pytest.mark.parametrize("kind", ["plain", "family", "sum"])
 def test_a_potential_without_uncertainty_is_judged(kind, tmp_path):
-    system = System.of(SPECIES, REFERENCE)
+    system = HERE
     morse = BondedMorse.of(system)
     model, given = {"plain": (Springs(), None), "family": (morse, None), "sum": (Sum(morse, morse), system)}[kind]
     protocol = Protocol((100.0,), ("equilibrium",), 1, 0.1, frames=4)
@@ -426,7 +426,7 @@ def test_what_cannot_be_judged_is_said_before_anything_runs(tmp_path):
     for model, system, sentence in (
         (anyone, None, "expected a system for a potential that is not of one molecule"),
         (anyone, pair, "expected one molecule without walls to judge, found 2"),
-        (BondedMorse.of(System.of(SPECIES, REFERENCE)), System.of(("O", "H", "H"), REFERENCE[[0, 2, 3]]), "found"),
+        (BondedMorse.of(HERE), System.of(("O", "H", "H"), REFERENCE[[0, 2, 3]]), "found"),
     ):
         with pytest.raises(ValueError, match=sentence):
             judge(model, tmp_path / "out", Exact(), system=system)
@@ -437,7 +437,7 @@ def test_what_cannot_be_judged_is_said_before_anything_runs(tmp_path):
 
 def test_what_was_run_is_read_and_another_verdict_is_refused(verdict, distance_model):
     starts = {"equilibrium": np.repeat(REFERENCE[None], 2, axis=0)}
-    system = System(SPECIES, REFERENCE)
+    system = HERE
     run = run_replicas(None, system, starts, verdict.protocol, verdict.out / "model", 0.2, 0)  # there is nothing to run it with
     assert run.trajectory.alive.all() and run.groups == [(100.0, "equilibrium")]
     with pytest.raises(ValueError, match="take another folder"):
@@ -445,18 +445,16 @@ def test_what_was_run_is_read_and_another_verdict_is_refused(verdict, distance_m
 
 
 @pytest.fixture(scope="module")
-def driven(distance_model, tmp_path_factory):
+def driven(tmp_path_factory):
     """A run that was there: two temperatures, and kinds of start that no verdict makes."""
-    rest, folder = at_rest(distance_model).system, tmp_path_factory.mktemp("driven")
-    kinds = ("equilibrium", "dataset", "dataset")
+    rest, folder, kinds = at_rest(Springs()).system, tmp_path_factory.mktemp("driven"), ("equilibrium", "dataset", "dataset")
     begin = rest.positions + 0.02 * np.random.default_rng(0).normal(size=(3, 4, 3))
-    return simulate(
-        distance_model, rest, begin, folder, temperature=[100.0, 100.0, 200.0], time=0.1, kinds=kinds, frame_interval=10.0
-    )
+    options = {"temperature": [100.0, 100.0, 200.0], "time": 0.1, "kinds": kinds, "frame_interval": 10.0}
+    return simulate(Springs(), rest, begin, folder, **options)
 
 
-def test_a_run_that_is_there_is_judged(driven, distance_model, tmp_path):
-    found = judge_run(distance_model, driven.directory, tmp_path, Exact(), frames=4)
+def test_a_run_that_is_there_is_judged(driven, tmp_path):
+    found = judge_run(Springs(), driven.directory, tmp_path, Exact(), frames=4)
     assert [(row.temperature, row.start, row.replicas) for row in found.survival.rows] == [
         *((100.0, "equilibrium", 1), (100.0, "dataset", 1), (200.0, "dataset", 1)),
     ]
@@ -466,41 +464,43 @@ def test_a_run_that_is_there_is_judged(driven, distance_model, tmp_path):
     told = json.loads((tmp_path / "robustness.json").read_text())
     assert told["protocol"]["kinds"] == ["equilibrium", "dataset"] and told["protocol"]["time"] == pytest.approx(0.1)
     assert "A run that was there, 0.1 ps with a NoseHoover thermostat" in (tmp_path / "report.html").read_text()
-    again = judge_run(distance_model, driven, tmp_path, Exact(), frames=4)
+    again = judge_run(Springs(), driven, tmp_path, Exact(), frames=4)
     assert again.as_dict() == found.as_dict()
     with pytest.raises(ValueError, match="take another folder"):
-        judge_run(distance_model, driven, tmp_path, Exact(), frames=5)
+        judge_run(Springs(), driven, tmp_path, Exact(), frames=5)
 
 
-def test_a_run_is_judged_by_the_potential_that_drove_it(driven, distance_model, tmp_path):
-    other = replace(distance_model, weights=1.001 * distance_model.weights)
-    for model, sentence in ((other, "with other energies near its starts"), (WATER, "expected the atoms O H H of the model")):
+def test_a_run_is_judged_by_the_potential_that_drove_it(driven, tmp_path):
+    for model, sentence in (
+        (BondedMorse.of(HERE), "with other energies near its starts"),
+        (WATER, "expected the atoms O H H of the model"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             judge_run(model, driven, tmp_path / "out")
     with pytest.raises(ValueError, match="expected the folder of a run, found no run.json"):
-        judge_run(distance_model, tmp_path, tmp_path / "out")
+        judge_run(Springs(), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     short = SimpleNamespace(times=np.zeros(1), directory=tmp_path)
     with pytest.raises(ValueError, match="expected a run of two frames or more, found 1"):
         Found.of(short, 4, 0)
 
 
-def test_folders_of_before_are_judged_too(driven, distance_model, tmp_path):
+def test_folders_of_before_are_judged_too(driven, tmp_path):
     """They tell neither kinds nor precision nor where the atoms rest; verdicts told the kinds in a file of their own."""
     shutil.copytree(driven.directory, tmp_path / "old")
     path = tmp_path / "old" / "run.json"
     told = json.loads(path.read_text())
     new = {"kinds", "precision", "charge", "spin", "molecules", "cell", "at_rest", "model"}
     path.write_text(json.dumps({name: value for name, value in told.items() if name not in new}))
-    found = judge_run(distance_model, tmp_path / "old", tmp_path / "out")
+    found = judge_run(Springs(), tmp_path / "old", tmp_path / "out")
     assert [(row.start, row.replicas) for row in found.survival.rows] == [("start", 2), ("start", 1)]
     (tmp_path / "old" / "outcome.json").write_text(json.dumps({"kinds": driven.kinds.tolist()}))
-    assert len(judge_run(distance_model, tmp_path / "old", tmp_path / "kinds").survival.rows) == 3
+    assert len(judge_run(Springs(), tmp_path / "old", tmp_path / "kinds").survival.rows) == 3
 
 
-def test_the_command_judges_a_folder_that_simulate_filled(distance_model, tmp_path, capsys):
+def test_the_command_judges_a_folder_that_simulate_filled(tmp_path, capsys):
     path, run, out = tmp_path / "model.safetensors", tmp_path / "run", tmp_path / "verdict"
-    save_model(distance_model, path)
+    save_model(BondedMorse.of(HERE), path)
     few = ("--replicas", "2", "--time", "0.1", "--precision", "float32", "--temperature", "100")
     assert iqagp("simulate", path, "--out", run, *few) == 0
     command = ("robustness", run, "--out", out, "--reference", "none")
@@ -520,23 +520,6 @@ def test_the_command_judges_a_folder_that_simulate_filled(distance_model, tmp_pa
     assert iqagp(*command, "--model", tmp_path / "elsewhere.safetensors") == 0
 
 
-@pytest.mark.labels
-def test_xtb_drives_jax_with_the_forces_of_its_labels(dataset):
-    xtb, positions = XTB(SPECIES), dataset.positions[:3]
-    energies, forces = xtb.labels(positions)
-    with jax.enable_x64(True):
-        found, gradients = jax.jit(jax.vmap(jax.value_and_grad(xtb.energy_fn())))(positions)
-    # The SCF stops at 1e-6 hartree; forces agree to its square root.
-    np.testing.assert_allclose(found, energies, atol=3e-5)
-    np.testing.assert_allclose(-gradients, forces, atol=3e-3)
-    labelled = relabelled(dataset[:3], xtb)
-    np.testing.assert_array_equal(labelled.energy, energies)
-    assert labelled.level["level_of_theory"] == "GFN2-xTB" and labelled.atomic_energies is None
-    none = SimpleNamespace(name="GFN2-xTB", labels=lambda positions, progress: (np.full(3, np.nan), None))
-    with pytest.raises(ValueError, match="can label, found none of 3"):
-        relabelled(dataset[:3], none)
-
-
 def test_ramachandran_pictures_have_as_many_points_of_both():
     rng = np.random.default_rng(0)
 
@@ -552,19 +535,3 @@ def test_ramachandran_pictures_have_as_many_points_of_both():
 
 def test_large_errors_are_told_without_exponents():
     assert [pictures.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]
-
-
-def of_level(level):
-    return SimpleNamespace(species=SPECIES, provenance=(("level_of_theory", level),))
-
-
-@pytest.mark.labels
-def test_the_reference_is_the_method_of_the_labels(tmp_path):
-    level = Level("pbe", "6-31g*", partitions=())
-    found = reference_of("dft", of_level(level.describe()["level_of_theory"]), tmp_path / "labels")
-    assert isinstance(found, DFT) and found.level == level
-    assert isinstance(reference_of("xtb", of_level("GFN2-xTB"), tmp_path), XTB)
-    assert reference_of("none", of_level("any"), tmp_path) is None
-    for name, level in (("xtb", "b3lyp/6-31g"), ("dft", "GFN2-xTB"), ("dft", "b3lyp/6-31g by Gaussian")):
-        with pytest.raises(ValueError, match=f"found one of {level}"):
-            reference_of(name, of_level(level), tmp_path)

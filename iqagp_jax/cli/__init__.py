@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 app.command()(labelling.sample)
 app.command()(labelling.label)
-app.command()(labelling.label_xtb)
+app.command(hidden=True)(labelling.label_xtb)
 app.add_typer(labelling.campaign_app, name="campaign")
 app.command()(models.train)
 app.command()(models.train_atom)

@@ -8,10 +8,37 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import PartitionName, console, only_with, output_file, table, track
+from iqagp_jax.cli.console import console, only_with, output_file, table, track
 
 # Spelled out because type checkers and typer read it.
 ExecutorName = Literal["processes", "submitit", "dask"]
+
+Geometries = Annotated[Path | None, typer.Argument(help="XYZ or extxyz file of one molecule's geometries.")]
+Xc = Annotated[str | None, typer.Option(hidden=True)]
+Basis = Annotated[str | None, typer.Option(hidden=True)]
+Partition = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Atoms (becke, hirshfeld, qtaim), repeatable; the dataset gets the first ones' energies. Default: becke and"
+        " hirshfeld; none: no atoms, in less time."
+    ),
+]
+Charge = Annotated[int | None, typer.Option(help="Total charge. Default: 0.")]
+Spin = Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons. Default: 0.")]
+Multipoles = Annotated[bool | None, typer.Option(help="Also atomic multipole moments up to the hexadecapole. Default: no.")]
+Forces = Annotated[bool | None, typer.Option(help="Also forces. Default: yes; not needed where `collect --beside` adds them.")]
+Executor = Annotated[ExecutorName, typer.Option(help="Processes of this machine, Slurm jobs, or a Dask scheduler.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes, jobs or Dask tasks at a time; one per core or Dask worker by default.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Geometries that a worker is given at a time, say 20 for Slurm.")]
+Job = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE for submitit, as timeout_min=240, mem_gb=8, slurm_partition=short; repeatable."),
+]
+Scheduler = Annotated[str | None, typer.Option(help="Address of the Dask scheduler, as tcp://host:8786.")]
+
+XTB_METHOD = "gfn2-xtb"
 
 
 def counts(values, what):
@@ -60,6 +87,8 @@ def sample(
 
     from iqagp_jax import sampling
     from iqagp_jax.dynamics.metadynamics import choose_variables, parse_variable
+    from iqagp_jax.references.xtb import xtb
+    from iqagp_jax.system.elements import check_electrons
 
     output = output_file(output)
     plan = sampling.SamplingPlan(
@@ -71,8 +100,10 @@ def sample(
         counts(test, "--test"),
         runs=runs,
     )
-    make_calculator = partial(sampling.xtb, charge, spin)
-    minima = sampling.distinct_minima(sampling.starting_geometries(molecule, seed=seed), make_calculator())
+    make_calculator = partial(xtb, charge, spin)
+    starts = sampling.starting_geometries(molecule, seed=seed)
+    check_electrons(starts[0].get_chemical_symbols(), charge, spin)
+    minima = sampling.distinct_minima(starts, make_calculator())
     symbols, positions = minima[0].get_chemical_symbols(), minima[0].get_positions()
     if variable:
         variables = tuple(parse_variable(text, len(symbols)) for text in variable)
@@ -93,49 +124,83 @@ def sample(
 
 
 def label(
-    geometries: Annotated[Path, typer.Argument(help="XYZ or extxyz file of one molecule's geometries.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset; labels are kept in OUTPUT.labels/.")],
-    xc: Annotated[str, typer.Option(help="Functional as PySCF names it, or hf.")] = "b3lyp",
-    basis: Annotated[str, typer.Option(help="Basis set as PySCF names it.")] = "6-31+g(d,p)",
-    partition: Annotated[PartitionName, typer.Option(help="Atoms whose energies the dataset gets.")] = "becke",
-    charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
-    spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
-    multipoles: Annotated[bool, typer.Option(help="Also atomic multipole moments up to the hexadecapole.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each; one per core by default.")] = None,
+    context: typer.Context,
+    geometries: Geometries = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="extxyz dataset, written once all is labelled.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="FUNCTIONAL/BASIS as PySCF names them, the functional may be hf; or gfn2-xtb: energies and forces alone, in"
+            " seconds. Default: b3lyp/6-31+g(d,p)."
+        ),
+    ] = None,
+    campaign: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the labels, which keeps its plan. Default: OUTPUT.labels, which does not."),
+    ] = None,
+    partition: Partition = None,
+    charge: Charge = None,
+    spin: Spin = None,
+    multipoles: Multipoles = None,
+    forces: Forces = None,
+    executor: Executor = "processes",
+    workers: Workers = None,
+    batch: Batch = 1,
+    job: Job = None,
+    scheduler: Scheduler = None,
+    xc: Xc = None,
+    basis: Basis = None,
 ):
-    """Label geometries with energies, forces and IQA atomic energies by PySCF. Run it again to go on after a stop."""
-    from iqagp_jax.labels.campaign import Campaign, Level, write_plan
-    from iqagp_jax.labels.executors import Processes
+    """Label geometries with energies, forces and IQA atomic energies, by PySCF, or by GFN2-xTB.
 
-    output = output_file(output)
-    folder = output.with_name(output.name + ".labels")
-    others = [p for p in Level.partitions if p != partition]
-    write_plan(folder, geometries, Level(xc, basis, charge, spin, (partition, *others), multipoles))
-    campaign, workers = Campaign.load(folder), workers or os.cpu_count() or 1
-    with Processes(workers) as executor:
-        campaign.run(executor, workers, progress=lambda items, total: track(items, "labelling", total))
-    if campaign.missing:
-        console.print(f"stopped with {len(campaign.missing)} labels missing; run it again to go on")
+    Run it again to go on: it may be killed at any moment. With --campaign FOLDER alone it goes on as the plan.toml there says.
+    Ctrl-C abandons the labels in flight.
+    """
+    from iqagp_jax.labels.campaign import begin
+    from iqagp_jax.labels.plan import LabelPlan, write_plan
+
+    if method is not None and method.lower() == XTB_METHOD:
+        useless = ("campaign", "partition", "multipoles", "forces", "executor", "batch", "job", "scheduler", "xc", "basis")
+        only_with(context, **dict.fromkeys(useless, (False, "a functional and basis")))
+        label_by_xtb(geometries, output, charge or 0, spin or 0, workers)
+        return
+    only_with(context, **used_by(executor))
+    if xc or basis:
+        other_spelling("--xc and --basis", f"--method {xc or LabelPlan.xc}/{basis or LabelPlan.basis}")
+    if output is not None:
+        output = output_file(output)
+    plan = planned(method, xc, basis, partition, charge, spin, multipoles, forces)
+    if campaign is not None:
+        folder = campaign
+    elif output is not None:
+        folder = output.with_name(output.name + ".labels")
+        if len(plan.get("partitions", ())) == 1:  # fuzzy atoms beside others cost next to nothing
+            plan["partitions"] += tuple(p for p in LabelPlan.partitions if p not in plan["partitions"])
+        if geometries is not None:
+            write_plan(folder, geometries, LabelPlan(**plan))
     else:
-        write_dataset(campaign, output)
+        raise ValueError("expected a dataset to write or a folder to keep labels in, found neither; give -o or --campaign")
+    running = begin(folder, geometries, **plan)
+    make_labels(running, executor_of(executor, folder, workers, parameters(job or []), scheduler), batch)
+    if campaign:
+        print_progress(running)
+    if running.missing:
+        console.print(f"stopped with {len(running.missing)} labels missing; run it again to go on")
+    elif output:
+        write_dataset(running, output)
 
 
-def label_xtb(
-    geometries: Annotated[Path, typer.Argument(help="XYZ or extxyz file of one molecule's geometries.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset.")],
-    charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
-    spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
-):
-    """Label geometries with energies and forces by GFN2-xTB, in seconds: for trials, and for verdicts held to xtb."""
+def label_by_xtb(geometries, output, charge, spin, workers):
+    """Label a file of geometries with energies and forces by GFN2-xTB."""
     from iqagp_jax.data.dataset import save_dataset, unlabelled
-    from iqagp_jax.labels.campaign import check_electrons, read_geometries
     from iqagp_jax.labels.executors import Processes
-    from iqagp_jax.references.references import XTB, relabelled
+    from iqagp_jax.labels.plan import read_geometries
+    from iqagp_jax.references.xtb import XTB, relabelled
 
-    output, frames = output_file(output), read_geometries(geometries)
-    bare = unlabelled(frames, str(geometries))
-    check_electrons(frames[0], charge, spin)
+    if geometries is None or output is None:
+        raise ValueError("expected GEOMETRIES and a dataset to write, found not both; give a file of geometries and -o")
+    output = output_file(output)
+    bare = unlabelled(read_geometries(geometries), str(geometries))
     with Processes(workers or os.cpu_count() or 1) as pool:
         reference = XTB(bare.species, charge, spin, pool)
         dataset = relabelled(bare, reference, lambda items, total: track(items, "labelling", total))
@@ -143,6 +208,58 @@ def label_xtb(
     console.print(f"{len(dataset)} labelled geometries in {output}")
     if lacking := len(bare) - len(dataset):
         console.print(f"[bold]warning[/bold]: {lacking} left out, since the SCF of GFN2-xTB did not converge")
+
+
+def label_xtb(
+    geometries: Geometries,
+    output: Annotated[Path, typer.Option("-o", "--output", help="extxyz dataset.")],
+    charge: Charge = 0,
+    spin: Spin = 0,
+    workers: Workers = None,
+):
+    """Another spelling of `iqagp label --method gfn2-xtb`."""
+    other_spelling("iqagp label-xtb", f"iqagp label GEOMETRIES -o OUTPUT --method {XTB_METHOD}")
+    label_by_xtb(geometries, output, charge, spin, workers)
+
+
+def other_spelling(old, new):
+    """Tell how something is spelled from now on."""
+    console.print(f"{old}: written {new} from now on; the next version knows that alone", markup=False)
+
+
+def planned(method, xc, basis, partition, charge, spin, multipoles, forces):
+    """Entries of `LabelPlan` that the options give."""
+    if method:
+        functional, _, basis_set = method.partition("/")
+        if not (functional and basis_set):
+            raise ValueError(f"expected --method FUNCTIONAL/BASIS, as b3lyp/6-31+g(d,p), or {XTB_METHOD}, found {method!r}")
+        if xc or basis:
+            raise ValueError(f"expected one level of theory, found --method {method} beside --xc or --basis; leave those out")
+        xc, basis = functional, basis_set
+    entries = {
+        "xc": xc,
+        "basis": basis,
+        "charge": charge,
+        "spin": spin,
+        "partitions": partition and (() if partition == ["none"] else tuple(partition)),
+        "multipoles": multipoles,
+        "forces": forces,
+    }
+    return {name: value for name, value in entries.items() if value is not None}
+
+
+def used_by(executor):
+    """For `only_with`: the options that some executors alone need."""
+    return {
+        "job": (executor == "submitit", "--executor submitit"),
+        "scheduler": (executor == "dask", "--executor dask"),
+    }
+
+
+def make_labels(campaign, workplace, batch):
+    """Make the labels that a campaign lacks, by an `executor_of`."""
+    with workplace as (pool, at_a_time):
+        campaign.run(pool, at_a_time, batch, lambda items, total: track(items, "labelling", total))
 
 
 def write_dataset(campaign, output, known=None):
@@ -158,63 +275,47 @@ def write_dataset(campaign, output, known=None):
         table("rejected", ["geometry", "reason"], rejected)
 
 
-campaign_app = typer.Typer(no_args_is_help=True, help="Label many geometries in a folder that survives every crash.")
+campaign_app = typer.Typer(no_args_is_help=True, help="Folders of many labels, which `iqagp label --campaign` makes.")
 
 CampaignFolder = Annotated[Path, typer.Argument(help="Folder of the campaign.")]
 
 
-@campaign_app.command()
+@campaign_app.command(hidden=True)
 def start(
     context: typer.Context,
     folder: CampaignFolder,
-    geometries: Annotated[Path | None, typer.Argument(help="XYZ or extxyz file; begins a campaign in the folder.")] = None,
-    xc: Annotated[str | None, typer.Option(help="Functional as PySCF names it, or hf. Default: b3lyp.")] = None,
-    basis: Annotated[str | None, typer.Option(help="Basis set as PySCF names it. Default: 6-31+g(d,p).")] = None,
-    partition: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Atoms, repeatable; the dataset gets the first ones' energies. Default: becke and hirshfeld; none: no atoms."
-        ),
-    ] = None,
-    charge: Annotated[int | None, typer.Option(help="Total charge. Default: 0.")] = None,
-    spin: Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons. Default: 0.")] = None,
-    multipoles: Annotated[bool | None, typer.Option(help="Also atomic multipole moments. Default: no.")] = None,
-    forces: Annotated[
-        bool | None, typer.Option(help="Also forces. Default: yes; not needed where `collect --beside` adds them.")
-    ] = None,
-    executor: Annotated[ExecutorName, typer.Option(help="Processes of this machine, Slurm jobs, or a Dask scheduler.")] = (
-        "processes"
-    ),
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, jobs or Dask tasks at a time; one per core or Dask worker by default.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Geometries that a worker is given at a time, say 20 for Slurm.")] = 1,
-    job: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for submitit, as timeout_min=240, mem_gb=8, slurm_partition=short; repeatable."),
-    ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of the Dask scheduler, as tcp://host:8786.")] = None,
+    geometries: Geometries = None,
+    xc: Xc = None,
+    basis: Basis = None,
+    partition: Partition = None,
+    charge: Charge = None,
+    spin: Spin = None,
+    multipoles: Multipoles = None,
+    forces: Forces = None,
+    executor: Executor = "processes",
+    workers: Workers = None,
+    batch: Batch = 1,
+    job: Job = None,
+    scheduler: Scheduler = None,
 ):
-    """Begin a campaign with a file of geometries, or go on with one as its plan.toml says, until all is labelled.
-
-    Run it in the background or in a batch job. It may be killed at any moment; Ctrl-C abandons the labels in flight.
-    """
+    """Another spelling of `iqagp label --campaign FOLDER`."""
     from iqagp_jax.labels.campaign import begin
 
-    only_with(context, job=(executor == "submitit", "--executor submitit"), scheduler=(executor == "dask", "--executor dask"))
-    level = {
-        "xc": xc,
-        "basis": basis,
-        "charge": charge,
-        "spin": spin,
-        "partitions": partition and (() if partition == ["none"] else tuple(partition)),
-        "multipoles": multipoles,
-        "forces": forces,
-    }
-    campaign = begin(folder, geometries, **{name: value for name, value in level.items() if value is not None})
-    with executor_of(executor, folder, workers, parameters(job or []), scheduler) as (pool, at_a_time):
-        campaign.run(pool, at_a_time, batch, lambda items, total: track(items, "labelling", total))
-    print_status(campaign)
+    other_spelling("iqagp campaign start", "iqagp label GEOMETRIES --campaign FOLDER --method FUNCTIONAL/BASIS")
+    only_with(context, **used_by(executor))
+    campaign = begin(folder, geometries, **planned(None, xc, basis, partition, charge, spin, multipoles, forces))
+    make_labels(campaign, executor_of(executor, folder, workers, parameters(job or []), scheduler), batch)
+    print_progress(campaign)
+
+
+@campaign_app.command()
+def pack(folder: CampaignFolder):
+    """Put the finished labels into one compressed file, which all commands read as they read single ones."""
+    from iqagp_jax.labels.campaign import Campaign
+    from iqagp_jax.labels.pack import PACK
+
+    packed, new = Campaign.load(folder).pack()
+    console.print(f"{packed} labels in {folder / PACK}, {new} of them new")
 
 
 @contextmanager
@@ -247,12 +348,12 @@ def status(folder: CampaignFolder):
     """Labels made, rejected and set aside, their rate, and the estimated end; also while it runs."""
     from iqagp_jax.labels.campaign import Campaign
 
-    print_status(Campaign.load(folder))
+    print_progress(Campaign.load(folder))
 
 
-def print_status(campaign):
+def print_progress(campaign):
     """Table of a campaign's state, and of the geometries set aside."""
-    now = campaign.status()
+    now = campaign.progress()
     rows = [
         ("geometries", now.total),
         ("labelled", now.made),
@@ -263,7 +364,8 @@ def print_status(campaign):
         ("owner", (now.owner or "none, does not run") + ", stopping" * (now.stopping and now.owner is not None)),
     ]
     table(None, ["campaign", str(campaign.folder)], rows)
-    failed = [(k, task.label["rejected"]) for k, task in enumerate(campaign.tasks) if task.is_set_aside]
+    labels = campaign.labels
+    failed = [(k, labels.get(t.key)["rejected"]) for k, t in enumerate(campaign.tasks) if labels.is_set_aside(t.key)]
     if failed:
         table(f"set aside; the tracebacks are in {campaign.folder}/*.failed", ["geometry", "reason"], failed)
 

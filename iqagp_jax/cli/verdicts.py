@@ -22,8 +22,8 @@ FrameInterval = Annotated[float, typer.Option(help="Time between frames in fs, a
 Displacement = Annotated[float, typer.Option(help="Largest displacement per coordinate of displaced starts, Å.")]
 Stretch = Annotated[float, typer.Option(help="Length of the X-H bond of stretched starts, Å.")]
 Frames = Annotated[int, typer.Option(min=1, help="Frames relabelled for every temperature and kind of start.")]
-Charge = Annotated[int, typer.Option(help="Total charge, for the reference.")]
-Spin = Annotated[int, typer.Option(min=0, help="Number of unpaired electrons, for the reference.")]
+Charge = Annotated[int | None, typer.Option(help="Total charge, for the reference. Default: the model's.")]
+Spin = Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons, for the reference. Default: the model's.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes of the reference; one per core by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
@@ -52,8 +52,8 @@ def robustness(
     frames: Frames = 50,
     reference_replicas: Annotated[int, typer.Option(min=0, help="Replicas of xtb's own dynamics; 0 for none.")] = 10,
     reference_time: Annotated[float, typer.Option(help="Their length in ps.")] = 10.0,
-    charge: Charge = 0,
-    spin: Spin = 0,
+    charge: Charge = None,
+    spin: Spin = None,
     workers: Workers = None,
     seed: Seed = 0,
     model: Annotated[Path | None, typer.Option(help="Model file of a RUN, where the run does not name it.")] = None,
@@ -143,8 +143,8 @@ def active(
     displacement: Displacement = 0.25,
     stretch: Stretch = 1.5,
     frames: Frames = 50,
-    charge: Charge = 0,
-    spin: Spin = 0,
+    charge: Charge = None,
+    spin: Spin = None,
     workers: Workers = None,
     seed: Seed = 0,
     energy_key: EnergyKey = None,
@@ -195,7 +195,7 @@ def outcome(row):
 def held_to(name, model, folder, charge, spin, workers):
     """The reference of a model, with processes of its own where it has use for them."""
     from iqagp_jax.labels.executors import Processes
-    from iqagp_jax.references.references import reference_of
+    from iqagp_jax.references.choose import reference_of
 
     workers = workers or os.cpu_count() or 1
     alone = name == "none" or (name == "xtb" and workers == 1)

@@ -26,8 +26,9 @@ from pyscf.tools import molden
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.data.text import TextFile
 from iqagp_jax.labels import iqa, scf
-from iqagp_jax.labels.campaign import MAX_MISSING_ELECTRONS, MAX_REMAINDER, check_functional
+from iqagp_jax.labels.label import MAX_MISSING_ELECTRONS, MAX_REMAINDER
 from iqagp_jax.labels.partitions import PARTITIONS
+from iqagp_jax.labels.plan import check_functional
 from iqagp_jax.units import BOHR, HARTREE
 
 PRIMITIVES = (

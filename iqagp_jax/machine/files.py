@@ -18,8 +18,13 @@ def write_atomically(path, data):
         stream.write(data.encode() if isinstance(data, str) else data)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    rename_durably(temporary, path)
+
+
+def rename_durably(old, new):
+    """Give a file the name ``new``, which it may take from another, and flush that to disk."""
+    os.replace(old, new)
+    folder = os.open(Path(new).parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
 

@@ -80,7 +80,7 @@ def survival_curves(run: "Run") -> Figure:
             # The run ends early where none is left.
             ax.plot(times, 100 * alive, color=colours[kind], lw=1.5, label=kind)
         ax.set(xlabel="time, ps", ylabel="alive, %", ylim=(-3, 105), title=f"{temperature:g} K")
-    axes[0].legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False)
     return figure
 
 

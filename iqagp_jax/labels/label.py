@@ -1,0 +1,65 @@
+"""One label: how it is made, when it is rejected, and what it is called."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from iqagp_jax.data.dataset import DECIMALS
+from iqagp_jax.labels.plan import LabelPlan
+from iqagp_jax.units import BOHR, HARTREE
+
+MAX_REMAINDER = 0.5e-3
+"""Largest accepted difference between the sum of the raw atomic energies and the total energy, in hartree."""
+
+MAX_MISSING_ELECTRONS = 0.002
+"""Largest accepted difference between the sum of the atomic populations and the electron number."""
+
+
+def label_geometry(species: Sequence[str], positions: np.ndarray, plan: LabelPlan) -> dict[str, Any]:
+    """One label: a JSON-ready dict in eV and angstrom, or a dict with ``rejected`` and the reason.
+
+    The raw atomic energies of every partition are kept in ``raw``; ``remainder`` is what they lack of the total.
+    """
+    from iqagp_jax.labels import iqa, scf
+    from iqagp_jax.labels.partitions import PARTITIONS
+
+    try:
+        mol = scf.build_molecule(species, positions, plan.basis, plan.charge, plan.spin)
+        tolerance = scf.FOR_ATOMS if plan.partitions else scf.FOR_FORCES
+        mf = scf.converge(scf.mean_field(mol, plan.xc), tolerance)
+        atoms = iqa.integrate_atoms(mf, {name: PARTITIONS[name] for name in plan.partitions})
+    except scf.LabelError as reason:
+        return {"rejected": str(reason)}
+    for name, integrals in atoms.items():
+        remainder = mf.e_tot - integrals.energy.sum()
+        missing = mol.nelectron - integrals.population.sum()
+        if abs(remainder) > MAX_REMAINDER:
+            return {"rejected": f"{name} atomic energies miss the total by {remainder * 1e3:.3f} mHa (limit 0.5)"}
+        if abs(missing) > MAX_MISSING_ELECTRONS:
+            return {"rejected": f"{name} populations miss {missing:.4f} electrons (limit {MAX_MISSING_ELECTRONS})"}
+    label = {
+        "programs": f"{plan.level.programs}, iqagp_jax {version('iqagp-jax')}",
+        "energy": mf.e_tot * HARTREE,
+        "raw": {name: (a.energy * HARTREE).tolist() for name, a in atoms.items()},
+        "remainder": {name: float(mf.e_tot - a.energy.sum()) * HARTREE for name, a in atoms.items()},
+        "charges": {name: (mol.atom_charges() - a.population).tolist() for name, a in atoms.items()},
+    }
+    if plan.forces:
+        label["forces"] = (scf.forces(mf) * HARTREE / BOHR).tolist()
+    if plan.multipoles:
+        label["multipoles"] = {name: a.multipoles.tolist() for name, a in atoms.items()}
+    return label
+
+
+def label_key(species: Sequence[str], positions: np.ndarray, plan: LabelPlan) -> str:
+    """Name of a label: a hash of geometry and plan; what made it is told in the label itself (``programs``)."""
+    # Labels that were made before there were these settings keep their names.
+    later = {"multipoles": False, "forces": True}
+    settings = {name: value for name, value in asdict(plan).items() if name not in later or value != later[name]}
+    content = json.dumps([list(species), np.round(positions, DECIMALS).tolist(), settings])
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
