@@ -477,7 +477,7 @@ def test_a_run_is_judged_by_the_potential_that_drove_it(driven, tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             judge_run(model, driven, tmp_path / "out")
-    with pytest.raises(ValueError, match="expected the folder of a run, found no run.json"):
+    with pytest.raises(ValueError, match=r"expected the folder of a run, found no run\.json"):
         judge_run(Springs(), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     short = SimpleNamespace(times=np.zeros(1), directory=tmp_path)
@@ -534,4 +534,4 @@ def test_ramachandran_pictures_have_as_many_points_of_both():
 
 
 def test_large_errors_are_told_without_exponents():
-    assert [pictures.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]
+    assert [truth.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]
