@@ -39,7 +39,7 @@ from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, Verdict, claim, judge, pictures, truth
-from iqagp_jax.verdict.truth import columns
+from iqagp_jax.verdict.truth import Spread, columns
 
 CANDIDATES = 300
 """Frames for every temperature and kind of start that are chosen from, and those before failures."""
@@ -108,9 +108,9 @@ def learn(
         path = out / f"round-{k}.extxyz"
         if not path.exists():
             run = Run.open(out / f"round-{k}" / "model")
-            chosen = _chosen(fitted, run, per_round, max_uncertainty)
+            replica, frame = _chosen(fitted, run, per_round, max_uncertainty)
             highest = np.nanmin(train.energy) + energy_window
-            save_dataset(_labelled(run, *chosen, reference, highest, dataset, progress), path)
+            save_dataset(_labelled(run, replica, frame, reference, highest, dataset, progress), path)
         lessons, path = load_dataset(path), out / f"round-{k + 1}.safetensors"
         learned = concatenate([learned, lessons])
         learned = learned[np.random.default_rng(protocol.seed).permutation(len(learned))]
@@ -202,12 +202,12 @@ def _labelled(run, replica, frame, reference, highest, dataset, progress):
 def _summary(verdict: Verdict) -> dict[str, Any]:
     """What a round is told by: over all rows of its verdict, the worst row of the errors; None where nothing was relabelled."""
     rows = verdict.survival.rows
-    errors = [columns("de", row.de) for row in rows if row.de]
+    errors = [row.de for row in rows if row.de]
     return {
         "replicas": sum(row.replicas for row in rows),
         "survived": sum(row.survived for row in rows),
         "right": sum(row.right or 0 for row in rows) if errors else None,
-        **{key: max((e[key] for e in errors), default=None) for key in columns("de", None)},
+        **columns("de", Spread.worst(errors)),
         "survival": verdict.survival.grade,
         "truth": verdict.truth.grade,
     }

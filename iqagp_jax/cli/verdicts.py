@@ -29,8 +29,11 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 OUTCOME = ("survived", "right", "median |dE|", "95%", "max")
 
-OF_NEW_RUNS = ("temperature", "start", "replicas", "time", "timestep", "frame_interval", "displacement", "stretch")
-OF_NEW_RUNS += ("reference_replicas", "reference_time")
+OF_NEW_RUNS = (
+    *("temperature", "start", "replicas", "time", "timestep", "frame_interval", "displacement", "stretch"),
+    *("reference_replicas", "reference_time"),
+)
+"""Options that a run which is there has chosen."""
 
 TEMPERATURES = [300.0, 1000.0]
 KINDS = ["equilibrium", "displaced", "stretched"]
@@ -81,9 +84,20 @@ def robustness(
         if run:
             verdict = judge_run(loaded, run, out, teacher, frames, seed, path.name, track)
         else:
-            beside = reference_replicas if driven[0] else 0, reference_time
-            kinds, lengths = (tuple(temperature), tuple(start)), (replicas, time, timestep, frame_interval)
-            protocol = Protocol(*kinds, *lengths, displacement, stretch, frames, *beside, seed)
+            protocol = Protocol(
+                temperatures=tuple(temperature),
+                kinds=tuple(start),
+                replicas=replicas,
+                time=time,
+                timestep=timestep,
+                frame_interval=frame_interval,
+                displacement=displacement,
+                stretch=stretch,
+                frames=frames,
+                reference_replicas=reference_replicas if driven[0] else 0,
+                reference_time=reference_time,
+                seed=seed,
+            )
             verdict = judge(loaded, out, teacher, protocol, path.name, track)
     table(
         f"{judged}, held to {verdict.reference}; errors in kcal/mol of {frames} frames or more a row",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iqagp_jax.validation import spearman
-from iqagp_jax.verdict.parts import Part
+from iqagp_jax.verdict.parts import Grade, Part
 
 if TYPE_CHECKING:
     from iqagp_jax.verdict.replicas import Run
@@ -85,7 +85,7 @@ def windows(run: "Run", energy_variance: Callable, seed: int = 0) -> tuple[Windo
         wanted = -(-WINDOWS // len(set(run.target_temperatures)))
         calm += [(k, rng.integers(quiet[k] + 1)) for k in np.resize(rng.permutation(able), wanted if len(able) else 0)]
 
-    def followed(beginnings):
+    def followed(beginnings: list[tuple[int, int]]) -> Windows:
         replica = np.array([k for k, _ in beginnings], dtype=int)
         first = np.array([f for _, f in beginnings], dtype=int).reshape(-1, 1)
         frames = np.clip(first + np.arange(length), 0, None)
@@ -109,7 +109,8 @@ def warning(run: "Run", frames: "Frames", before: Windows, calm: Windows) -> Par
             ahead = run.failure_times[before.replica][:, None] - times[before.frames] >= AHEAD
             announced = float(((before.sigma > threshold) & ahead).any(1).mean())
     told = Warned(*_correlation(frames), threshold, announced, false_alarms)
-    return Part(*_grade(told, failures), (told,), (Followed(failures, len(before.replica), calm_ps),))
+    grade, sentence = _grade(told, failures)
+    return Part(grade, sentence, (told,), (Followed(failures, len(before.replica), calm_ps),))
 
 
 def no_warning(run: "Run") -> Part[Warned, Followed]:
@@ -131,7 +132,7 @@ def _rises(over: np.ndarray) -> int:
     return int((over & ~np.concatenate([np.zeros((len(over), 1), bool), over[:, :-1]], axis=1)).sum())
 
 
-def _grade(told: Warned, failures: int):
+def _grade(told: Warned, failures: int) -> tuple[Grade, str]:
     """Grade and sentence."""
     if told.announced is None or told.false_alarms_per_ps is None:
         return "unknown", "no calm stretch to set a threshold by" if failures else "no failure to announce"

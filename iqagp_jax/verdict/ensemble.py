@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iqagp_jax.system.system import System
-from iqagp_jax.verdict.parts import Part
+from iqagp_jax.verdict.parts import Grade, Part
 from iqagp_jax.verdict.structure import Coordinate, coordinates, states
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Compared:
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> Any:
     """Jensen-Shannon distance (doi:10.1109/18.61115), base 2, of histograms (..., B): sqrt(H((p + q)/2) - (H(p) + H(q))/2)."""
 
-    def entropy(x):
+    def entropy(x: np.ndarray) -> Any:
         return -(x * np.log2(np.where(x > 0, x, 1.0))).sum(-1)
 
     p, q = (x / np.maximum(x.sum(-1, keepdims=True), 1) for x in (p, q))
@@ -114,16 +114,16 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> Any:
 def distribution(coordinate: Coordinate, model: np.ndarray, reference: np.ndarray, rng: np.random.Generator) -> Distribution:
     """Compare a coordinate's values, NaN where a replica is dead: ``model`` (F, R) and ``reference`` (F', R')."""
     both = np.concatenate([model.ravel(), reference.ravel()])
-    limits = (-180.0, 180.0) if coordinate.kind == "dihedral" else (np.nanmin(both), np.nanmax(both))
-    edges = np.linspace(*limits, BINS + 1)
+    low, high = (-180.0, 180.0) if coordinate.kind == "dihedral" else (np.nanmin(both), np.nanmax(both))
+    edges = np.linspace(low, high, BINS + 1)
 
-    def per_replica(values):
+    def per_replica(values: np.ndarray) -> np.ndarray:
         return np.array([np.histogram(v[np.isfinite(v)], edges)[0] for v in values.T], dtype=float)
 
     mine, theirs = per_replica(model), per_replica(reference)
     pooled = np.concatenate([mine, theirs])
 
-    def drawn(n, total):
+    def drawn(n: int, total: int) -> np.ndarray:
         return rng.multinomial(n, np.full(total, 1 / total), RESAMPLED)
 
     shuffled = np.array([rng.permutation(len(pooled)) for _ in range(RESAMPLED)])
@@ -204,9 +204,9 @@ def compare(system: System, model: "Run", reference: "Run", temperature: float, 
     rng = np.random.default_rng([seed, round(temperature)])
     end = float(min(run.trajectory.times[-1] for run in (model, reference)))
     mine, theirs = (after_equilibration(run, temperature, end) for run in (model, reference))
-    seen = [int(np.isfinite(positions).any((0, 2, 3)).sum()) for positions in (mine, theirs)]
-    sampled = Sampled(temperature, *seen, (1 - EQUILIBRATION) * end / 1000)
-    if not all(seen):
+    lived, beside = (int(np.isfinite(positions).any((0, 2, 3)).sum()) for positions in (mine, theirs))
+    sampled = Sampled(temperature, lived, beside, (1 - EQUILIBRATION) * end / 1000)
+    if not (lived and beside):
         return Compared(temperature, (), (), sampled)
     distributions = tuple(distribution(c, c(mine), c(theirs), rng) for c in coordinates(system.species, system.positions))
     # The states of both at once, lest a hydrogen that moves in one of them only be overlooked in the other.
@@ -225,17 +225,18 @@ def compare(system: System, model: "Run", reference: "Run", temperature: float, 
 
 def told(name: str, unit: str, values: Sequence[tuple[float, float]]) -> Counted:
     """A row of the table from two (mean, standard error), the model's and the reference's; None for what is unknown."""
-    known = [x if np.isfinite(x) else None for pair in values for x in pair]
-    return Counted(name, unit, *known, difference(*values))
+    (mine, my_error), (theirs, their_error) = ((x if np.isfinite(x) else None for x in pair) for pair in values)
+    return Counted(name, unit, mine, my_error, theirs, their_error, difference(*values))
 
 
 def ensemble(found: tuple[Compared, ...], without: str = "no reference dynamics") -> Part[Compared, Sampled]:
     """The third part of the verdict; ``without`` is why nothing was compared, if so."""
     evidence = tuple(compared.sampled for compared in found)
-    return Part(*_grade(found, without), found, evidence)
+    grade, sentence = _grade(found, without)
+    return Part(grade, sentence, found, evidence)
 
 
-def _grade(found: tuple[Compared, ...], without: str):
+def _grade(found: tuple[Compared, ...], without: str) -> tuple[Grade, str]:
     """Grade and sentence."""
     everything = [d for compared in found for d in compared.distributions]
     if not everything:

@@ -38,7 +38,8 @@ def survival_and_truth(rows: Sequence[Group]) -> Figure:
     left.imshow(alive, cmap="RdYlGn", vmin=60, vmax=100, aspect="auto", alpha=0.7)
     right.imshow(wrong, cmap="RdYlGn_r", norm=LogNorm(0.05, 20), aspect="auto", alpha=0.7)
     for (i, j), share in np.ndenumerate(alive):
-        error = f"{two_figures(wrong[i, j])}, 95% {two_figures(worse[i, j])}" if np.isfinite(wrong[i, j]) else "not known"
+        median, high = float(wrong[i, j]), float(worse[i, j])
+        error = f"{two_figures(median)}, 95% {two_figures(high)}" if np.isfinite(median) else "not known"
         left.text(j, i, f"{share:.0f}%" if np.isfinite(share) else "", ha="center", va="center", fontsize=9)
         right.text(j, i, error, ha="center", va="center", fontsize=8)
     for ax, title in ((left, "survived"), (right, "|dE| of relabelled frames, kcal/mol: median (colour) and 95%")):
@@ -168,7 +169,9 @@ def _logarithmic(ax: Axes, has_data: bool, without: str, x: bool = False) -> Non
 
 
 def ramachandran(
-    residues: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], temperature: float, runs: Mapping[str, "Run"]
+    residues: Sequence[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]],
+    temperature: float,
+    runs: Mapping[str, "Run"],
 ) -> Figure:
     """phi and psi of every residue: ``runs`` {name: Run} beside each other, as many frames of each through the same time."""
     figure, *axes = panels(len(runs), 4.0)

@@ -248,7 +248,7 @@ def choose_starts(
             kept = np.flatnonzero([r and failure_status(rule, e) == Status.ALIVE for e, r in zip(ends, relaxed, strict=True)])[
                 :n
             ]
-            mine = [minimise(energy, start).positions for start in drawn[kept]]
+            mine = [np.asarray(minimise(energy, start).positions) for start in drawn[kept]]
             same = sum(same_structure(a, b) for a, b in zip(mine, ends[kept], strict=True))
             told.append(Distorted(kind, len(drawn), len(kept), same))
             if not len(kept):

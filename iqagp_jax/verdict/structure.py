@@ -55,17 +55,18 @@ def coordinates(species: Sequence[str], reference: np.ndarray) -> list[Coordinat
     found = []
 
     def add(kind: str, *atoms: int, joint: str = "-") -> None:
-        found.append(Coordinate(f"{kind} {joint.join(labels[a] for a in atoms)}", kind, tuple(int(a) for a in atoms)))
+        found.append(Coordinate(f"{kind} {joint.join(labels[a] for a in atoms)}", kind, atoms))
 
-    for i, j in np.argwhere(np.triu(bonded)):
+    for i, j in np.argwhere(np.triu(bonded)).tolist():
         add("bond", i, j)
     for j in range(len(species)):
-        for i, k in combinations(np.flatnonzero(bonded[j]), 2):
+        for i, k in combinations(np.flatnonzero(bonded[j]).tolist(), 2):
             add("angle", i, j, k)
-    for j, k in np.argwhere(np.triu(bonded)):
+    for j, k in np.argwhere(np.triu(bonded)).tolist():
         # The heaviest neighbour on either side stands for the torsion.
         ends = [
-            sorted((a for a in np.flatnonzero(bonded[m]) if a not in (j, k)), key=lambda a: species[a] == "H") for m in (j, k)
+            sorted((a for a in np.flatnonzero(bonded[m]).tolist() if a not in (j, k)), key=lambda a: species[a] == "H")
+            for m in (j, k)
         ]
         if all(ends):
             add("dihedral", ends[0][0], j, k, ends[1][0])
@@ -88,7 +89,7 @@ def states(species: Sequence[str], reference: np.ndarray, positions: np.ndarray)
     for h in (a for a, s in enumerate(species) if s == "H" and heavy):
         away = np.stack([distance(positions, h, a) for a in heavy], axis=-1)
         series = settled(away, OWNER_MARGIN)
-        polar = any(species[a] in "NO" for a in np.flatnonzero(bonded[h]))
+        polar = any(species[a] in "NO" for a in np.flatnonzero(bonded[h]).tolist())
         seen = np.unique(series[series >= 0])
         if len(seen) > 1 or polar:
             found.append((f"owner of {labels[h]}", [labels[a] for a in heavy], series))
@@ -115,12 +116,14 @@ def settled(away: np.ndarray, margin: float) -> np.ndarray:
     return series
 
 
-def backbone(species: Sequence[str], reference: np.ndarray) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def backbone(
+    species: Sequence[str], reference: np.ndarray
+) -> list[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
     """(phi, psi) atoms of every residue: (C', N, CA, C') and (N, CA, C', N), found from the bonds; empty for no peptide."""
     bonded = bond_graph(species, reference)
 
     def neighbours(a: int, symbol: str) -> list[int]:
-        return [int(b) for b in np.flatnonzero(bonded[a]) if species[b] == symbol]
+        return [b for b in np.flatnonzero(bonded[a]).tolist() if species[b] == symbol]
 
     carbonyls = [
         c

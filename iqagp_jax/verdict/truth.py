@@ -1,5 +1,6 @@
 """Survival beside truth: frames of the model's own trajectories, relabelled, for every temperature and kind of start."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from iqagp_jax.system.failure import near
 from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict.parts import Part
+from iqagp_jax.verdict.parts import Grade, Part
 
 if TYPE_CHECKING:
     from iqagp_jax.verdict.replicas import Run
@@ -67,10 +68,16 @@ class Spread:
         errors = np.abs(errors[np.isfinite(errors)])
         return cls(float(np.median(errors)), float(np.quantile(errors, 0.95)), float(errors.max())) if len(errors) else None
 
+    @classmethod
+    def worst(cls, spreads: Iterable["Spread"]) -> "Spread | None":
+        """The largest median, the largest percentile and the largest error of several; None of none."""
+        each = [(s.median, s.p95, s.max) for s in spreads]
+        return cls(*map(max, zip(*each, strict=True))) if each else None
+
 
 def columns(name: str, spread: Spread | None) -> dict[str, float | None]:
     """A `Spread` as part of a row: ``name_median``, ``name_p95`` and ``name_max``, None where it is None."""
-    return {f"{name}_{key}": spread and getattr(spread, key) for key in ("median", "p95", "max")}
+    return {f"{name}_{key}": getattr(spread, key, None) for key in ("median", "p95", "max")}
 
 
 @dataclass(frozen=True)
@@ -142,19 +149,21 @@ class Labelled:
 
 def choose_frames(run: "Run", frames_per_group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(replica, frame, final) of the frames to relabel: evenly along every replica's life, and before its failure."""
-    chosen = []
-    for replica, life in enumerate(run.lives):
+    chosen: list[tuple[int, int, bool]] = []
+    for replica, life in enumerate(run.lives.tolist()):
         mates = len(run.group(run.target_temperatures[replica], run.kinds[replica]))
         share = -(-frames_per_group // mates)
-        evenly = np.linspace(0, life - 1, share + 1)[1:].round().astype(int) if life else []
-        chosen += [(replica, k, False) for k in np.unique(evenly)]
+        evenly = np.unique(np.linspace(0, life - 1, share + 1)[1:].round().astype(int)) if life else np.zeros(0, int)
+        chosen += [(replica, k, False) for k in evenly.tolist()]
     times = run.trajectory.times
-    for replica in np.flatnonzero(np.isfinite(run.failure_times))[:FINAL_FRAMES]:
+    for replica in np.flatnonzero(np.isfinite(run.failure_times))[:FINAL_FRAMES].tolist():
         last = np.flatnonzero((times > run.failure_times[replica] - FINAL) & run.trajectory.alive[:, replica])
         some = last[np.unique(np.linspace(0, len(last) - 1, FINAL_FRAMES).round().astype(int))] if len(last) else []
         chosen += [(replica, k, True) for k in some]
-    replica, frame, final = (np.array(column) for column in zip(*chosen, strict=True))
-    return replica, frame, final
+    if not chosen:
+        raise ValueError(f"expected a replica that is alive in a frame, found none of {len(run.lives)}; look at its energies")
+    replicas, frames, final = zip(*chosen, strict=True)
+    return np.array(replicas), np.array(frames), np.array(final)
 
 
 def compare(
@@ -218,7 +227,7 @@ def survival(rows: tuple[Group, ...], run: "Run") -> Part[Group, Lived]:
     """The first part of the verdict."""
     replicas, survived = sum(row.replicas for row in rows), sum(row.survived for row in rows)
     share = survived / replicas
-    grade = "good" if share == 1 else "fair" if share >= SHARE else "poor"
+    grade: Grade = "good" if share == 1 else "fair" if share >= SHARE else "poor"
     evidence = tuple(_lived(run, temperature) for temperature in dict.fromkeys(row.temperature for row in rows))
     return Part(grade, f"{survived} of {replicas} replicas survived", rows, evidence)
 
@@ -233,11 +242,11 @@ def _lived(run: "Run", temperature: float) -> Lived:
 def truth(rows: tuple[Group, ...]) -> Part[Group, Labelled]:
     """The second part of the verdict."""
     lost = sum(row.without_label or 0 for row in rows)
-    known = [row.de for row in rows if row.de]
+    worst = Spread.worst(row.de for row in rows if row.de)
     evidence = (Labelled(sum(row.frames for row in rows) - lost),)
-    if not known:
+    if not worst:
         return Part("unknown", f"the reference can calculate none of {lost} frames" if lost else "no reference", rows, evidence)
-    median, high = max(de.median for de in known), max(de.p95 for de in known)
+    median, high = worst.median, worst.p95
     survived, right = sum(row.survived for row in rows), sum(row.right or 0 for row in rows)
     good = median < BARS[0] and high < BARS[1] and right == survived and not lost
     fair = median < BARS[1] and high < 5 * BARS[1] and not any(row.frames for row in rows if not row.de)
