@@ -23,12 +23,14 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from iqagp_jax.data.dataset import DECIMALS, Dataset, concatenate
 from iqagp_jax.data.extxyz import load_dataset, save_dataset
+from iqagp_jax.dynamics.record import Run
 from iqagp_jax.families.gp.fit import fit_again, training_frames
 from iqagp_jax.families.gp.fit_joint import Fitted
 from iqagp_jax.families.gp.means import named_mean
@@ -37,8 +39,8 @@ from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, claim, judge, pictures, truth
-from iqagp_jax.verdict.replicas import load_run
+from iqagp_jax.verdict import Protocol, Verdict, claim, judge, pictures, truth
+from iqagp_jax.verdict.truth import Spread, columns
 
 CANDIDATES = 300
 """Frames for every temperature and kind of start that are chosen from, and those before failures."""
@@ -84,7 +86,7 @@ def learn(
     out, protocol = Path(out), replace(protocol or Protocol(), reference_replicas=0)
     train, rest = _training_data(model, dataset)
     if refit:
-        named_mean(dict(model.provenance)["prior_mean"], train)  # a sentence now, not after the first labels
+        named_mean(model.made_by.options.prior_mean, train)  # a sentence now, not after the first labels
     limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window, "refit": refit}
     claim(out, model, reference, protocol, **limits)
     fitted, learned, told = Fitted.of(model).add(train), train, []
@@ -94,22 +96,22 @@ def learn(
             save_model(fitted.model, path)
         model = load_model(path)
         verdict = partial(judge, model, out / f"round-{k}", reference, replace(protocol, seed=protocol.seed + k), f"round {k}")
-        facts = verdict(progress, relabel=not truth_last)
-        if truth_last and facts["verdict"]["survival"]["grade"] == "good":
-            facts = verdict(progress)
-        told.append({"round": k, "geometries": len(model.train_positions), **_summary(facts)})
+        judged = verdict(progress, relabel=not truth_last)
+        if truth_last and judged.survival.good:
+            judged = verdict(progress)
+        told.append({"round": k, "geometries": len(model.train_positions), **_summary(judged)})
         write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
         pictures.rounds(told).savefig(out / "rounds.png")
         save_model(model, out / "model.safetensors")
         save_dataset(concatenate([learned, rest]) if len(rest) else learned, out / "dataset.extxyz")
-        if k == rounds or told[-1]["survival"] == told[-1]["truth"] == "good":
+        if k == rounds or (judged.survival.good and judged.truth.good):
             break
         path = out / f"round-{k}.extxyz"
         if not path.exists():
-            run = load_run(out / f"round-{k}" / "model")
-            chosen = _chosen(fitted, run, per_round, max_uncertainty)
+            run = Run.open(out / f"round-{k}" / "model")
+            replica, frame = _chosen(fitted, run, per_round, max_uncertainty)
             highest = np.nanmin(train.energy) + energy_window
-            save_dataset(_labelled(run, *chosen, reference, highest, dataset, progress), path)
+            save_dataset(_labelled(run, replica, frame, reference, highest, dataset, progress), path)
         lessons, path = load_dataset(path), out / f"round-{k + 1}.safetensors"
         learned = concatenate([learned, lessons])
         learned = learned[np.random.default_rng(protocol.seed).permutation(len(learned))]
@@ -162,7 +164,7 @@ def _training_data(model, dataset):
 def _chosen(fitted, run, n, max_uncertainty):
     """(replica, frame) of n frames of a run to label, in order."""
     replicas, times = range(len(run.lives)), run.trajectory.times
-    mates = [len(run.group(run.temperatures[k], run.kinds[k])) for k in replicas]
+    mates = [len(run.group(run.target_temperatures[k], run.kinds[k])) for k in replicas]
     evenly = [(k, int(f)) for k in replicas for f in np.linspace(0, run.lives[k] - 1, CANDIDATES // mates[k] + 1) if f > 0]
     before = run.trajectory.alive & (times[:, None] > run.failure_times - truth.FINAL)
     replica, frame = np.array(sorted({*evenly, *((int(k), int(f)) for f, k in np.argwhere(before))})).T
@@ -184,7 +186,7 @@ def _labelled(run, replica, frame, reference, highest, dataset, progress):
     energy, forces = reference.labels(positions, progress=lambda items, total: progress(items, "labelling", total))
     origin = {
         "source": np.full(len(frame), "active"),
-        "temperature": run.temperatures[replica],
+        "temperature": run.target_temperatures[replica],
         "run": replica,
         "time": run.trajectory.times[frame],
         "split": np.full(len(frame), "train"),
@@ -198,17 +200,15 @@ def _labelled(run, replica, frame, reference, highest, dataset, progress):
     return Dataset(dataset.species, positions, energy, forces, origin=origin, level=dataset.level)[kept]
 
 
-def _summary(facts):
+def _summary(verdict: Verdict) -> dict[str, Any]:
     """What a round is told by: over all rows of its verdict, the worst row of the errors; None where nothing was relabelled."""
-    rows = facts["rows"]
-
-    def worst(key):
-        return max((row[key] for row in rows if row[key] is not None), default=None)
-
+    rows = verdict.survival.rows
+    errors = [row.de for row in rows if row.de]
     return {
-        "replicas": sum(row["replicas"] for row in rows),
-        "survived": sum(row["survived"] for row in rows),
-        "right": sum(row["right"] for row in rows) if worst("de_median") is not None else None,
-        **{key: worst(key) for key in ("de_median", "de_p95", "de_max")},
-        **{part: facts["verdict"][part]["grade"] for part in ("survival", "truth")},
+        "replicas": sum(row.replicas for row in rows),
+        "survived": sum(row.survived for row in rows),
+        "right": sum(row.right or 0 for row in rows) if errors else None,
+        **columns("de", Spread.worst(errors)),
+        "survival": verdict.survival.grade,
+        "truth": verdict.truth.grade,
     }

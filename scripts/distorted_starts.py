@@ -21,7 +21,6 @@ from iqagp_jax.dynamics.starts import hydrogen_bonds_to_stretch, restoring_force
 from iqagp_jax.labels.executors import Processes
 from iqagp_jax.machine import devices
 from iqagp_jax.references.choose import reference_of
-from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
@@ -49,13 +48,12 @@ def main():
         reference = reference_of(options.reference, model, out / "labels", pool=pool, workers=options.workers)
         claim(out, model, reference, protocol)
         energy = energy_fn(model)
-        minimum, _ = minimum_of(model, energy)
-        starts, told = choose_starts(model, energy, minimum, protocol, reference)
+        rest, _ = minimum_of(model, model.system)
+        starts, told = choose_starts(energy, rest, protocol, reference)
         # Where fewer bonds than replicas were kept, they take turns: with other momenta, but each is labelled once.
         stretched = np.unique(starts["stretched"], axis=0)
         labels = reference.labels(stretched, progress=lambda items, total: track(items, "labels", total))
-        rule = failure_rule(model.species, minimum)
-        run = run_replicas(energy, rule, starts, protocol, out / "model", protocol.time, protocol.seed)
+        run = run_replicas(model, rest, starts, protocol, out / "model", protocol.time, protocol.seed)
         last = run.trajectory.positions[-1]
         alive = np.isfinite(last).all((1, 2))
         ends = np.full(last.shape, np.nan)
@@ -64,7 +62,7 @@ def main():
     forces = energy_and_forces(model)(stretched)[1], labels[1]
     names, rows = atom_labels(model.species), []
     for k, start in enumerate(stretched):
-        heavy, hydrogen = stretched_bond(model.species, minimum, start)
+        heavy, hydrogen = stretched_bond(model.species, rest.positions, start)
         mine = run.kinds == "stretched"
         mine[mine] = (starts["stretched"] == start).all((1, 2))
         pulls = (restoring_force(start, f[k], heavy, hydrogen) / KCAL_MOL for f in forces)
@@ -73,9 +71,9 @@ def main():
     table(f"{options.model}, {options.temperature:g} K: restoring force in kcal/mol/A", header, rows)
     for kind in protocol.kinds:
         mine = run.kinds == kind
-        [kept] = [t for t in told if t["start"] == kind]
+        [kept] = [t for t in told if t.start == kind]
         console.print(
-            f"{kind}: {kept['used']} of {kept['drawn']} starts kept by the reference; of {mine.sum()} replicas"
+            f"{kind}: {kept.used} of {kept.drawn} starts kept by the reference; of {mine.sum()} replicas"
             f" {alive[mine].sum()} live through 1 ps and {same[mine].sum()} relax from there to where the reference does"
         )
 

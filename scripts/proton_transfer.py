@@ -17,12 +17,12 @@ import numpy as np
 from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_dataset, save_model
 from iqagp_jax.active import learn
 from iqagp_jax.cli.console import output_folder, table, track
+from iqagp_jax.dynamics.record import Run
 from iqagp_jax.labels.executors import Processes
 from iqagp_jax.machine.devices import use_cores
 from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, judge
-from iqagp_jax.verdict.replicas import load_run
 from iqagp_jax.verdict.structure import states
 
 TEMPERATURE = 1000.0
@@ -55,25 +55,21 @@ def main():
         model, _ = learn(
             load_model(path), load_dataset(labels), out / "lessons", reference, LESSONS, refit=False, progress=track
         )
-        facts = judge(model, out / "verdict", reference, protocol, "trained on GFN2-xTB", track)
-        errors = by_tautomer(model, load_run(out / "verdict" / "reference"), reference)
-    (ensemble,) = facts["ensemble"]
-    shown = [d for d in ensemble["distributions"] if d["name"].startswith(("transfer", "contact"))]
+        verdict = judge(model, out / "verdict", reference, protocol, "trained on GFN2-xTB", track)
+        errors = by_tautomer(model, Run.open(out / "verdict" / "reference"), reference)
+    (ensemble,) = verdict.ensemble.rows
+    shown = [d for d in ensemble.distributions if d.name.startswith(("transfer", "contact"))]
     table(
         "Jensen-Shannon distance of the distributions",
         ["coordinate", "distance", "error", "95% by chance"],
-        [(d["name"], d["distance"], d["error"], d["chance"]) for d in shown],
+        [(d.name, d.distance, d.error, d.chance) for d in shown],
     )
     table(
         f"{options.replicas} replicas of {options.picoseconds:g} ps each, {TEMPERATURE:g} K",
         ["", "model", "error", "GFN2-xTB", "error", "difference in errors"],
         [
-            (
-                c["name"] + ", " + c["unit"],
-                *(c[k] for k in ("model", "model_error", "reference", "reference_error")),
-                c["difference_in_errors"],
-            )
-            for c in ensemble["counted"]
+            (f"{c.name}, {c.unit}", c.model, c.model_error, c.reference, c.reference_error, c.difference_in_errors)
+            for c in ensemble.counted
         ],
     )
     table("errors on frames of GFN2-xTB's dynamics", ["who owns the proton", "frames", "kcal/mol", "kcal/mol/Å"], errors)

@@ -24,11 +24,10 @@ from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.references.choose import reference_of
 from iqagp_jax.references.xtb import XTB, relabelled
-from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol, claim
 from iqagp_jax.verdict.replicas import KINDS, choose_starts, minimum_of, run_replicas
-from iqagp_jax.verdict.truth import FALSE_BASIN, spread
+from iqagp_jax.verdict.truth import FALSE_BASIN, Spread, columns
 
 MEANS = ("min", "mf1", "mf2", "mf3", "mf4", "mf5")
 
@@ -76,11 +75,9 @@ def main():
 
 def driven(model, folder, protocol, reference):
     """The `Run` of a model's replicas from equilibrium and the distorted starts that the reference keeps together."""
-    energy = energy_fn(model)
-    minimum, _ = minimum_of(model, energy)
-    starts, _ = choose_starts(model, energy, minimum, protocol, reference)
-    rule = failure_rule(model.species, minimum)
-    return run_replicas(energy, rule, starts, protocol, folder / "model", protocol.time, protocol.seed)
+    rest, _ = minimum_of(model, model.system)
+    starts, _ = choose_starts(energy_fn(model), rest, protocol, reference)
+    return run_replicas(model, rest, starts, protocol, folder / "model", protocol.time, protocol.seed)
 
 
 def judged(mean, model, reference, run, most):
@@ -104,7 +101,7 @@ def judged(mean, model, reference, run, most):
             "labelled": len(own),
             # A frame without a label (the SCF did not converge) is none that is right.
             "right": int((np.abs(own) <= FALSE_BASIN).sum()),
-            **spread("de", own),
+            **columns("de", Spread.of(own)),
         }
 
 

@@ -93,7 +93,9 @@ def test_a_folder_that_holds_no_whole_run_gets_a_sentence(tmp_path, spoil, sente
 
 WATER = System.of(("O", "H", "H"), [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 PAIR = System.of(
-    2 * WATER.species, np.concatenate([WATER.positions, WATER.positions + np.array([0.0, 0.0, 3.0])]), molecules=[0] * 3 + [1] * 3
+    2 * WATER.species,
+    np.concatenate([WATER.positions, WATER.positions + np.array([0.0, 0.0, 3.0])]),
+    molecules=[0] * 3 + [1] * 3,
 )
 MORSE = BondedMorse.of(WATER)
 TWICE = Sum(PerMolecule(MORSE), NeighbourMorse(("O", "H"), np.array(0.01), np.array(1.0), np.array(3.0), np.array(5.0)))

@@ -1,7 +1,8 @@
 """The verdict: each part on runs whose verdict is known beforehand, and the whole on a model of a known energy."""
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 
 import jax
@@ -10,18 +11,47 @@ import pytest
 from conftest import REFERENCE, SPECIES, pair_energies, pair_forces
 from matplotlib.figure import Figure
 from scipy.spatial.distance import jensenshannon
+from test_cli import iqagp
 
-from iqagp_jax.dynamics.metadynamics import Dihedral
+from iqagp_jax.compose import Sum
+from iqagp_jax.dynamics.record import Run
+from iqagp_jax.dynamics.run import simulate
+from iqagp_jax.dynamics.starts import at_rest
 from iqagp_jax.dynamics.trajectory import Trajectory
+from iqagp_jax.families.pairs.models import BondedMorse, NeighbourMorse
+from iqagp_jax.modelfile import save_model
 from iqagp_jax.references.xtb import XTB
 from iqagp_jax.sampling import starting_geometries
-from iqagp_jax.system.failure import failure_rule
+from iqagp_jax.system.geometry import pair_distances
+from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, pictures, report, truth
-from iqagp_jax.verdict.replicas import Run, choose_starts, run_replicas
-from iqagp_jax.verdict.structure import Coordinate, backbone, dihedral, settled
+from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, judge_run, pictures, report, truth
+from iqagp_jax.verdict.replicas import Distorted, Found, choose_starts, run_replicas
+from iqagp_jax.verdict.structure import Coordinate, backbone, settled
 
 FRAMES = 400
+
+TWO = System(("H", "H"), np.zeros((2, 3)))
+HERE = System(SPECIES, REFERENCE)
+WATER = BondedMorse.of(System(("O", "H", "H"), REFERENCE[[0, 2, 3]]))
+HYDROXYL = System(("O", "H"), np.array([[0.0, 0, 0], [1.0, 0, 0]]))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a verdict reads of a `Run`, without a folder."""
+
+    trajectory: Trajectory
+    target_temperatures: np.ndarray
+    kinds: np.ndarray
+    failure_times: np.ndarray
+    failure_reasons: tuple[str, ...]
+
+    group, groups = Run.group, Run.groups
+
+    @property
+    def lives(self):
+        return self.trajectory.alive.sum(0)
 
 
 def make_run(lives, signal=0.0, kind="equilibrium"):
@@ -45,7 +75,7 @@ def make_run(lives, signal=0.0, kind="equilibrium"):
     )
     ends = np.where(np.array(lives) < FRAMES, 5.0 * np.array(lives), np.nan)
     reasons = tuple("" if np.isnan(end) else "broken" for end in ends)
-    return Run(trajectory, np.full(len(lives), 300.0), np.full(len(lives), kind), ends, reasons)
+    return Made(trajectory, np.full(len(lives), 300.0), np.full(len(lives), kind), ends, reasons)
 
 
 def make_frames(run, errors, sigma=1.0):
@@ -55,12 +85,6 @@ def make_frames(run, errors, sigma=1.0):
     energy = np.broadcast_to(errors, n) * KCAL_MOL
     predicted = energy, np.zeros((n, 2, 3)), np.broadcast_to(sigma, n) ** 2 * KCAL_MOL**2
     return truth.compare(chosen, predicted, (np.zeros(n), np.zeros((n, 2, 3))))
-
-
-def test_dihedrals_have_the_sign_of_the_other_formula(x64):
-    positions = np.random.default_rng(0).normal(size=(5, 4, 3))
-    expected = [np.degrees(Dihedral((2, 0, 1, 3))(r)) for r in positions]
-    np.testing.assert_allclose(dihedral(positions, 2, 0, 1, 3), expected, atol=1e-6)
 
 
 def test_backbone_of_alanine_dipeptide_from_its_bonds():
@@ -100,8 +124,10 @@ def test_a_short_reference_is_held_to_the_same_stretch_of_time():
     model, long = (make_run([FRAMES] * 20, moving(20)) for _ in range(2))
     begun = {name: values[:60] for name, values in vars(long.trajectory).items() if len(values) == FRAMES}
     short = replace(long, trajectory=replace(long.trajectory, **begun))
-    minimum = np.array([[0.0, 0, 0], [1.0, 0, 0]])
-    [bond], _ = ensemble.compare(("O", "H"), minimum, model, short, 300.0)
+    found = ensemble.compare(HYDROXYL, model, short, 300.0)
+    [bond] = found.distributions
+    assert (found.sampled.model_replicas, found.sampled.reference_replicas) == (20, 20)
+    assert found.sampled.ps == pytest.approx(0.8 * 59 * 0.005)
     assert bond.distance < bond.chance
     assert bond.edges[-1] < 1.5  # at its end the long run is at 1.8
 
@@ -129,14 +155,15 @@ def test_populations_of_replicas_that_agree_may_still_differ():
 def test_what_one_replica_cannot_tell_is_unknown():
     one, many = np.zeros((5, 1), dtype=int), np.array([[0, 1, 1]] * 5)
     row = ensemble.told("cis", "share of time", [ensemble.population(series, 0) for series in (one, many)])
-    assert row["model"] == 1 and row["model_error"] is row["difference_in_errors"] is None
+    assert row.model == 1 and row.model_error is row.difference_in_errors is None
     rate, error = ensemble.transitions(one, 10.0)
     assert rate == 0 and error == pytest.approx(1 / 0.04)  # one event in 40 fs
     nobody = [ensemble.transitions(np.full((5, 2), -1), 10.0)] * 2
-    assert json.loads(json.dumps(ensemble.told("cis", "per ps", nobody), allow_nan=False))["model"] is None
+    assert ensemble.told("cis", "per ps", nobody).model is None
     signal = np.ones((FRAMES, 2)) + 0.01 * np.random.default_rng(0).normal(size=(FRAMES, 2))
     runs = make_run([60, 60], signal), make_run([FRAMES, FRAMES], signal)
-    assert ensemble.compare(("O", "H"), np.array([[0.0, 0, 0], [1.0, 0, 0]]), *runs, 300.0) == ([], [])
+    found = ensemble.compare(HYDROXYL, *runs, 300.0)
+    assert found.distributions == found.counted == () and found.sampled.model_replicas == 0
 
 
 def test_an_alarm_before_the_failure_announces_it():
@@ -150,15 +177,18 @@ def test_an_alarm_before_the_failure_announces_it():
         before, calm = alarm.windows(run, lambda r: r[:, 1, 0] ** 2)
         rank = np.arange(26.0)  # 16 frames along the runs, 10 before the failure
         found = alarm.warning(run, make_frames(run, rank, rank + 1), before, calm)
-        assert found["announced"] == announced
-        assert found["false_alarms_per_ps"] == 0
-        assert found["rank_correlation"] == pytest.approx(1)
+        (told,), (followed,) = found.rows, found.evidence
+        assert told.announced == announced and found.grade == ("good" if announced else "poor")
+        assert told.false_alarms_per_ps == 0
+        assert told.rank_correlation == pytest.approx(1)
+        assert (followed.failures, followed.failures_followed) == (1, 1)
 
 
 def test_without_failures_nothing_is_announced_rather_than_all():
     run = make_run(np.full(3, FRAMES), np.ones((FRAMES, 3)))
     found = alarm.warning(run, make_frames(run, 1.0), *alarm.windows(run, lambda r: r[:, 1, 0] ** 2))
-    assert found["announced"] is None and found["failures"] == 0
+    assert found.rows[0].announced is None and found.evidence[0].failures == 0
+    assert (found.grade, found.sentence) == ("unknown", "no failure to announce")
 
 
 def test_frames_farther_apart_than_a_window_are_followed_one_by_one():
@@ -176,17 +206,26 @@ def test_false_alarms_are_counted_once_each_time_sigma_rises():
     calm.sigma[:, :100] = 4.0  # the 99th percentile is 10, so the threshold is 20
     calm.sigma[0, [50, 51, 90]] = 25.0
     found = alarm.warning(run, make_frames(run, 1.0), none, calm)
-    assert found["false_alarms_per_ps"] == pytest.approx(2 / (FRAMES * 0.005))
+    assert found.rows[0].false_alarms_per_ps == pytest.approx(2 / (FRAMES * 0.005))
 
 
 def test_truth_is_absolute_and_an_offset_counts():
     run = make_run([FRAMES, FRAMES, 40])
-    table = truth.rows(run, make_frames(run, 7.0), ("H", "H"), np.zeros((2, 3)), True)
-    assert len(table) == 1
-    row = table[0]
-    assert (row["replicas"], row["survived"], row["right"]) == (3, 2, 0)
-    assert row["de_median"] == row["de_p95"] == row["de_max"] == pytest.approx(7)
-    assert row["failures"] == [{"replica": 2, "time_ps": 0.2, "reason": "broken"}]
+    (row,) = truth.groups(run, make_frames(run, 7.0), TWO, True)
+    assert (row.replicas, row.survived, row.right) == (3, 2, 0)
+    assert row.de.median == row.de.p95 == row.de.max == pytest.approx(7)
+    assert row.failures == (truth.Failure(2, 0.2, "broken"),)
+
+
+def test_survival_tells_how_long_it_was_looked_at():
+    """After t without a failure the rate is below 3 / t, since exp(-3) is 5%; one failure, and there is no such bound."""
+    whole, broken = make_run([FRAMES] * 4), make_run([FRAMES, FRAMES, 100])
+    for run, picoseconds, bound in ((whole, 4 * 1.995, 3 / (4 * 1.995)), (broken, 2 * 1.995 + 0.5, None)):
+        part = truth.survival(truth.groups(run, make_frames(run, 0.0), TWO, True), run)
+        (lived,) = part.evidence
+        assert lived.replica_ps == pytest.approx(picoseconds)
+        assert lived.failure_rate_below == (bound and pytest.approx(bound))
+        assert (part.grade, lived.failures) == (("good", 0) if bound else ("poor", 1))
 
 
 def test_a_replica_is_judged_by_where_it_ends():
@@ -210,21 +249,21 @@ class Exact:
 
 
 def test_starts_that_the_reference_does_not_keep_together_are_left_out():
-    molecule, protocol = SimpleNamespace(species=SPECIES), Protocol(replicas=3, displacement=0.05, kinds=("displaced",))
+    molecule, protocol = HERE, Protocol(replicas=3, displacement=0.05, kinds=("displaced",))
 
     def spring(positions):
         return ((positions - REFERENCE) ** 2).sum()
 
-    starts, told = choose_starts(molecule, spring, REFERENCE, protocol, Exact())
-    every, _ = choose_starts(molecule, spring, REFERENCE, replace(protocol, replicas=6), None)
+    starts, told = choose_starts(spring, molecule, protocol, Exact())
+    every, _ = choose_starts(spring, molecule, replace(protocol, replicas=6), None)
     np.testing.assert_array_equal(starts["displaced"], every["displaced"][::2])
-    assert told == [{"start": "displaced", "drawn": 6, "used": 3, "same_end": 3}]
+    assert told == (Distorted("displaced", drawn=6, used=3, same_end=3),)
 
 
 def test_a_molecule_without_hydrogens_has_none_to_stretch():
-    dioxide, minimum = SimpleNamespace(species=("O", "C", "O")), np.array([[-1.2, 0.0, 0.0], [0.0, 0.0, 0.0], [1.2, 0.0, 0.0]])
+    dioxide = System(("O", "C", "O"), np.array([[-1.2, 0.0, 0.0], [0.0, 0.0, 0.0], [1.2, 0.0, 0.0]]))
     with pytest.raises(ValueError, match="expected a bond to hydrogen to stretch, found none in O C O"):
-        choose_starts(dioxide, None, minimum, Protocol(kinds=("stretched",)), None)
+        choose_starts(None, dioxide, Protocol(kinds=("stretched",)), None)
 
 
 @pytest.mark.parametrize(
@@ -254,28 +293,28 @@ def test_the_reference_s_time_counts_where_it_is_driven_only():
 def verdict(distance_model, tmp_path_factory):
     """A verdict on the toy molecule, whose model is good."""
     out, protocol = tmp_path_factory.mktemp("verdict"), Protocol((100.0,), ("equilibrium",), 2, 0.2, frames=4)
-    return SimpleNamespace(out=out, protocol=protocol, facts=judge(distance_model, out, Exact(), protocol))
+    return SimpleNamespace(out=out, protocol=protocol, found=judge(distance_model, out, Exact(), protocol))
 
 
 def test_a_good_and_a_wrong_model_are_told_apart(verdict):
-    parts = verdict.facts["verdict"]
-    assert [parts[part]["grade"] for part in ("survival", "truth", "ensemble", "warning")] == 2 * ["good"] + 2 * ["unknown"]
-    (row,) = verdict.facts["rows"]
-    assert row["survived"] == row["right"] == 2 and row["frames"] == 4 and 0 < row["de_median"] <= row["de_max"] < 0.5
-    false = {**verdict.facts, "rows": [{**row, "right": 0, "de_median": 23.0, "de_p95": 24.0}]}
-    assert [report.grade(false)[part][0] for part in ("survival", "truth")] == ["good", "poor"]
+    assert [part.grade for _, part in verdict.found.parts()] == 2 * ["good"] + 2 * ["unknown"]
+    assert not verdict.found.good
+    (row,) = verdict.found.truth.rows
+    assert row.survived == row.right == 2 and row.frames == 4 and 0 < row.de.median <= row.de.max < 0.5
+    assert verdict.found.truth.evidence == (truth.Labelled(4),)
+    false = replace(row, right=0, de=truth.Spread(23.0, 24.0, 25.0))
+    assert truth.truth((false,)).grade == "poor"
 
 
 def test_rows_without_labels_count_against_truth(verdict):
-    (row,) = verdict.facts["rows"]
-    lost = {**row, "right": 0, "without_label": 4, "de_median": None, "de_p95": None, "de_max": None}
-
-    def truth_of(*rows):
-        return report.grade({**verdict.facts, "rows": rows})["truth"]
-
-    grade, sentence = truth_of(row, lost)
-    assert grade == "poor" and sentence.endswith("2 of 4 survivors are right; 4 frames that the reference cannot calculate")
-    assert truth_of(lost) == ("unknown", "the reference can calculate none of 4 frames")
+    (row,) = verdict.found.truth.rows
+    lost = replace(row, right=0, without_label=4, de=None)
+    part = truth.truth((row, lost))
+    assert part.grade == "poor"
+    assert part.sentence.endswith("2 of 4 survivors are right; 4 frames that the reference cannot calculate")
+    assert part.evidence == (truth.Labelled(4),)
+    part = truth.truth((lost,))
+    assert (part.grade, part.sentence) == ("unknown", "the reference can calculate none of 4 frames")
 
 
 class Driving(XTB):
@@ -301,40 +340,184 @@ class Driving(XTB):
 
 def test_dynamics_of_the_reference_is_compared_and_told(distance_model, tmp_path):
     protocol = Protocol((100.0, 150.0), ("equilibrium",), 1, 0.1, frames=2, reference_replicas=2, reference_time=0.1)
-    facts = judge(distance_model, tmp_path, Driving(), protocol)
-    assert [len(at["distributions"]) > 0 for at in facts["ensemble"]] == [True, True]
-    assert facts["reference_failures"] == []
+    found = judge(distance_model, tmp_path, Driving(), protocol)
+    cold, hot = found.ensemble.rows
+    assert cold.distributions and hot.distributions and found.reference_failures == ()
+    assert found.ensemble.evidence == tuple(ensemble.Sampled(t, 1, 2, pytest.approx(0.08)) for t in (100.0, 150.0))
     page = (tmp_path / "report.html").read_text()
     assert "<h3>150 K</h3>" in page and (tmp_path / "ensemble-100K.png").exists()
-    facts["ensemble"][1] |= {"distributions": [], "counted": []}
-    grade, sentence = report.grade_ensemble(facts["ensemble"])
-    assert grade != "good" and sentence.endswith("no replicas to compare at 150 K")
-    facts["reference_failures"] = ["bond O1-H3 2.00 A"]
-    assert "Replicas of the reference that failed: 1 (bond O1-H3 2.00 A)" in report.html(facts, {"overview": Figure()})
+    part = ensemble.ensemble((cold, replace(hot, distributions=(), counted=())))
+    assert part.grade != "good" and part.sentence.endswith("no replicas to compare at 150 K")
+    failed = replace(found, ensemble=part, reference_failures=("bond O1-H3 2.00 A",))
+    assert "Replicas of the reference that failed: 1 (bond O1-H3 2.00 A)" in report.html(failed, {"overview": Figure()})
+    counted = ["name", "unit", "model", "model_error", "reference", "reference_error", "difference_in_errors"]
+    assert all(list(c) == counted for at in found.as_dict()["ensemble"] for c in at["counted"])
+    assert all(list(d) == ["name", "distance", "error", "chance"] for d in found.as_dict()["ensemble"][0]["distributions"])
 
 
 def test_the_report_opens_anywhere(verdict):
     page = (verdict.out / "report.html").read_text()
     assert "http" not in page and page.count("<img") == page.count("data:image/png;base64") >= 4
     assert page.count('class="tile good"') == page.count('class="tile unknown"') == 2
-    assert json.loads((verdict.out / "robustness.json").read_text()) == json.loads(json.dumps(verdict.facts))
+    assert json.loads((verdict.out / "robustness.json").read_text()) == json.loads(json.dumps(verdict.found.as_dict()))
+
+
+def test_files_have_the_keys_that_they_always_had(verdict):
+    told = json.loads((verdict.out / "robustness.json").read_text())
+    new = ["charge", "spin"]
+    assert [key for key in told if key not in new] == [
+        *("model", "level_of_theory", "reference", "protocol", "equilibrium", "starts", "rows", "ensemble"),
+        *("reference_failures", "warning", "verdict"),
+    ]
+    row = ["temperature_K", "start", "replicas", "survived", "right", "reacted", "reacted_right", "frames", "without_label"]
+    assert list(told["rows"][0]) == row + [f"d{x}_{key}" for x in "ef" for key in ("median", "p95", "max")] + ["failures"]
+    assert set(told["warning"]) == {
+        *("rank_correlation", "frames", "threshold_eV", "failures", "failures_followed", "announced"),
+        *("false_alarms_per_ps", "calm_ps"),
+    }
+    assert told["protocol"] == json.loads(json.dumps(asdict(verdict.protocol)))
+    assert list(told["verdict"]) == ["survival", "truth", "ensemble", "warning"]
+    assert all(list(part) == ["grade", "sentence", "evidence"] for part in told["verdict"].values())
+    assert told["level_of_theory"] == "not told" and told["charge"] == told["spin"] == 0
 
 
 @pytest.mark.parametrize("reference", [None, Exact()])
 def test_without_labels_truth_is_unknown(reference, distance_model, tmp_path):
-    facts = judge(distance_model, tmp_path, reference, Protocol((100.0,), ("equilibrium",), 1, 0.1), relabel=False)
-    assert facts["verdict"]["truth"] == {"grade": "unknown", "sentence": "no reference"}
-    assert facts["rows"][0]["survived"] == 1 and facts["rows"][0]["right"] is None
+    found = judge(distance_model, tmp_path, reference, Protocol((100.0,), ("equilibrium",), 1, 0.1), relabel=False)
+    assert (found.truth.grade, found.truth.sentence) == ("unknown", "no reference")
+    (row,) = found.truth.rows
+    assert row.survived == 1 and row.right is None and found.truth.evidence == (truth.Labelled(0),)
     assert (tmp_path / "warning.png").exists() and not (tmp_path / "truth.png").exists()
+
+
+class Springs:
+    """The toy molecule's energy as an object that keeps the smaller contract: nothing of ours, no uncertainty."""
+
+    species, reference = SPECIES, REFERENCE
+
+    def __call__(self, positions):
+        i, j = np.triu_indices(4, 1)
+        apart = positions[i] - positions[j]
+        terms = 0.5 * (1 - jax.numpy.exp(-1.5 * ((apart**2).sum(-1) ** 0.5 - pair_distances(REFERENCE)[i, j]))) ** 2
+        return jax.numpy.full(4, -10.0).at[i].add(terms).at[j].add(terms)
+
+
+@pytest.mark.parametrize("kind", ["plain", "family", "sum"])
+def test_a_potential_without_uncertainty_is_judged(kind, tmp_path):
+    system = HERE
+    morse = BondedMorse.of(system)
+    model, given = {"plain": (Springs(), None), "family": (morse, None), "sum": (Sum(morse, morse), system)}[kind]
+    protocol = Protocol((100.0,), ("equilibrium",), 1, 0.1, frames=4)
+    found = judge(model, tmp_path, Exact(), protocol, system=given)
+    assert (found.warning.grade, found.warning.sentence) == ("unknown", "this potential has no uncertainty")
+    assert found.truth.grade == ("good" if kind == "plain" else "poor")
+    assert "this potential has no uncertainty" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "truth.png").exists() and not (tmp_path / "warning.png").exists()
+    told = json.loads((tmp_path / "robustness.json").read_text())["warning"]
+    assert told["announced"] is told["threshold_eV"] is told["rank_correlation"] is None and told["failures"] == 0
+    with pytest.raises(ValueError, match="take another folder"):
+        judge(Springs() if kind != "plain" else morse, tmp_path, Exact(), protocol)
+
+
+def test_what_cannot_be_judged_is_said_before_anything_runs(tmp_path):
+    far = np.concatenate([REFERENCE, REFERENCE + 9.0])
+    pair = System.of(2 * SPECIES, far, molecules=[0] * 4 + [1] * 4)
+    anyone = NeighbourMorse(("C", "H", "O"), *map(np.array, (1.0, 1.5, 1.2, 4.0)))
+    for model, system, sentence in (
+        (anyone, None, "expected a system for a potential that is not of one molecule"),
+        (anyone, pair, "expected one molecule without walls to judge, found 2"),
+        (BondedMorse.of(HERE), System.of(("O", "H", "H"), REFERENCE[[0, 2, 3]]), "found"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            judge(model, tmp_path / "out", Exact(), system=system)
+    with pytest.raises(TypeError, match="expected a potential"):
+        judge(SPECIES, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_run_is_read_and_another_verdict_is_refused(verdict, distance_model):
     starts = {"equilibrium": np.repeat(REFERENCE[None], 2, axis=0)}
-    rule = failure_rule(SPECIES, REFERENCE)
-    run = run_replicas(None, rule, starts, verdict.protocol, verdict.out / "model", 0.2, 0)  # there is nothing to run it with
+    system = HERE
+    run = run_replicas(None, system, starts, verdict.protocol, verdict.out / "model", 0.2, 0)  # there is nothing to run it with
     assert run.trajectory.alive.all() and run.groups == [(100.0, "equilibrium")]
     with pytest.raises(ValueError, match="take another folder"):
         judge(distance_model, verdict.out, Exact(), replace(verdict.protocol, replicas=3))
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    """A run that was there: two temperatures, and kinds of start that no verdict makes."""
+    rest, folder, kinds = at_rest(Springs()).system, tmp_path_factory.mktemp("driven"), ("equilibrium", "dataset", "dataset")
+    begin = rest.positions + 0.02 * np.random.default_rng(0).normal(size=(3, 4, 3))
+    options = {"temperature": [100.0, 100.0, 200.0], "time": 0.1, "kinds": kinds, "frame_interval": 10.0}
+    return simulate(Springs(), rest, begin, folder, **options)
+
+
+def test_a_run_that_is_there_is_judged(driven, tmp_path):
+    found = judge_run(Springs(), driven.directory, tmp_path, Exact(), frames=4)
+    assert [(row.temperature, row.start, row.replicas) for row in found.survival.rows] == [
+        *((100.0, "equilibrium", 1), (100.0, "dataset", 1), (200.0, "dataset", 1)),
+    ]
+    assert found.truth.evidence == (truth.Labelled(12),) and found.truth.grade == "good"
+    assert [lived.replica_ps for lived in found.survival.evidence] == pytest.approx([0.2, 0.1])
+    assert found.ensemble.grade == "unknown" and "has no reference dynamics" in found.ensemble.sentence
+    told = json.loads((tmp_path / "robustness.json").read_text())
+    assert told["protocol"]["kinds"] == ["equilibrium", "dataset"] and told["protocol"]["time"] == pytest.approx(0.1)
+    assert "A run that was there, 0.1 ps with a NoseHoover thermostat" in (tmp_path / "report.html").read_text()
+    again = judge_run(Springs(), driven, tmp_path, Exact(), frames=4)
+    assert again.as_dict() == found.as_dict()
+    with pytest.raises(ValueError, match="take another folder"):
+        judge_run(Springs(), driven, tmp_path, Exact(), frames=5)
+
+
+def test_a_run_is_judged_by_the_potential_that_drove_it(driven, tmp_path):
+    for model, sentence in (
+        (BondedMorse.of(HERE), "with other energies near its starts"),
+        (WATER, "expected the atoms O H H of the model"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            judge_run(model, driven, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"expected the folder of a run, found no run\.json"):
+        judge_run(Springs(), tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    short = SimpleNamespace(times=np.zeros(1), directory=tmp_path)
+    with pytest.raises(ValueError, match="expected a run of two frames or more, found 1"):
+        Found.of(short, 4, 0)
+
+
+def test_folders_of_before_are_judged_too(driven, tmp_path):
+    """They tell neither kinds nor precision nor where the atoms rest; verdicts told the kinds in a file of their own."""
+    shutil.copytree(driven.directory, tmp_path / "old")
+    path = tmp_path / "old" / "run.json"
+    told = json.loads(path.read_text())
+    new = {"kinds", "precision", "charge", "spin", "molecules", "cell", "at_rest", "model"}
+    path.write_text(json.dumps({name: value for name, value in told.items() if name not in new}))
+    found = judge_run(Springs(), tmp_path / "old", tmp_path / "out")
+    assert [(row.start, row.replicas) for row in found.survival.rows] == [("start", 2), ("start", 1)]
+    (tmp_path / "old" / "outcome.json").write_text(json.dumps({"kinds": driven.kinds.tolist()}))
+    assert len(judge_run(Springs(), tmp_path / "old", tmp_path / "kinds").survival.rows) == 3
+
+
+def test_the_command_judges_a_folder_that_simulate_filled(tmp_path, capsys):
+    path, run, out = tmp_path / "model.safetensors", tmp_path / "run", tmp_path / "verdict"
+    save_model(BondedMorse.of(HERE), path)
+    few = ("--replicas", "2", "--time", "0.1", "--precision", "float32", "--temperature", "100")
+    assert iqagp("simulate", path, "--out", run, *few) == 0
+    command = ("robustness", run, "--out", out, "--reference", "none")
+    for options, sentence in (
+        (("--replicas", "3"), "expected --replicas with a model file only"),
+        (("--reference-time", "3"), "expected --reference-time with a model file only"),
+    ):
+        assert iqagp(*command, *options) == 2
+        assert sentence in capsys.readouterr().err
+    assert iqagp("robustness", path, "--model", path, *command[2:]) == 2
+    assert "expected --model with the folder of a run only" in capsys.readouterr().err
+    assert iqagp(*command) == 0
+    assert "survival: good, 2 of 2 replicas survived" in capsys.readouterr().out and (out / "report.html").exists()
+    path.rename(tmp_path / "elsewhere.safetensors")
+    assert iqagp(*command) == 2
+    assert "found no file at" in capsys.readouterr().err
+    assert iqagp(*command, "--model", tmp_path / "elsewhere.safetensors") == 0
 
 
 def test_ramachandran_pictures_have_as_many_points_of_both():
@@ -351,4 +534,4 @@ def test_ramachandran_pictures_have_as_many_points_of_both():
 
 
 def test_large_errors_are_told_without_exponents():
-    assert [pictures.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]
+    assert [truth.two_figures(x) for x in (0.0123, 2.16, 99.4, 99.6, 333.8)] == ["0.012", "2.2", "99", "100", "334"]

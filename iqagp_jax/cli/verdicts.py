@@ -29,13 +29,19 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 OUTCOME = ("survived", "right", "median |dE|", "95%", "max")
 
+OF_NEW_RUNS = (
+    *("temperature", "start", "replicas", "time", "timestep", "frame_interval", "displacement", "stretch"),
+    *("reference_replicas", "reference_time"),
+)
+"""Options that a run which is there has chosen."""
+
 TEMPERATURES = [300.0, 1000.0]
 KINDS = ["equilibrium", "displaced", "stretched"]
 
 
 def robustness(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="Model file.")],
+    judged: Annotated[Path, typer.Argument(metavar="MODEL|RUN", help="Model file, or a folder that `iqagp simulate` filled.")],
     out: Annotated[Path, typer.Option(help="Folder of the verdict; the same command goes on with it.")],
     reference: Annotated[ReferenceName, typer.Option(help="What the model is held to: the method it was trained on, or none.")],
     temperature: Temperatures = TEMPERATURES,
@@ -53,43 +59,72 @@ def robustness(
     spin: Spin = None,
     workers: Workers = None,
     seed: Seed = 0,
+    model: Annotated[Path | None, typer.Option(help="Model file of a RUN, where the run does not name it.")] = None,
 ):
     """Judge a model: who survives, how wrong it is, whether it goes where the reference goes, and whether it warns.
 
-    Writes report.html, robustness.json and pictures. With dft the labels are a campaign, which may be stopped.
+    Of a MODEL replicas are run, of a RUN those that it holds are judged. Writes report.html, robustness.json and pictures. With
+    dft the labels are a campaign, which may be stopped.
     """
+    from iqagp_jax.dynamics.record import Run
     from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
-    from iqagp_jax.verdict import Protocol, judge
+    from iqagp_jax.verdict import Protocol, judge, judge_run
 
+    new = not judged.is_dir()
+    only_with(context, model=(not new, "the folder of a run"), **dict.fromkeys(OF_NEW_RUNS, (new, "a model file")))
     driven = reference == "xtb" and "equilibrium" in start, "--reference xtb and --start equilibrium"
-    only_with(context, reference_replicas=driven, reference_time=driven, **starts_used(start))
+    if new:
+        only_with(context, reference_replicas=driven, reference_time=driven, **starts_used(start))
     devices.use_cores()
-    loaded, out = load_model(model), output_folder(out)
-    protocol = Protocol(
-        tuple(temperature),
-        tuple(start),
-        replicas,
-        time,
-        timestep,
-        frame_interval,
-        displacement,
-        stretch,
-        frames,
-        reference_replicas if driven[0] else 0,
-        reference_time,
-        seed,
-    )
-    with held_to(reference, loaded, out / "labels", charge, spin, workers) as judged_by:
-        facts = judge(loaded, out, judged_by, protocol, model.name, track)
+    run = None if new else Run.open(judged)
+    path = model_of(run, model) if run else judged
+    loaded, out = load_model(path), output_folder(out)
+    with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
+        if run:
+            verdict = judge_run(loaded, run, out, teacher, frames, seed, path.name, track)
+        else:
+            protocol = Protocol(
+                temperatures=tuple(temperature),
+                kinds=tuple(start),
+                replicas=replicas,
+                time=time,
+                timestep=timestep,
+                frame_interval=frame_interval,
+                displacement=displacement,
+                stretch=stretch,
+                frames=frames,
+                reference_replicas=reference_replicas if driven[0] else 0,
+                reference_time=reference_time,
+                seed=seed,
+            )
+            verdict = judge(loaded, out, teacher, protocol, path.name, track)
     table(
-        f"{model}, held to {facts['reference']}; errors in kcal/mol of {frames} frames or more a row",
+        f"{judged}, held to {verdict.reference}; errors in kcal/mol of {frames} frames or more a row",
         ["start", "K", *OUTCOME],
-        [(row["start"], f"{row['temperature_K']:g}", *outcome(row)) for row in facts["rows"]],
+        [(row["start"], f"{row['temperature_K']:g}", *outcome(row)) for row in verdict.as_dict()["rows"]],
     )
-    for part, found in facts["verdict"].items():
-        console.print(f"[bold]{part}[/bold]: {found['grade']}, {found['sentence']}")
+    for name, part in verdict.parts():
+        console.print(f"[bold]{name}[/bold]: {part.grade}, {part.sentence}")
     console.print(f"{out / 'report.html'}")
+
+
+def model_of(run, path):
+    """The model file of a run: the one given, or the one that the run names."""
+    from hashlib import sha256
+
+    if path:
+        return path
+    told = run.description.get("model")
+    if told is None:
+        raise ValueError(f"expected a run that names its model, found none in {run.directory}; give the file by --model")
+    path = Path(told["path"])
+    if not path.is_file() or sha256(path.read_bytes()).hexdigest() != told["sha256"]:
+        found = "another file" if path.is_file() else "no file"
+        raise ValueError(
+            f"expected the model that drove the run in {run.directory}, found {found} at {path}; name it by --model"
+        )
+    return path
 
 
 def active(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.dynamics.ensembles import Langevin
-from iqagp_jax.system.frames import angle, norm
+from iqagp_jax.system import coordinates
 from iqagp_jax.system.geometry import bond_graph, moved_side, pair_distances, proton_transfers, sum_of_radii
 from iqagp_jax.units import BOLTZMANN, TIME_UNIT
 
@@ -45,10 +45,7 @@ class Dihedral:
     period = 2 * np.pi
 
     def __call__(self, positions):
-        i, j, k, m = (positions[a] for a in self.atoms)
-        axis = k - j
-        left, right = jnp.cross(j - i, axis), jnp.cross(axis, m - k)
-        return angle(norm(axis) * jnp.dot(j - i, right), jnp.dot(left, right))
+        return coordinates.dihedral(jnp.asarray(positions), *self.atoms)
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,7 @@ class Distance:
     period = np.inf
 
     def __call__(self, positions):
-        i, j = self.atoms
-        return norm(positions[i] - positions[j])
+        return coordinates.distance(jnp.asarray(positions), *self.atoms)
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,7 @@ class Transfer:
     period = np.inf
 
     def __call__(self, positions):
-        donor, hydrogen, acceptor = (positions[a] for a in self.atoms)
-        return norm(donor - hydrogen) - norm(acceptor - hydrogen)
+        return coordinates.transfer(jnp.asarray(positions), *self.atoms)
 
 
 VARIABLES = {kind.name: kind for kind in (Dihedral, Distance, Transfer)}

@@ -79,11 +79,11 @@ class Driver:
         bound = self.dynamics.bound
         return bound.enlarged is not None and bool(np.asarray(jax.vmap(bound.overflowed)(replicas.aux)).any())
 
-    def enlarged(self, positions: np.ndarray) -> "Driver":
-        """The same with room for positions (B, N, 3)."""
-        enlarge = self.dynamics.bound.enlarged
-        assert enlarge is not None, "what cannot overflow has not overflowed"
-        dynamics = replace(self.dynamics, bound=enlarge(positions))
+    def enlarged(self, positions: tuple[np.ndarray, ...]) -> "Driver":
+        """The same with room for all positions (B, N, 3)."""
+        bound = self.dynamics.bound
+        assert bound.enlarged is not None, "what cannot overflow has not overflowed"
+        dynamics = replace(self.dynamics, bound=replace(bound, aux=bound.enlarged(np.concatenate(positions))))
         return Driver(dynamics, self.targets, _refilled(dynamics, self.like))
 
     def mended(self, state: RunState, steps: int) -> tuple["Driver", RunState]:
@@ -96,23 +96,21 @@ class Driver:
             else:
                 fits = middle
         before, after = (jax.device_get(self.advance(state.replicas, n)[0]) for n in (fits, lost))
-        positions = np.concatenate([before.dynamics.position, after.dynamics.position])
-        larger = self.enlarged(positions)
+        enlarged_at = (*state.enlarged_at, np.concatenate([before.dynamics.position, after.dynamics.position]))
+        larger = self.enlarged(enlarged_at)
         replicas = _refilled(larger.dynamics, before)
         if larger.overflowed(larger.advance(replicas, lost - fits)[0]):
             raise RuntimeError(
                 f"expected a potential that has room for the geometries at step {state.step + lost} once it was enlarged for"
                 " them, found that it overflows again; this is an error of the potential"
             )
-        return larger, RunState(replicas, state.step + fits, state.seconds, (*state.enlarged_at, positions))
+        return larger, RunState(replicas, state.step + fits, state.seconds, enlarged_at)
 
     def resumed(self, state: RunState, arrays: dict[str, np.ndarray]) -> tuple["Driver", RunState]:
         """As a run stood whose checkpoint holds ``arrays``; ``state`` is how it began."""
         names = takewhile(arrays.__contains__, (f"enlarged_at.{k}" for k in count()))
         enlarged_at = tuple(arrays[name] for name in names)
-        driver = self
-        for positions in enlarged_at:
-            driver = driver.enlarged(positions)
+        driver = self.enlarged(enlarged_at) if enlarged_at else self
         return driver, from_arrays(arrays, RunState(driver.like, state.step, state.seconds, enlarged_at))
 
     def chunks(self, limit: Any, schedule: Schedule, state: RunState) -> Iterator[tuple[RunState, Frame]]:

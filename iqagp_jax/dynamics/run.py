@@ -7,7 +7,7 @@ and fs as said, angstrom, eV.
 import time as clock
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,14 +137,11 @@ def simulate(
     _check_kinds(kinds, len(starts))
 
     with jax.enable_x64(True):
-        probes = starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
         atoms, rule, told = _atoms(system, potential, starts, Path(directory))
         _check_thermostat(thermostat, atoms, starts)
-        bound = _bound(potential, atoms, dtype, np.concatenate([starts, probes]))
+        bound = _bound(potential, atoms, dtype, np.concatenate([starts, probes(starts)]))
         folder = output_folder(directory)
-        dynamics = Dynamics(bound, atoms, thermostat, timestep, rule)
-        start = partial(jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))), seed, np.arange(len(starts)))
-        driver = Driver(dynamics, targets, start(starts, targets))
+        driver = Driver.begin(Dynamics(bound, atoms, thermostat, timestep, rule), targets, seed, starts)
         description = {
             "time_ps": float(time),
             "timestep_fs": float(timestep),
@@ -164,7 +161,7 @@ def simulate(
             **({} if dtype is None else {"precision": np.dtype(dtype).name}),
             **({} if model is None else {"model": model}),
             "starts": starts.tolist(),
-            "potential": np.asarray(driver.advance(start(probes, targets), 0)[1].energies).tolist(),
+            "potential": driver.energies(seed, probes(starts)).tolist(),
         }
         check_same_run(folder, description)
         first = jax.process_index() == 0
@@ -183,6 +180,11 @@ def simulate(
             _drive(driver, state, schedule, frame_interval, uncertainty_limit, record, show, interrupted)
             meet("all is written")
     return Run.open(folder)
+
+
+def probes(starts: np.ndarray) -> np.ndarray:
+    """Geometries (R, N, 3) near the starts (R, N, 3), whose energies tell one potential from another."""
+    return starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
 
 
 def _drive(
@@ -278,7 +280,7 @@ def _bound(potential: Any, system: System, dtype: Any, geometries: np.ndarray) -
     else:
         _check_energy(potential, geometries[0])
         bound = bound_energy(potential)
-    return bound if bound.enlarged is None else bound.enlarged(geometries)
+    return bound if bound.enlarged is None else replace(bound, aux=bound.enlarged(geometries))
 
 
 def _check_energy(energy_fn: Callable, positions: np.ndarray) -> None:

@@ -35,14 +35,14 @@ class Rest(NamedTuple):
     """what the search found"""
 
 
-def at_rest(potential: Any, energy: Any = None) -> Rest:
+def at_rest(potential: Any, energy: Any = None, system: System | None = None) -> Rest:
     """The minimum next to the best training geometry of a potential of one molecule, and with it the one failure rule.
 
     No minimum is what forces of more than 0.01 eV/angstrom are left at, and what is broken by the rule of the training
-    geometry. ``energy`` is its `energy_fn` where there is one already.
+    geometry. ``energy`` is its `energy_fn` where there is one already, ``system`` where it begins if not at that geometry.
     """
-    system = system_of(potential_of(potential))
-    found = minimise(energy or energy_fn(potential), system.positions)
+    system = system_of(potential_of(potential), system)
+    found = minimise(energy or energy_fn(potential, system=system), system.positions)
     # NaN is not at rest.
     still = bool(found.max_force <= AT_REST) and bool(failure_status(system.failure_rule, found.positions) == Status.ALIVE)
     return Rest(system.at(np.asarray(found.positions)) if still else system, still, found)

@@ -1,128 +1,146 @@
 """The verdict on a model: does it survive, is it right, does it go where the reference goes, does it warn of its errors?
 
 `judge` drives replicas of the model, labels frames of them with the reference, drives the reference itself, and writes one
-report. Everything is kept in one folder: the same call goes on where it was stopped, another one is refused.
+report; `judge_run` does so with a run that is there. Everything is kept in one folder: the same call goes on where it was
+stopped, another one is refused.
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from iqagp_jax.machine.files import write_atomically
-from iqagp_jax.potential import energy_and_forces, energy_fn, energy_variance
-from iqagp_jax.references.xtb import XTB
-from iqagp_jax.system.failure import failure_rule
-from iqagp_jax.verdict import alarm, ensemble, pictures, report, truth
-from iqagp_jax.verdict.replicas import Protocol, choose_starts, minimum_of, run_replicas
-from iqagp_jax.verdict.structure import backbone
+from iqagp_jax.dynamics.folder import DESCRIPTION
+from iqagp_jax.machine.files import output_folder, write_atomically
+from iqagp_jax.potential import energy_and_forces, potential_of, system_of
+from iqagp_jax.system.system import System
+from iqagp_jax.verdict import report
+from iqagp_jax.verdict.assess import Verdict, assess, draw, look, variance_of
+from iqagp_jax.verdict.parts import Part
+from iqagp_jax.verdict.replicas import Driven, Found, Protocol, Run, drive, drove, minimum_of
 
-__all__ = ["Protocol", "claim", "digest", "judge"]
+__all__ = ["Part", "Protocol", "Verdict", "claim", "digest", "judge", "judge_run"]
+
+Progress = Callable[[Iterable, str, int], Iterable]
+"""wraps iterables, as a progress bar does; gets a word for what is done, and their length"""
 
 
-def judge(model, out, reference=None, protocol=None, name="a model", progress=lambda items, what, total: items, relabel=True):
+def _silent(items: Iterable, what: str, total: int) -> Iterable:
+    return items
+
+
+def judge(
+    model: Any,
+    out: str | Path,
+    reference: Any = None,
+    protocol: Protocol | None = None,
+    name: str = "a model",
+    progress: Progress = _silent,
+    relabel: bool = True,
+    system: System | None = None,
+) -> Verdict:
     """Judge a model and write ``report.html``, ``robustness.json`` and pictures to the folder ``out``.
 
     Args:
-        model: what `load_model` reads or `fit_gp` makes.
+        model: any potential, or what `potential.potential_of` takes for one.
         reference: `references.XTB`, `references.DFT` or None; only the first one has dynamics to compare with.
         protocol: a `Protocol`.
         name: what the report calls the model.
         progress: wraps iterables, as a progress bar does; gets a word for what is done, and their length.
         relabel: whether the reference labels frames; else it only chooses starts, and the same call with it goes on from there.
+        system: the molecule at rest, where the potential is not of one molecule.
 
-    Returns what is written to ``robustness.json``. Raises ValueError, in a sentence, where the folder holds another verdict.
+    Returns the `Verdict`, whose ``as_dict`` is written to ``robustness.json``. Raises ValueError, in a sentence, where the
+    folder holds another verdict, and before anything runs where the model cannot be judged.
     """
-    protocol, out = protocol or Protocol(), Path(out)
-    claim(out, model, reference, protocol)
-    dynamic = reference if isinstance(reference, XTB) else None
-    energy = energy_fn(model)
-    minimum, equilibrium = minimum_of(model, energy)
-    starts, told = choose_starts(model, energy, minimum, protocol, reference)
-    rule = failure_rule(model.species, minimum)
-    run = run_replicas(energy, rule, starts, protocol, out / "model", protocol.time, protocol.seed)
+    (potential, system), protocol, out = _ready(model, system), protocol or Protocol(), Path(out)
+    claim(out, potential, reference, protocol, system)
+    driven = drive(potential, system, out, protocol, reference)
+    return _written(potential, out, driven, reference if relabel else None, name, progress)
 
-    chosen = truth.choose_frames(run, protocol.frames)
-    positions = run.trajectory.positions[chosen[1], chosen[0]]
-    variance = energy_variance(model)
-    predicted = *energy_and_forces(model)(positions), variance(positions)
-    if reference is None or not relabel:
-        labels = np.full(len(positions), np.nan), np.full(positions.shape, np.nan)
-    else:
-        labels = reference.labels(positions, progress=lambda items, total: progress(items, "relabelling", total))
-    frames = truth.compare(chosen, predicted, labels)
 
-    runs, compared = {"model": run}, []
-    if dynamic and protocol.reference_replicas and "equilibrium" in protocol.kinds:
-        begin = {"equilibrium": np.repeat(minimum[None], protocol.reference_replicas, axis=0)}
-        # Other momenta than the model's, so that the two samples are independent.
-        runs["reference"] = run_replicas(
-            dynamic.energy_fn(), rule, begin, protocol, out / "reference", protocol.reference_time, protocol.seed + 1
-        )
-        compared = [(t, *ensemble.compare(model.species, minimum, *runs.values(), t)) for t in protocol.temperatures]
+def judge_run(
+    model: Any,
+    run: str | Path | Run,
+    out: str | Path,
+    reference: Any = None,
+    frames: int = 50,
+    seed: int = 0,
+    name: str = "a model",
+    progress: Progress = _silent,
+) -> Verdict:
+    """Judge a model by a run of it that is there, as `dynamics.run.simulate` or `iqagp simulate` left it in its folder.
 
-    before, calm = alarm.windows(run, variance, protocol.seed)
-    warned = alarm.warning(run, frames, before, calm)
-    facts = {
-        "model": name,
-        "level_of_theory": dict(model.provenance).get("level_of_theory", "not told"),
-        "reference": reference.name if reference and relabel else "none",
-        "protocol": asdict(protocol),
-        "equilibrium": equilibrium,
-        "starts": told,
-        "rows": truth.rows(run, frames, model.species, minimum, reference is not None and relabel),
-        "ensemble": [
-            {
-                "temperature_K": t,
-                "distributions": [
-                    {"name": d.name, "distance": d.distance, "error": d.error, "chance": d.chance} for d in distributions
-                ],
-                "counted": counted,
-            }
-            for t, distributions, counted in compared
-        ],
-        "reference_failures": [reason for reason in runs["reference"].reasons if reason] if "reference" in runs else None,
-        "warning": warned,
-    }
-    facts["verdict"] = {part: {"grade": g, "sentence": s} for part, (g, s) in report.grade(facts).items()}
-    figures = _figures(model, minimum, runs, frames, compared, before, facts)
+    Args:
+        model: the potential that drove it.
+        run: the folder, or the `Run`. Its temperatures and kinds of start make the rows of the verdict.
+        frames: relabelled for every temperature and kind of start, at least.
+        seed: of the choice of calm stretches.
+
+    The others are as for `judge`, and so is what it writes. No dynamics of the reference is run, so the ensemble is unknown.
+
+    Raises ValueError, in a sentence, where another potential drove the run: this one must give the energies that it tells of.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    potential, found, out = potential_of(model), Found.of(run, frames, seed), Path(out)
+    potential, system = _ready(potential, getattr(potential, "system", run.system))
+    dtype = drove(potential, system, run)
+    claim(out, potential, reference, found, system, run=hashlib.sha256((run.directory / DESCRIPTION).read_bytes()).hexdigest())
+    driven = Driven(found, run, *minimum_of(potential, system))
+    return _written(potential, out, driven, reference, name, progress, dtype)
+
+
+def _ready(model: Any, system: System | None) -> tuple[Any, System]:
+    """The potential and its molecule; what cannot be judged is said here, before dynamics is paid for."""
+    potential = potential_of(model)
+    system = system_of(potential, system)
+    if not system.is_alone:
+        raise ValueError(f"expected one molecule without walls to judge, found {len(system.members)}; judge each by itself")
+    if variance := variance_of(potential, system):
+        variance(system.positions[None])
+    return potential, system
+
+
+def _written(
+    potential: Any, out: Path, driven: Driven, reference: Any, name: str, progress: Progress, dtype: Any = np.float64
+) -> Verdict:
+    """The verdict on what was driven, after report and pictures are in the folder."""
+    seen = look(potential, driven, reference, progress, dtype)
+    verdict = assess(potential, driven, seen, name)
+    figures = draw(verdict, driven, seen)
     for key, figure in figures.items():
         figure.savefig(out / f"{key}.png")
-    write_atomically(out / "report.html", report.html(facts, figures))
-    write_atomically(out / "robustness.json", json.dumps(facts, indent=1, allow_nan=False))
-    return facts
+    write_atomically(out / "report.html", report.html(verdict, figures))
+    write_atomically(out / "robustness.json", json.dumps(verdict.as_dict(), indent=1, allow_nan=False))
+    return verdict
 
 
-def digest(model):
-    """What tells a model from others, a hexadecimal number."""
-    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model))).hexdigest()
+def digest(model: Any, system: System | None = None) -> str:
+    """What tells a potential from others, a hexadecimal number: of its arrays, or where it has none, of some energies."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(model)]
+    if not leaves or any(leaf.dtype == object for leaf in leaves):
+        potential = potential_of(model)
+        positions = system_of(potential, system).positions
+        probes = positions + np.random.default_rng(0).uniform(-0.1, 0.1, (8, *positions.shape))
+        leaves = [np.round(energy_and_forces(potential)(probes)[0], 6)]
+    return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 
 
-def claim(out, model, reference, protocol, **options):
-    """Write down what the folder ``out`` is for, or ValueError, in a sentence, where it is for something else."""
+def claim(
+    out: Path, model: Any, reference: Any, protocol: Protocol | Found, system: System | None = None, **options: Any
+) -> None:
+    """Write down what the folder ``out`` is for, or ValueError, in a sentence, where it is for something else.
+
+    ``options`` are written down too; ``system`` is of a potential that is not of one molecule.
+    """
     name = reference.name if reference else "none"
-    settings = json.dumps({"model": digest(model), "reference": name, **options, **asdict(protocol)}, indent=1)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "settings.json"
+    settings = json.dumps({"model": digest(model, system), "reference": name, **options, **asdict(protocol)}, indent=1)
+    path = output_folder(out) / "settings.json"
     if path.exists() and path.read_text() != settings:
         raise ValueError(f"expected the model and options of {path}, found others; take another folder")
     write_atomically(path, settings)
-
-
-def _figures(model, minimum, runs, frames, compared, before, facts):
-    """All pictures by the name of their file."""
-    run = runs["model"]
-    figures = {"overview": pictures.survival_and_truth(facts["rows"]), "survival": pictures.survival_curves(run)}
-    if facts["reference"] != "none":
-        figures["truth"] = pictures.errors(run, frames)
-    for temperature, distributions, _ in compared:
-        if distributions:
-            figures[f"ensemble-{temperature:g}K"] = pictures.distributions(distributions, temperature)
-    if residues := backbone(model.species, minimum):
-        for temperature in facts["protocol"]["temperatures"]:
-            figures[f"ramachandran-{temperature:g}K"] = pictures.ramachandran(residues, temperature, runs)
-    figures["warning"] = pictures.uncertainty(run, frames, before, facts["warning"]["threshold_eV"])
-    return figures

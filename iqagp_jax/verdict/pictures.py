@@ -1,41 +1,46 @@
 """Pictures of a verdict: each function returns a figure."""
 
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from iqagp_jax.plots import BLUE, GREY, ORANGE, RED, panels
+from iqagp_jax.system.coordinates import dihedral
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict.ensemble import after_equilibration
-from iqagp_jax.verdict.structure import dihedral
+from iqagp_jax.verdict.alarm import Windows
+from iqagp_jax.verdict.ensemble import Distribution, after_equilibration
+from iqagp_jax.verdict.truth import BARS, Frames, Group, two_figures
 
-BARS = (0.5, 2.0)
-"""What median and 95th percentile of |dE| should stay below, kcal/mol."""
+if TYPE_CHECKING:
+    from iqagp_jax.verdict.replicas import Run
 
 SMALLEST = 1e-3
 """Errors are drawn no smaller than this, kcal/mol, on logarithmic axes."""
 
 
-def two_figures(number):
-    """A number in two significant figures, or as a whole one, never with an exponent where it is large."""
-    return f"{number:.2g}" if abs(number) < 99.5 else f"{number:.0f}"
-
-
-def survival_and_truth(rows):
+def survival_and_truth(rows: Sequence[Group]) -> Figure:
     """Two matrices of temperature and start: who survived, and how wrong the survivors' and others' frames are."""
-    temperatures, kinds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("temperature_K", "start"))
+    temperatures = list(dict.fromkeys(row.temperature for row in rows))
+    kinds = list(dict.fromkeys(row.start for row in rows))
     figure, left, right = panels(2, 1.2 + 0.55 * len(temperatures))
     alive, wrong, worse = (np.full((len(temperatures), len(kinds)), np.nan) for _ in range(3))
     for row in rows:
-        at = temperatures.index(row["temperature_K"]), kinds.index(row["start"])
-        alive[at] = 100 * row["survived"] / row["replicas"]
-        if row["de_median"] is not None:
-            wrong[at], worse[at] = max(row["de_median"], SMALLEST), row["de_p95"]
+        at = temperatures.index(row.temperature), kinds.index(row.start)
+        alive[at] = 100 * row.survived / row.replicas
+        if row.de:
+            wrong[at], worse[at] = max(row.de.median, SMALLEST), row.de.p95
     # A potential that loses two of five is as bad as can be.
     left.imshow(alive, cmap="RdYlGn", vmin=60, vmax=100, aspect="auto", alpha=0.7)
     right.imshow(wrong, cmap="RdYlGn_r", norm=LogNorm(0.05, 20), aspect="auto", alpha=0.7)
     for (i, j), share in np.ndenumerate(alive):
-        error = f"{two_figures(wrong[i, j])}, 95% {two_figures(worse[i, j])}" if np.isfinite(wrong[i, j]) else "not known"
-        left.text(j, i, f"{share:.0f}%", ha="center", va="center", fontsize=9)
+        median, high = float(wrong[i, j]), float(worse[i, j])
+        error = f"{two_figures(median)}, 95% {two_figures(high)}" if np.isfinite(median) else "not known"
+        left.text(j, i, f"{share:.0f}%" if np.isfinite(share) else "", ha="center", va="center", fontsize=9)
         right.text(j, i, error, ha="center", va="center", fontsize=8)
     for ax, title in ((left, "survived"), (right, "|dE| of relabelled frames, kcal/mol: median (colour) and 95%")):
         ax.set_xticks(range(len(kinds)), kinds, fontsize=8)
@@ -44,7 +49,7 @@ def survival_and_truth(rows):
     return figure
 
 
-def rounds(told):
+def rounds(told: Sequence[Mapping[str, Any]]) -> Figure:
     """Active learning: survivors, and the worst errors of a verdict, against training geometries; see `active`."""
     figure, left, right = panels(2)
     geometries = [row["geometries"] for row in told]
@@ -64,27 +69,28 @@ def rounds(told):
     return figure
 
 
-def survival_curves(run):
+def survival_curves(run: "Run") -> Figure:
     """Share of living replicas against time, a panel a temperature and a line a kind of start."""
-    temperatures = sorted(set(run.temperatures))
+    temperatures = sorted(set(run.target_temperatures))
     figure, *axes = panels(len(temperatures), 2.6)
     times = run.trajectory.times / 1000
+    colours = dict(zip(dict.fromkeys(run.kinds), cycle((BLUE, ORANGE, RED, GREY)), strict=False))
     for ax, temperature in zip(axes, temperatures, strict=True):
-        for kind, colour in zip(dict.fromkeys(run.kinds), (BLUE, ORANGE, RED), strict=False):
+        for kind in dict.fromkeys(run.kinds[run.target_temperatures == temperature]):
             alive = run.trajectory.alive[:, run.group(temperature, kind)].mean(1)
             # The run ends early where none is left.
-            ax.plot(times, 100 * alive, color=colour, lw=1.5, label=kind)
+            ax.plot(times, 100 * alive, color=colours[kind], lw=1.5, label=kind)
         ax.set(xlabel="time, ps", ylabel="alive, %", ylim=(-3, 105), title=f"{temperature:g} K")
-    axes[0].legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False)
     return figure
 
 
-def errors(run, frames):
+def errors(run: "Run", frames: Frames) -> Figure:
     """Relabelled frames: |dE| of every frame by temperature and start, and the model's energy against the reference's."""
     figure, left, right = panels(2)
     rng = np.random.default_rng(0)
     groups = run.groups
-    temperatures = sorted(set(run.temperatures))
+    temperatures = sorted(set(run.target_temperatures))
     shades = dict(zip(temperatures, np.linspace(0.25, 0.95, len(temperatures)), strict=True))
     for x, (temperature, kind) in enumerate(groups):
         mine = np.isin(frames.replica, run.group(temperature, kind)) & ~frames.final & np.isfinite(frames.energy_error)
@@ -102,7 +108,7 @@ def errors(run, frames):
     reference = frames.energy[kept] / KCAL_MOL - frames.energy_error[kept]
     if len(reference):
         zero = reference.min()
-        colours = [shades[t] for t in run.temperatures[frames.replica[kept]]]
+        colours = [shades[t] for t in run.target_temperatures[frames.replica[kept]]]
         right.scatter(reference - zero, frames.energy[kept] / KCAL_MOL - zero, c=colours, cmap="inferno", s=6, vmin=0, vmax=1)
         limits = [0, (reference - zero).max()]
         right.plot(limits, limits, color=GREY, lw=0.8)
@@ -111,7 +117,7 @@ def errors(run, frames):
     return figure
 
 
-def distributions(found, temperature, most=6):
+def distributions(found: Sequence[Distribution], temperature: float, most: int = 6) -> Figure:
     """The coordinates whose distributions are farthest apart at one temperature."""
     worst = sorted(found, key=lambda d: -d.distance)[:most]
     figure, *axes = panels(len(worst), 2.8)
@@ -129,7 +135,7 @@ def distributions(found, temperature, most=6):
     return figure
 
 
-def uncertainty(run, frames, before, threshold):
+def uncertainty(run: "Run", frames: Frames, before: Windows, threshold: float | None) -> Figure:
     """The model's standard deviation against its error, and sigma in the time before failures."""
     figure, left, right = panels(2)
     kept = np.isfinite(frames.energy_error)
@@ -149,11 +155,11 @@ def uncertainty(run, frames, before, threshold):
         right.axhline(threshold / KCAL_MOL, color="black", lw=1, ls="--", label="alarm")
         right.legend(fontsize=7, frameon=False)
     right.set(xlabel="time to failure, fs", ylabel="sigma, kcal/mol")
-    _logarithmic(right, len(before.replica), "no failures")
+    _logarithmic(right, len(before.replica) > 0, "no failures")
     return figure
 
 
-def _logarithmic(ax, has_data, without, x=False):
+def _logarithmic(ax: Axes, has_data: bool, without: str, x: bool = False) -> None:
     """Logarithmic axes, which need data; a word where there are none."""
     if has_data:
         ax.set(yscale="log", **({"xscale": "log"} if x else {}))
@@ -162,7 +168,11 @@ def _logarithmic(ax, has_data, without, x=False):
         ax.set_axis_off()
 
 
-def ramachandran(residues, temperature, runs):
+def ramachandran(
+    residues: Sequence[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]],
+    temperature: float,
+    runs: Mapping[str, "Run"],
+) -> Figure:
     """phi and psi of every residue: ``runs`` {name: Run} beside each other, as many frames of each through the same time."""
     figure, *axes = panels(len(runs), 4.0)
     end = min(run.trajectory.times[-1] for run in runs.values())
@@ -172,7 +182,7 @@ def ramachandran(residues, temperature, runs):
     for ax, name, positions in zip(axes, runs, frames, strict=True):
         positions = positions[np.linspace(0, len(positions), min(most, len(positions)), endpoint=False).astype(int)]
         for phi, psi in residues:
-            ax.plot(dihedral(positions, *phi), dihedral(positions, *psi), ".", ms=2, alpha=0.5)
+            ax.plot(*(np.degrees(dihedral(positions, *atoms)) for atoms in (phi, psi)), ".", ms=2, alpha=0.5)
         ax.set(xlim=(-180, 180), ylim=(-180, 180), xlabel="phi, °", ylabel="psi, °", aspect="equal")
         ax.set_title(f"{name}, {temperature:g} K, {len(positions)} frames", fontsize=9)
     return figure

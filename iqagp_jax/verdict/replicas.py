@@ -1,18 +1,22 @@
 """The runs that a verdict judges: where replicas begin, how they are driven, and what is kept of them."""
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from iqagp_jax.dynamics.checks import check_temperatures, multiple, require_positive
+from iqagp_jax.dynamics.folder import CHECKPOINT, DESCRIPTION, TOLERANCE
 from iqagp_jax.dynamics.minimise import minimise
-from iqagp_jax.dynamics.run import simulate
+from iqagp_jax.dynamics.record import Run
+from iqagp_jax.dynamics.run import probes, simulate
 from iqagp_jax.dynamics.starts import at_rest, random_displacements, stretched
-from iqagp_jax.dynamics.trajectory import Trajectory, load_trajectory
-from iqagp_jax.machine.files import write_atomically
-from iqagp_jax.system.failure import Status, failure_rule, failure_status
+from iqagp_jax.potential import energy_and_forces, energy_fn
+from iqagp_jax.system.elements import same_atoms
+from iqagp_jax.system.failure import Status, failure_status
+from iqagp_jax.system.system import System
 from iqagp_jax.verdict.structure import same_structure
 
 KINDS = ("equilibrium", "displaced", "stretched")
@@ -47,7 +51,16 @@ class Protocol:
     """their length, ps"""
     seed: int = 0
 
-    def __post_init__(self):
+    no_ensemble: ClassVar[str] = "no reference dynamics"
+    """why there is none to compare with, if so"""
+
+    @property
+    def words(self) -> str:
+        """What is run, in words."""
+        many = f"{self.replicas} replicas for every temperature and kind of start"
+        return f"{many}, {self.time:g} ps each, Nose-Hoover chain without total and angular momentum"
+
+    def __post_init__(self) -> None:
         if unknown := sorted(set(self.kinds) - set(KINDS)):
             raise ValueError(f"expected starts among {', '.join(KINDS)}, found {', '.join(unknown)}")
         if self.replicas < 1 or self.frames < 1 or not self.temperatures or not self.kinds:
@@ -67,94 +80,167 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Run:
-    """R replicas after their run."""
+class Found:
+    """A run that was there before anyone thought of a verdict: what is known of it, and what is looked at."""
 
-    trajectory: Trajectory
-    temperatures: np.ndarray
-    """(R,) K"""
-    kinds: np.ndarray
-    """(R,) names"""
-    failure_times: np.ndarray
-    """(R,) fs, NaN for survivors"""
-    reasons: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    """K"""
+    kinds: tuple[str, ...]
+    time: float
+    """ps, as far as it came"""
+    timestep: float
+    """fs"""
+    frame_interval: float
+    """fs"""
+    thermostat: str
+    frames: int = 50
+    """relabelled for every temperature and kind of start, at least"""
+    seed: int = 0
+    """of the choice of calm stretches"""
 
-    def group(self, temperature, kind):
-        """Numbers of the replicas at a temperature from a kind of start."""
-        return np.flatnonzero((self.temperatures == temperature) & (self.kinds == kind))
+    no_ensemble: ClassVar[str] = "a run that was there has no reference dynamics beside it"
+
+    @classmethod
+    def of(cls, run: Run, frames: int, seed: int) -> "Found":
+        """Of a run; ValueError, in a sentence, where it is too short to look at."""
+        if len(run.times) < 2:
+            raise ValueError(f"expected a run of two frames or more, found {len(run.times)} in {run.directory}; let it go on")
+        if frames < 1:
+            raise ValueError(f"expected one frame or more to relabel, found {frames}")
+        told = run.description
+        temperatures = tuple(dict.fromkeys(run.target_temperatures.tolist()))
+        timestep, interval = told["timestep_fs"], told["frame_interval_fs"]
+        time = float(run.times[-1]) / 1000
+        return cls(temperatures, tuple(dict.fromkeys(run.kinds)), time, timestep, interval, told["thermostat"], frames, seed)
 
     @property
-    def groups(self):
-        """All (temperature, kind) in order."""
-        return list(dict.fromkeys(zip(self.temperatures.tolist(), self.kinds.tolist(), strict=True)))
+    def words(self) -> str:
+        """What was run, in words."""
+        return f"A run that was there, {self.time:g} ps with a {self.thermostat} thermostat"
+
+
+@dataclass(frozen=True)
+class Distorted:
+    """What became of the distorted starts of one kind."""
+
+    start: str
+    drawn: int
+    used: int
+    """that the reference keeps together"""
+    same_end: int
+    """of those, that the model relaxes to the structure that the reference relaxes them to"""
+
+
+@dataclass(frozen=True)
+class Driven:
+    """Runs to be judged."""
+
+    protocol: Protocol | Found
+    run: Run
+    system: System
+    """at the model's minimum"""
+    equilibrium: str
+    """what that is, in words"""
+    starts: tuple[Distorted, ...] = ()
+    reference: Run | None = None
+    """its own dynamics, to compare with"""
 
     @property
-    def lives(self):
-        """Frames (R,) that each replica was alive in."""
-        return self.trajectory.alive.sum(0)
+    def runs(self) -> dict[str, Run]:
+        """All of them by name."""
+        return {"model": self.run, **({"reference": self.reference} if self.reference else {})}
 
 
-def run_replicas(energy, rule, starts, protocol, directory, time, seed):
-    """Run replicas from ``starts`` {kind: (n, N, 3)} at all temperatures, or read what an earlier call finished: a `Run`."""
-    directory, temperatures = Path(directory), protocol.temperatures
-    kinds = [kind for _ in temperatures for kind in starts for _ in starts[kind]]
-    targets = np.repeat(temperatures, sum(len(s) for s in starts.values()))
-    outcome = directory / "outcome.json"
-    if not outcome.exists():
-        result = simulate(
-            energy,
-            rule,
-            np.concatenate([starts[kind] for _ in temperatures for kind in starts]),
-            directory,
-            temperature=targets,
-            time=time,
-            timestep=protocol.timestep,
-            frame_interval=protocol.frame_interval,
-            seed=seed,
-            kinds=kinds,
-        )
-        facts = {
-            "kinds": kinds,
-            "failure_times": [None if np.isnan(t) else float(t) for t in result.failure_times],
-            "reasons": result.failure_reasons,
-            "ms_per_step_per_replica": result.ms_per_step_per_replica,
-        }
-        write_atomically(outcome, json.dumps(facts))
-    return load_run(directory)
+def drive(potential: Any, system: System, directory: Path, protocol: Protocol, reference: Any = None) -> Driven:
+    """Run the replicas of a protocol, and the reference's own where it has dynamics; or go on with them.
+
+    The runs are in the folders ``model`` and ``reference`` of ``directory``.
+    """
+    energy = energy_fn(potential, system=system)
+    system, equilibrium = minimum_of(potential, system, energy)
+    starts, told = choose_starts(energy, system, protocol, reference)
+    run = run_replicas(potential, system, starts, protocol, directory / "model", protocol.time, protocol.seed)
+    beside = None
+    if hasattr(reference, "energy_fn") and protocol.reference_replicas and "equilibrium" in protocol.kinds:
+        begin = {"equilibrium": np.repeat(system.positions[None], protocol.reference_replicas, axis=0)}
+        # Other momenta than the model's, so that the two samples are independent.
+        options = protocol, directory / "reference", protocol.reference_time, protocol.seed + 1
+        beside = run_replicas(reference.energy_fn(), system, begin, *options)
+    return Driven(protocol, run, system, equilibrium, told, beside)
 
 
-def load_run(directory):
-    """The `Run` that `run_replicas` left in a folder."""
-    directory = Path(directory)
-    facts, trajectory = json.loads((directory / "outcome.json").read_text()), load_trajectory(directory)
-    failure_times = np.array(facts["failure_times"], dtype=float)
-    return Run(trajectory, trajectory.target_temperatures, np.array(facts["kinds"]), failure_times, tuple(facts["reasons"]))
+def run_replicas(
+    potential: Any,
+    system: System,
+    starts: dict[str, np.ndarray],
+    protocol: Protocol,
+    directory: Path,
+    time: float,
+    seed: int,
+) -> Run:
+    """Run replicas from ``starts`` {kind: (n, N, 3)} at all temperatures, or read what an earlier call finished.
+
+    ``potential`` is any that `simulate` takes, ``system`` is at its minimum, ``time`` in ps.
+    """
+    # What is finished is read without a potential made ready for it.
+    if all((directory / name).exists() for name in (DESCRIPTION, CHECKPOINT)) and (run := Run.open(directory)).finished:
+        return run
+    temperatures = protocol.temperatures
+    return simulate(
+        potential,
+        system,
+        np.concatenate([starts[kind] for _ in temperatures for kind in starts]),
+        directory,
+        temperature=np.repeat(temperatures, sum(len(s) for s in starts.values())),
+        time=time,
+        timestep=protocol.timestep,
+        frame_interval=protocol.frame_interval,
+        seed=seed,
+        kinds=[kind for _ in temperatures for kind in starts for _ in starts[kind]],
+    )
 
 
-def minimum_of(model, energy):
-    """The model's minimum next to its best training geometry, (N, 3), or that geometry if there is none; and which it is."""
-    rest = at_rest(model, energy)
-    if not rest.is_minimum:
-        return rest.system.positions, "the best training geometry, as the model leads from it to no minimum"
-    return rest.system.positions, "the model's minimum next to its best training geometry"
+def minimum_of(potential: Any, system: System, energy: Callable | None = None) -> tuple[System, str]:
+    """The system at the potential's minimum next to where it is, or there if there is none; and which it is, in words."""
+    rest = at_rest(potential, energy, system)
+    if rest.is_minimum:
+        return rest.system, "the model's minimum next to its best training geometry"
+    return rest.system, "the best training geometry, as the model leads from it to no minimum"
 
 
-def choose_starts(model, energy, minimum, protocol, reference):
-    """Starts {kind: (replicas, N, 3)} and what is to be said of them, a dict for each kind of distorted start.
+def drove(potential: Any, system: System, run: Run) -> Any:
+    """In which precision a potential drove a run; ValueError, in a sentence, where it was another potential."""
+    same_atoms(system.species, run.system.species)
+    told, precision = run.description["potential"], run.description.get("precision")
+    # Folders of before 2026-12 do not tell the precision.
+    for dtype in map(np.dtype, [precision] if precision else ["float64", "float32"]):
+        energies, _ = energy_and_forces(potential, dtype, system)(probes(run.starts))
+        if np.allclose(energies, told, rtol=0, atol=TOLERANCE, equal_nan=True):
+            return dtype
+    raise ValueError(
+        f"expected the potential that drove the run in {run.directory}, found one with other energies near its starts; give the"
+        " model of that run"
+    )
+
+
+def choose_starts(
+    energy: Callable, system: System, protocol: Protocol, reference: Any
+) -> tuple[dict[str, np.ndarray], tuple[Distorted, ...]]:
+    """Starts {kind: (replicas, N, 3)} and what is to be said of them, a `Distorted` for each kind of distorted start.
 
     Displaced and stretched starts are relaxed with GFN2-xTB (``reference``, which has ``relax``) and kept where it keeps
     the molecule together: the relaxation converges, and its end is no failure by the rule of `robustness`. Those kept are
     also relaxed by the model; ``same_end`` counts how many reach the reference's structure, all distances within 0.3
     angstrom. Without a reference all are kept.
     """
-    rule = failure_rule(model.species, minimum)
-    n = protocol.replicas
+    rule, minimum, n = system.failure_rule, system.positions, protocol.replicas
     candidates = {
         "equilibrium": lambda: minimum[None],
         "displaced": lambda: random_displacements(rule, minimum, protocol.displacement, DRAWN * n, protocol.seed)[0],
-        "stretched": lambda: stretched(model.species, minimum, protocol.stretch)[:n],
+        "stretched": lambda: stretched(system.species, minimum, protocol.stretch)[:n],
     }
-    starts, told = {}, []
+    starts: dict[str, np.ndarray] = {}
+    told = []
     for kind in protocol.kinds:
         drawn = candidates[kind]()
         if kind != "equilibrium" and reference is not None:
@@ -162,11 +248,11 @@ def choose_starts(model, energy, minimum, protocol, reference):
             kept = np.flatnonzero([r and failure_status(rule, e) == Status.ALIVE for e, r in zip(ends, relaxed, strict=True)])[
                 :n
             ]
-            mine = [minimise(energy, start).positions for start in drawn[kept]]
+            mine = [np.asarray(minimise(energy, start).positions) for start in drawn[kept]]
             same = sum(same_structure(a, b) for a, b in zip(mine, ends[kept], strict=True))
-            told.append({"start": kind, "drawn": len(drawn), "used": len(kept), "same_end": same})
+            told.append(Distorted(kind, len(drawn), len(kept), same))
             if not len(kept):
                 raise ValueError(f"the reference keeps none of {len(drawn)} {kind} starts together; distort them less")
             drawn = drawn[kept]
         starts[kind] = np.resize(drawn, (n, *minimum.shape))
-    return starts, told
+    return starts, tuple(told)

@@ -3,12 +3,14 @@
 Functions of positions (..., N, 3) in angstrom, NumPy; angles in degrees.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from iqagp_jax.dynamics.metadynamics import Dihedral, Transfer, choose_variables
+from iqagp_jax.system.coordinates import angle, dihedral, distance, transfer
 from iqagp_jax.system.geometry import bond_graph, pair_distances
 from iqagp_jax.validation import atom_labels
 
@@ -22,25 +24,6 @@ OWNER_MARGIN = 0.2
 """A hydrogen changes its owner only when another heavy atom is nearer by this (angstrom)."""
 
 
-def distance(positions, i, j):
-    """Distance of two atoms, angstrom."""
-    return np.linalg.norm(positions[..., i, :] - positions[..., j, :], axis=-1)
-
-
-def angle(positions, i, j, k):
-    """Angle at atom j, degrees."""
-    a, b = positions[..., i, :] - positions[..., j, :], positions[..., k, :] - positions[..., j, :]
-    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1)))
-
-
-def dihedral(positions, i, j, k, m):
-    """Dihedral angle in (-180, 180], sign after IUPAC."""
-    first, axis, last = (positions[..., b, :] - positions[..., a, :] for a, b in ((i, j), (j, k), (k, m)))
-    left, right = np.cross(first, axis), np.cross(axis, last)
-    sine = np.linalg.norm(axis, axis=-1) * (first * right).sum(-1)
-    return np.degrees(np.arctan2(sine, (left * right).sum(-1)))
-
-
 @dataclass(frozen=True)
 class Coordinate:
     """An internal coordinate: positions (..., N, 3) -> (...)."""
@@ -50,40 +33,40 @@ class Coordinate:
     """bond, angle, dihedral, contact or transfer"""
     atoms: tuple[int, ...]
 
-    def __call__(self, positions):
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
         match self.kind:
-            case "bond" | "contact":
-                return distance(positions, *self.atoms)
             case "angle":
-                return angle(positions, *self.atoms)
+                return np.degrees(angle(positions, *self.atoms))
             case "dihedral":
-                return dihedral(positions, *self.atoms)
-        donor, hydrogen, acceptor = self.atoms
-        return distance(positions, donor, hydrogen) - distance(positions, acceptor, hydrogen)
+                return np.degrees(dihedral(positions, *self.atoms))
+            case "transfer":
+                return transfer(positions, *self.atoms)
+        return distance(positions, *self.atoms)
 
     @property
-    def unit(self):
+    def unit(self) -> str:
         """degree or angstrom"""
         return "°" if self.kind in ("angle", "dihedral") else "Å"
 
 
-def coordinates(species, reference):
+def coordinates(species: Sequence[str], reference: np.ndarray) -> list[Coordinate]:
     """All bonds and angles of the reference geometry, a dihedral a bond, hydrogen bonds and their transfers."""
     bonded, labels = bond_graph(species, reference), atom_labels(species)
     found = []
 
-    def add(kind, *atoms, joint="-"):
-        found.append(Coordinate(f"{kind} {joint.join(labels[a] for a in atoms)}", kind, tuple(int(a) for a in atoms)))
+    def add(kind: str, *atoms: int, joint: str = "-") -> None:
+        found.append(Coordinate(f"{kind} {joint.join(labels[a] for a in atoms)}", kind, atoms))
 
-    for i, j in np.argwhere(np.triu(bonded)):
+    for i, j in np.argwhere(np.triu(bonded)).tolist():
         add("bond", i, j)
     for j in range(len(species)):
-        for i, k in combinations(np.flatnonzero(bonded[j]), 2):
+        for i, k in combinations(np.flatnonzero(bonded[j]).tolist(), 2):
             add("angle", i, j, k)
-    for j, k in np.argwhere(np.triu(bonded)):
+    for j, k in np.argwhere(np.triu(bonded)).tolist():
         # The heaviest neighbour on either side stands for the torsion.
         ends = [
-            sorted((a for a in np.flatnonzero(bonded[m]) if a not in (j, k)), key=lambda a: species[a] == "H") for m in (j, k)
+            sorted((a for a in np.flatnonzero(bonded[m]).tolist() if a not in (j, k)), key=lambda a: species[a] == "H")
+            for m in (j, k)
         ]
         if all(ends):
             add("dihedral", ends[0][0], j, k, ends[1][0])
@@ -94,7 +77,7 @@ def coordinates(species, reference):
     return found
 
 
-def states(species, reference, positions):
+def states(species: Sequence[str], reference: np.ndarray, positions: np.ndarray) -> list[tuple[str, list[str], np.ndarray]]:
     """Categorical series of a trajectory (F, R, N, 3): [(name, [names of the states], states (F, R) as integers)].
 
     Who owns each hydrogen that is bonded to N or O or ever leaves its atom, and the class of each torsion about a single
@@ -106,20 +89,20 @@ def states(species, reference, positions):
     for h in (a for a, s in enumerate(species) if s == "H" and heavy):
         away = np.stack([distance(positions, h, a) for a in heavy], axis=-1)
         series = settled(away, OWNER_MARGIN)
-        polar = any(species[a] in "NO" for a in np.flatnonzero(bonded[h]))
+        polar = any(species[a] in "NO" for a in np.flatnonzero(bonded[h]).tolist())
         seen = np.unique(series[series >= 0])
         if len(seen) > 1 or polar:
             found.append((f"owner of {labels[h]}", [labels[a] for a in heavy], series))
     for variable in choose_variables(species, reference):
         if isinstance(variable, Dihedral):
-            value = dihedral(positions, *variable.atoms)
+            value = np.degrees(dihedral(positions, *variable.atoms))
             turns = np.stack([np.abs((value - c + 180) % 360 - 180) for c in CONFORMERS.values()], axis=-1)
             name = "torsion " + "-".join(labels[a] for a in variable.atoms)
             found.append((name, list(CONFORMERS), settled(turns, TORSION_MARGIN)))
     return found
 
 
-def settled(away, margin):
+def settled(away: np.ndarray, margin: float) -> np.ndarray:
     """States (F, R) from how far (F, R, K) each replica is from each state: another one must be nearer by ``margin``."""
     finite = np.isfinite(away).all(-1)
     series = np.full(away.shape[:2], -1)
@@ -133,12 +116,14 @@ def settled(away, margin):
     return series
 
 
-def backbone(species, reference):
+def backbone(
+    species: Sequence[str], reference: np.ndarray
+) -> list[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
     """(phi, psi) atoms of every residue: (C', N, CA, C') and (N, CA, C', N), found from the bonds; empty for no peptide."""
     bonded = bond_graph(species, reference)
 
-    def neighbours(a, symbol):
-        return [int(b) for b in np.flatnonzero(bonded[a]) if species[b] == symbol]
+    def neighbours(a: int, symbol: str) -> list[int]:
+        return [b for b in np.flatnonzero(bonded[a]).tolist() if species[b] == symbol]
 
     carbonyls = [
         c
@@ -156,6 +141,6 @@ def backbone(species, reference):
     return found
 
 
-def same_structure(first, second, tolerance=0.3):
+def same_structure(first: np.ndarray, second: np.ndarray, tolerance: float = 0.3) -> bool:
     """Whether all distances of two geometries (N, 3) agree within ``tolerance`` angstrom."""
     return bool(np.abs(pair_distances(first) - pair_distances(second)).max() < tolerance)
