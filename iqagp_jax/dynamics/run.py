@@ -141,7 +141,9 @@ def simulate(
         _check_thermostat(thermostat, atoms, starts)
         bound = _bound(potential, atoms, dtype, np.concatenate([starts, probes(starts)]))
         folder = output_folder(directory)
-        driver = Driver.begin(Dynamics(bound, atoms, thermostat, timestep, rule), targets, seed, starts)
+        dynamics = Dynamics(bound, atoms, thermostat, timestep, rule)
+        start = partial(jax.jit(jax.vmap(dynamics.start, in_axes=(None, 0, 0, 0))), seed, np.arange(len(starts)))
+        driver = Driver(dynamics, targets, start(starts, targets))
         description = {
             "time_ps": float(time),
             "timestep_fs": float(timestep),
@@ -161,7 +163,7 @@ def simulate(
             **({} if dtype is None else {"precision": np.dtype(dtype).name}),
             **({} if model is None else {"model": model}),
             "starts": starts.tolist(),
-            "potential": driver.energies(seed, probes(starts)).tolist(),
+            "potential": np.asarray(driver.advance(start(probes(starts), targets), 0)[1].energies).tolist(),
         }
         check_same_run(folder, description)
         first = jax.process_index() == 0

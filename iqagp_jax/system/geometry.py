@@ -67,8 +67,9 @@ def whole_molecules(positions: ArrayLike, cell: ArrayLike, n_atoms: int) -> Floa
     ``cell`` (3, 3) holds the lattice vectors as rows; consecutive ``n_atoms`` atoms are one molecule, which must be
     smaller than half the box.
     """
+    positions, cell = np.asarray(positions), np.asarray(cell)
     if len(positions) % n_atoms:
         raise ValueError(f"expected a multiple of {n_atoms} atoms, the size of the molecule, found {len(positions)}")
-    molecules = np.asarray(positions).reshape(-1, n_atoms, 3)
+    molecules = positions.reshape(-1, n_atoms, 3)
     fractional = (molecules - molecules[:, :1]) @ np.linalg.inv(cell)
-    return molecules[:, :1] + (fractional - np.round(fractional)) @ np.asarray(cell)
+    return molecules[:, :1] + (fractional - np.round(fractional)) @ cell
