@@ -15,6 +15,7 @@ _processor = hashlib.sha256("".join(sorted({x for x in _lines if x.startswith(("
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/iqagp-tests-{os.getuid()}-{_processor[:12]}")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it warns of tuning hints as if they were instructions
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 SHAPES = ("system", "electrostatics", "families.gp.regression")

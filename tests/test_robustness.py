@@ -92,6 +92,10 @@ def test_a_torn_ring_is_broken_although_it_stays_in_one_piece():
     assert failure_status(rule, helix(60, 1.40, 0.0)) == Status.ALIVE
     # Bonds of 1.40 A, angles of 118 degrees, so those across the ring are as near as they were; the ends are 3.1 A apart.
     assert failure_status(rule, helix(70, 1.096, 0.616)) == Status.BROKEN_BOND
+    # An atom of another molecule at one of its ends is no new partner.
+    lone, there = np.array([[0.0, 0.0, 20.0]]), helix(70, 1.096, 0.616)
+    rule = failure_rule(7 * ("C",), np.concatenate([helix(60, 1.40, 0.0), lone]), (0, 0, 0, 0, 0, 0, 1))
+    assert failure_status(rule, np.concatenate([there, there[:1] - [0.0, 0.0, 1.5]])) == Status.BROKEN_BOND
 
 
 def test_molecules_are_whole_each_for_itself():
@@ -113,8 +117,8 @@ def test_molecules_are_whole_each_for_itself():
     assert failure_status(between, apart(0.8, gap=0.4)) == Status.CONTACT
 
 
-def test_a_box_of_waters_is_checked_in_less_than_a_step():
-    """100 waters, once compiled: a tenth of what their forces take."""
+def test_a_box_of_waters_is_checked_fast():
+    """100 waters within 5 ms, once compiled; 0.2 ms on a quiet machine."""
     grid = 3.1 * np.array(list(np.ndindex(5, 5, 4)), float)
     box = (grid[:, None] + water()).reshape(-1, 3)
     rule = failure_rule(100 * WATER, box, np.repeat(np.arange(100), 3))

@@ -8,6 +8,8 @@ density exp(-V/kT) / sqrt(det I), I the tensor of inertia, with Langevin dynamic
 centrifugal stretching.
 
 Of several molecules, or in a cell, a chain has 3N-3 degrees of freedom: the momentum is removed, the angular momentum stays.
+That of a cluster without walls the forces keep and the chain only scales: where its turning as a whole matters, or the cluster
+is small, take Langevin dynamics.
 
 Units outside: K, ps and fs as said, angstrom, amu, eV. Inside: eV, angstrom, amu, and their unit of time.
 """

@@ -11,7 +11,10 @@ import pytest
 from jax_md import simulate as jax_md_simulate
 from jax_md import space
 
+from iqagp_jax.compose import PerMolecule, Sum
 from iqagp_jax.dynamics.ensembles import Dynamics, Langevin, NoseHoover, bound_energy
+from iqagp_jax.dynamics.run import simulate as run_of
+from iqagp_jax.families.pairs.models import BondedMorse, NeighbourMorse
 from iqagp_jax.system.system import System
 from iqagp_jax.units import BOLTZMANN
 
@@ -191,3 +194,29 @@ def test_bond_lengths_are_distributed_as_in_langevin_dynamics(nose_hoover, lange
 
 def test_bond_lengths_with_jax_md_defaults_are_not(defaults, langevin):
     assert deviations_from_langevin(defaults[1], langevin[1]).max() > 5
+
+
+# Several molecules
+
+WATER = System.of(("O", "H", "H"), [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+TRIANGLE = 3.0 * np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.87, 0.3]])
+CLUSTER = System.of(
+    3 * WATER.species, (TRIANGLE[:, None] + WATER.positions).reshape(-1, 3), molecules=np.repeat(np.arange(3), 3)
+)
+
+
+def test_a_cluster_of_molecules_has_the_target_temperature(tmp_path):
+    """3N-3 degrees of freedom: nothing drifts, and what turns, vibrates and tumbles holds kT/2 each together.
+
+    Not each alone: the forces keep the angular momentum and a chain only scales it, by a factor that follows from the energy.
+    """
+    sticky = NeighbourMorse(("O", "H"), np.array(0.02), np.array(1.0), np.array(2.5), np.array(6.0))
+    potential = Sum(PerMolecule(BondedMorse.of(WATER)), sticky)
+    begin = CLUSTER.positions[None].repeat(REPLICAS, 0)
+    options = {"temperature": 150.0, "time": 3.0, "timestep": 0.25, "frame_interval": 10.0, "progress": False}
+    run = run_of(potential, CLUSTER, begin, tmp_path, thermostat=NoseHoover(20.0), **options)
+    assert run.survived.all()
+    drifting, turning, inner = run.trajectory.kinetic_energies[run.times > 1000.0].mean(0).T / (BOLTZMANN * 150.0 / 2)
+    assert drifting.max() < 1e-9 < turning.min()
+    assert abs(deviation_of_the_mean(turning + inner, 3 * len(CLUSTER) - 3)) < 4
+    assert deviation_of_the_mean(turning + inner, 3 * len(CLUSTER) - 6) > 20
