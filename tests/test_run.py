@@ -92,16 +92,8 @@ def test_a_folder_that_holds_no_whole_run_gets_a_sentence(tmp_path, spoil, sente
 # Any potential, any system
 
 WATER = System.of(("O", "H", "H"), [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
-<<<<<<< HEAD
-PAIR = System.of(
-    2 * WATER.species,
-    np.concatenate([WATER.positions, WATER.positions + np.array([0.0, 0.0, 3.0])]),
-    molecules=[0] * 3 + [1] * 3,
-)
-=======
 ABOVE = np.array([0.0, 0.0, 3.0])
 PAIR = System.of(2 * WATER.species, np.concatenate([WATER.positions, WATER.positions + ABOVE]), molecules=(0, 0, 0, 1, 1, 1))
->>>>>>> runs
 MORSE = BondedMorse.of(WATER)
 TWICE = Sum(PerMolecule(MORSE), NeighbourMorse(("O", "H"), np.array(0.01), np.array(1.0), np.array(3.0), np.array(5.0)))
 BRIEF = {"temperature": 200.0, "time": 0.02, "frame_interval": 5.0, "progress": False}
