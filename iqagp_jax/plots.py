@@ -1,5 +1,7 @@
 """Pictures of models, validations and replicas: each function draws into a new figure and returns it."""
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -112,7 +114,7 @@ def survival(times, failure_times, groups):
     """
     figure, ax = panels()
     alive = ~(times[:, None] >= failure_times)
-    for name, colour in zip(dict.fromkeys(groups), (BLUE, ORANGE, RED, GREY), strict=False):
+    for name, colour in zip(dict.fromkeys(groups), cycle((BLUE, ORANGE, RED, GREY)), strict=False):
         chosen = np.array([g == name for g in groups])
         ax.plot(times / 1000, 100 * alive[:, chosen].mean(1), color=colour, lw=1.5, label=f"{name} ({chosen.sum()})")
     ax.set(xlabel="time, ps", ylabel="replicas alive, %", ylim=(0, 105))
