@@ -5,13 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+Array = jax.Array | np.ndarray
 
 TINY = 1e-24
 """Added under roots whose argument may vanish (angstrom^2), so that gradients stay finite."""
 
 
-def norm(v: Float[Array | np.ndarray, "*batch 3"]) -> Float[Array, "*batch"]:
+def norm(v: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
     """Length of vectors (..., 3) whose gradient is finite, zero, at the origin."""
     return jnp.sqrt(jnp.sum(v * v, -1) + TINY)
 
