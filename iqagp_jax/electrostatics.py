@@ -85,7 +85,7 @@ def interaction_energy(positions, moments, molecule):
     return jnp.sum(interaction_energies(positions, moments, molecule))
 
 
-def local_axes(frames: Any, positions: Float[Array | np.ndarray, "n 3"]) -> Float[Array, "n 3 3"]:
+def local_axes(frames: Any, positions: Float[Array | np.ndarray, "n 3"]) -> Float[Array | np.ndarray, "n 3 3"]:
     """Axes (N, 3, 3), as rows, of the atomic local ``frames``, (centre, x-axis, xy-plane) for every atom of (N, 3)."""
     require_float64()
     return jax.vmap(local_frame, (None, 0, 0, 0))(jnp.asarray(positions), *jnp.asarray(frames).T)
