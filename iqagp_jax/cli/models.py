@@ -40,8 +40,8 @@ def train(
     data = load_dataset(dataset, energy_key, forces_key)
     data = data.with_partition(partition) if partition else data
     resolved = GPOptions(**options).resolved(data)
-    if partition and "atomic_energies" not in resolved.targets:
-        found = " and ".join(resolved.targets)
+    if partition and "atomic_energies" not in resolved.learned:
+        found = " and ".join(resolved.learned)
         raise ValueError(f"expected --partition where atomic energies are learned, found {found}; leave it out")
     if compare_means:
         print_means(data, resolved)

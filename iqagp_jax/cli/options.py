@@ -65,8 +65,9 @@ def _parameters(f: Any, hint: Any, default: Any) -> list[inspect.Parameter]:
 
 
 def _parameter(name: str, kind: Any, default: Any, names: list[str], **told: Any) -> inspect.Parameter:
-    annotation = Annotated[kind | None if default is None else kind, typer.Option(*names, **told)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    read = kind | None if default is None else kind
+    option = typer.Option(*names, **told)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[read, option])
 
 
 def _kind(f: Any, hint: Any) -> Any:

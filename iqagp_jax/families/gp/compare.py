@@ -32,7 +32,7 @@ def compare_means(dataset, names, n_train=None, progress=lambda names: names, **
         raise ValueError(
             "expected a likelihood to compare prior means by, found the loss hold-out; take concentrated or marginal"
         )
-    targets = resolved.targets
+    targets = resolved.learned
     n = min(len(training_frames(dataset, n_train, targets)), COMPARED)
 
     def per_point(name):

@@ -8,13 +8,14 @@ import numpy as np
 
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.model import Model
+from iqagp_jax.families.gp.options import NOISE
 from iqagp_jax.families.gp.problem import Problem
 from iqagp_jax.families.gp.search import search_hyperparameters
 
 
 def fit_atoms(problem: Problem, progress) -> Model:
     """A `Model` of atomic energies alone; see `fit.fit_gp`, which calls this."""
-    positions, noise = jnp.asarray(problem.copies.positions), problem.options.shares
+    positions, noise = jnp.asarray(problem.copies.positions), problem.options.shares or NOISE
     prior = jax.jit(jax.vmap(problem.mean))(positions)
     residual = (jnp.asarray(problem.copies.atomic_energies) - prior).T
     points = jax.jit(jax.vmap(problem.features))(positions).swapaxes(0, 1)

@@ -129,12 +129,12 @@ class Sample:
     def of(cls, problem):
         """At most `SUBSET` observations of a problem's, and the processes to search among."""
         train, options = problem.train, problem.options
-        n, _ = first_of(train, options.targets, SUBSET)
-        check_forces(train[:n], options.targets)
+        n, _ = first_of(train, options.learned, SUBSET)
+        check_forces(train[:n], options.learned)
         left = residuals(train, problem.mean)
         family = _family(problem, left[0])
         seen = jax.jit(partial(joint.seen, problem.features))(jnp.asarray(train.positions[:n]))
-        y = joint.observations(options.targets, *(part[:n] for part in left))
+        y = joint.observations(options.learned, *(part[:n] for part in left))
         chosen = NOISES if options.solver == "cholesky" else NOISES[:1]
         return cls(problem, family, seen, y, chosen if options.shares is None else (options.shares,))
 
@@ -146,7 +146,7 @@ class Sample:
     @property
     def targets(self):
         """Of the problem."""
-        return self.problem.options.targets
+        return self.problem.options.learned
 
     @cached_property
     def shares(self):
@@ -191,14 +191,15 @@ class Sample:
 
 def fit_joint(problem: Problem, progress) -> Model:
     """A `Model` of energies of the molecule or forces; see `fit.fit_gp`, which calls this."""
-    targets, copies = problem.options.targets, problem.copies
+    targets, copies = problem.options.learned, problem.copies
     by_factor = problem.options.solver == "cholesky"
     if by_factor:
         labels = (copies.atomic_energies, copies.energy, copies.forces)
         joint.check_memory(np.isfinite(joint.observations(targets, *labels)).sum())
     sample = Sample.of(problem)
     found = sample.likeliest(progress)
-    prior = _prior(sample, *sample.smoothest(found.parameters[0]), found.trace)
+    parameters, k, covariance = sample.smoothest(found.parameters[0])
+    prior = _prior(sample, parameters, k, covariance, found.trace)
     model = Fitted.of(prior).add(copies).model if by_factor else _iteratively(prior, copies, progress)
     return model if targets != ("forces",) else _with_energies(model, problem.train)
 
@@ -253,7 +254,7 @@ def _family(problem, atomic):
     classes = orbits(permutations)
     if isinstance(features, InverseDistances):
         a, b = features.pairs[0].T
-        if "atomic_energies" not in options.targets:
+        if "atomic_energies" not in options.learned:
             classes = np.zeros_like(classes)
         distances = pair_distances(np.asarray(joint.images(positions, permutations))).mean(0)[a, b]
         return Family(features, problem.kernel, permutations, classes, np.std(points[0], axis=0), distances)

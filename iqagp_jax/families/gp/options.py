@@ -110,7 +110,7 @@ class GPOptions:
         return chosen
 
     def _check_together(self, by_distances: bool) -> None:
-        if self.solver == "cg" and (not by_distances or "atomic_energies" in (self.targets or ())):
+        if self.solver == "cg" and (not by_distances or "atomic_energies" in self.learned):
             raise ValueError(
                 "expected inverse distances, and energy or forces as targets, for solver 'cg'; choose these, or 'cholesky'"
             )
@@ -138,6 +138,11 @@ class GPOptions:
         return Search(**{f.name: getattr(self, f.name) for f in fields(Search)})
 
     @property
+    def learned(self) -> tuple[str, ...]:
+        """The targets; none before they are `resolved`."""
+        return self.targets or ()
+
+    @property
     def is_joint(self) -> bool:
         """Whether atoms share what is learned, in one process of all."""
         return self.targets != ATOMIC
@@ -150,10 +155,9 @@ class GPOptions:
         if not isinstance(self.noise, Mapping | tuple):
             return _share(self.noise)
         given = dict(self.noise)
-        targets = self.targets or ()
-        if set(given) != set(targets):
-            raise ValueError(f"expected a noise for each of {', '.join(targets)}, found {', '.join(given) or 'none'}")
-        each = tuple(_share(given[target]) for target in targets)
+        if set(given) != set(self.learned):
+            raise ValueError(f"expected a noise for each of {', '.join(self.learned)}, found {', '.join(given) or 'none'}")
+        each = tuple(_share(given[target]) for target in self.learned)
         return each if self.is_joint else each[0]
 
     def told(self) -> "GPOptions":

@@ -35,7 +35,7 @@ class Problem:
     def of(cls, dataset: Dataset, options: GPOptions) -> "Problem":
         """The training data of a dataset, and the features that suit them."""
         most = np.inf if options.solver == "cg" else MOST // (2 if options.mirror else 1)
-        train = training_frames(dataset, options.n_train, options.targets, most)
+        train = training_frames(dataset, options.n_train, options.learned, most)
         images = permutations(train.species, train.positions[train.lowest]) if options.symmetry else identity(train)
         return cls(options, train, images, FEATURES[options.features].choose(train.species, train.positions))
 
@@ -71,7 +71,7 @@ class Problem:
         """Where the model comes from."""
         program = f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}"
         copies = len(self.copies) // len(self.train)
-        return MadeBy(self.train.level, self.options.targets, self.options.told(), copies, program)
+        return MadeBy(self.train.level, self.options.learned, self.options.told(), copies, program)
 
 
 def identity(train: Dataset) -> np.ndarray:
