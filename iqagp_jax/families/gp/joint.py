@@ -205,10 +205,11 @@ def _with_forces(slope, curvature, left, right):
     """Energy-force, force-energy and force-force blocks from v phi' / l^2 and v phi'' / l^4 (a, n, m); U and V as above."""
     u = jnp.einsum("ie,iex->ix", left.z, left.jacobian)[:, :, None] - jnp.einsum("iex,je->ixj", left.jacobian, right.z)
     v = jnp.einsum("ie,jex->ijx", left.z, right.jacobian) - jnp.einsum("je,jex->jx", right.z, right.jacobian)
+    energy_force, force_energy = 2 * slope[..., None] * v, -2 * slope[:, :, None, :] * u
     product = jnp.einsum("iex,jey->ixjy", left.jacobian, right.jacobian)
     forces = -2 * slope.sum(0)[:, None, :, None] * product
     forces -= 4 * (curvature.sum(0)[:, None] * u)[..., None] * v[:, None]
-    return 2 * slope[..., None] * v, -2 * slope[:, :, None, :] * u, forces
+    return energy_force, force_energy, forces
 
 
 def observations(targets, atomic_energies, energy, forces):
