@@ -6,7 +6,7 @@ that one, and so on, a pivoted Cholesky factor of the frames' posterior covarian
 are uncertain beyond a limit: a replica that fails crosses it within some 10 fs, and comes to geometries that no right model
 goes to. Then all is fitted again, prior mean and hyperparameters too, since those of calm geometries can be far too smooth for
 what was learned (docs/active.md); or, without ``refit``, what is labelled is added to the model by a block update of its factor
-(`fit_joint.Fitted`), which leaves them as they are.
+(`teach.Fitted`), which leaves them as they are.
 
 Everything is in one folder, and the same call goes on where it was stopped:
 
@@ -31,10 +31,11 @@ from scipy.spatial.distance import cdist
 from iqagp_jax.data.dataset import DECIMALS, Dataset, concatenate
 from iqagp_jax.data.extxyz import load_dataset, save_dataset
 from iqagp_jax.dynamics.record import Run
-from iqagp_jax.families.gp.fit import fit_again, training_frames
-from iqagp_jax.families.gp.fit_joint import Fitted
+from iqagp_jax.families.gp.fit import fit_again
 from iqagp_jax.families.gp.means import named_mean
-from iqagp_jax.families.gp.model import Model, refuse_copies
+from iqagp_jax.families.gp.model import refuse_copies
+from iqagp_jax.families.gp.problem import training_frames
+from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
@@ -139,7 +140,7 @@ def most_uncertain(covariance, n):
 
 def _training_data(model, dataset):
     """What the model learned, and the rest of the dataset; ValueError, in a sentence, where the two cannot go on together."""
-    if not isinstance(model, Model) or ("atomic_energies" in model.targets and "energy" not in model.targets):
+    if not getattr(model, "teachable", False):
         raise ValueError(
             "expected a model that learns the molecule's energy or forces, found one of atomic energies, which the reference"
             " does not give; train one without --targets"

@@ -29,12 +29,11 @@ from ase.data import atomic_numbers
 from iqagp_jax.ase_calculator import IQAGP
 from iqagp_jax.data.extxyz import load_dataset
 from iqagp_jax.dynamics.ensembles import Dynamics, NoseHoover
-from iqagp_jax.families.gp import fast as inference
+from iqagp_jax.families.gp import fast
 from iqagp_jax.families.gp.features import ALF, InverseDistances
-from iqagp_jax.families.gp.fit import build_kernel
-from iqagp_jax.families.gp.kernels import Matern92
+from iqagp_jax.families.gp.kernels import Matern92, build_kernel
 from iqagp_jax.families.gp.means import ConstantMean
-from iqagp_jax.families.gp.model import Model
+from iqagp_jax.families.gp.model import JointData, Model
 from iqagp_jax.machine.devices import compiled, over_devices
 from iqagp_jax.potential import bind, energy_and_forces, rounding_error
 
@@ -146,7 +145,7 @@ def peaks(dtype):
 def floor_ms(model, peak):
     """The floor of a replica-step of a `Model` in milliseconds, as above."""
     with jax.enable_x64(True):
-        points = inference.prepare(model, np.float64)
+        points = fast.prepare(model, np.float64)
     products = 4 if model.directions is None else 8
     multiplied, exponentials = sum(z.size for z in points.z), points.sharpness.size * points.squares.shape[1]
     return 1e-6 * (products * multiplied / peak.gflops + exponentials / peak.gexp)
@@ -165,11 +164,11 @@ def synthetic_model(case, seed=0):
         x = np.asarray(jax.jit(jax.vmap(features))(positions)).swapaxes(0, 1)
         lengthscale = np.full(x.shape[::2], 2.0)
         kernel = build_kernel("rbf-periodic" if case.features == "alf" else "matern52", lengthscale, features.angular)
-        weights, directions = 1e-4 * rng.normal(size=(n_atoms, n)), None
+        weights, joint = 1e-4 * rng.normal(size=(n_atoms, n)), None
         if case.forces:
             forces = 1e-4 * rng.normal(size=positions.shape)
             along = jax.jit(jax.vmap(lambda r, f: jax.jvp(features, (r,), (f,))[1]))(positions, forces)
-            directions = np.asarray(along).swapaxes(0, 1)
+            joint = _joint_data(positions, np.asarray(along).swapaxes(0, 1))
             if case.features == "inverse-distances":
                 kernel = Matern92(np.full(n_atoms, 5.0))
     return Model(
@@ -184,9 +183,17 @@ def synthetic_model(case, seed=0):
         reference=reference,
         trace=np.zeros((1, n_atoms)),
         noise=1e-8,
-        directions=directions,
         targets=("energy", "forces") if case.forces else ("atomic_energies",),
+        joint=joint,
     )
+
+
+def _joint_data(positions, directions):
+    """As after energies and forces of geometries (n, N, 3) without symmetry."""
+    n, n_atoms, _ = positions.shape
+    per_geometry = 1 + 3 * n_atoms
+    observed, noise = np.ones(n * per_geometry, bool), np.full(per_geometry, 1e-8)
+    return JointData(positions, np.arange(n_atoms)[None], observed, noise, directions)
 
 
 def starts(model, replicas, seed=1):

@@ -103,7 +103,11 @@ def _put_together(description, tensors):
         return tuple(_put_together(item, tensors) for item in description["tuple"])
     if "value" in description:
         return _tuples(description["value"])
-    kind = parts()[description["type"]]
+    kind = parts().get(description["type"])
+    if kind is None:
+        raise ValueError(
+            f"expected parts that this version knows in a model file, found {description['type']}; install a later version"
+        )
     known = {name: _put_together(part, tensors) for name, part in description["fields"].items()}
     return getattr(kind, "from_fields", lambda fields: kind(**fields))(known)
 

@@ -19,8 +19,8 @@ from ase.io import read
 
 from iqagp_jax import energy_and_forces, load_model, save_model
 from iqagp_jax.families.fflux import files as ferebus
-from iqagp_jax.families.gp import regression as gp
-from iqagp_jax.families.gp.fit import fit_atom
+from iqagp_jax.families.fflux.fit import fit_atom
+from iqagp_jax.families.gp import regression
 from iqagp_jax.system.geometry import whole_molecules
 from iqagp_jax.units import HARTREE, KJ_MOL
 
@@ -41,8 +41,10 @@ def constant(model, concentrated):
 
 def likelihood(model, concentrated=False):
     with jax.enable_x64(True):
-        covariance = gp.covariance_matrix(model.kernel, model.scaled(model.x), model.noise)
-        return float(gp.log_likelihood(covariance, model.residual, concentrated, concentrated)) + constant(model, concentrated)
+        covariance = regression.covariance_matrix(model.kernel, model.scaled(model.x), model.noise)
+        return float(regression.log_likelihood(covariance, model.residual, concentrated, concentrated)) + constant(
+            model, concentrated
+        )
 
 
 def errors(model, path):

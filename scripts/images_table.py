@@ -18,8 +18,7 @@ from ase.io import read
 
 from iqagp_jax.bench import Case, synthetic_model
 from iqagp_jax.cli.console import table
-from iqagp_jax.families.gp import fast as inference
-from iqagp_jax.families.gp import images, joint
+from iqagp_jax.families.gp import fast, images, joint
 from iqagp_jax.system import symmetry
 
 GEOMETRIES = Path(__file__).parent.parent / "campaigns/glycine/geometries.extxyz"
@@ -36,16 +35,17 @@ def model_of(frames):
         v = 1e-4 * np.random.default_rng(0).normal(size=len(frames) * joint.count(TARGETS, len(species)))
         weights, directions = joint.expansion(v, positions, empty.features, TARGETS, permutations)
         seen = jax.lax.map(empty.features, joint.images(jnp.asarray(positions), permutations), batch_size=64).swapaxes(0, 1)
-    parts = {"train_features": seen, "weights": weights, "directions": directions, "permutations": permutations}
-    return replace(empty, species=species, **{name: np.asarray(part) for name, part in parts.items()})
+    data = replace(empty.joint, positions=positions, directions=np.asarray(directions), permutations=permutations)
+    parts = {"train_features": np.asarray(seen), "weights": np.asarray(weights)}
+    return replace(empty, species=species, joint=data, **parts)
 
 
 def compiled(model, positions, worth):
     """Energies and gradients of positions (B, N, 3) as a call, where images are taken apart if so many times fewer are made."""
     images.WORTH, usual = worth, images.WORTH
-    points = inference.prepare(model, np.float64)
+    points = fast.prepare(model, np.float64)
     images.WORTH = usual
-    evaluate = jax.jit(jax.vmap(partial(inference.deviation(model.features)[1], points))).lower(positions).compile()
+    evaluate = jax.jit(jax.vmap(partial(fast.deviation(model.features)[1], points))).lower(positions).compile()
     return lambda: jax.block_until_ready(evaluate(positions))
 
 

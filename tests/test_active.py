@@ -12,7 +12,7 @@ from test_verdict import Exact
 from iqagp_jax import energy_variance, fit_gp, load_dataset, load_model, save_dataset, save_model, validate
 from iqagp_jax.active import learn, most_uncertain
 from iqagp_jax.data.dataset import DECIMALS
-from iqagp_jax.families.gp.fit_joint import Fitted
+from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import Protocol
@@ -132,7 +132,7 @@ def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset
         learn(small, dataset, tmp_path / "sure", Exact(), protocol, 1, 2, max_uncertainty=1e-6 * KCAL_MOL)
     with pytest.raises(ValueError, match="with the 4 training geometries of the model, found one without 4 of them"):
         learn(small, test_set, tmp_path, Exact())
-    unnamed = replace(small, provenance=tuple({**dict(small.provenance), "prior_mean": "my_wall"}.items()))
+    unnamed = replace(small, made_by=replace(small.made_by, options=replace(small.made_by.options, prior_mean="my_wall")))
     with pytest.raises(ValueError, match="found 'my_wall'"):
         learn(unnamed, dataset, tmp_path, Exact())
     lost = replace(dataset, origin={"split": np.full(len(dataset), "test")})

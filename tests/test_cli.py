@@ -14,8 +14,6 @@ from conftest import make_dataset
 from iqagp_jax import cli, load_dataset, save_dataset, save_model
 from iqagp_jax.cli import console, models
 from iqagp_jax.families.fflux.files import CONVENTIONS
-from iqagp_jax.families.gp.fit import DEFAULT_KERNEL, KERNELS
-from iqagp_jax.families.gp.search import LOSSES, OPTIMISERS
 from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.machine.devices import use_cores
 from iqagp_jax.references.xtb import XTB
@@ -48,11 +46,7 @@ def folder(tmp_path_factory):
 
 
 def test_choices_are_the_registries():
-    assert get_args(models.FeatureName) == tuple(DEFAULT_KERNEL)
-    assert get_args(models.KernelName) == KERNELS
     assert get_args(console.PartitionName) == tuple(PARTITIONS)
-    assert get_args(models.LossName) == LOSSES
-    assert get_args(models.OptimiserName) == OPTIMISERS
     assert all(name in models.CONVENTION_HELP for name in CONVENTIONS)
 
 

@@ -294,7 +294,7 @@ def test_weights_of_other_conventions_are_recognised(convention, tmp_path):
     make_file(path, kernel)
     model = ferebus._interpret(ferebus._File(path), (convention,))
     with ferebus.jax.enable_x64(True):
-        weights = np.asarray(ferebus.gp.weights(model.factor(), model.residual))
+        weights = np.asarray(ferebus.regression.weights(model.factor(), model.residual))
     make_file(path, kernel, weights=weights)
     with pytest.raises(ValueError, match=f"they are with the conventions {convention}$"):
         ferebus.read_model(path)

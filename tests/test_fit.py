@@ -1,4 +1,5 @@
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 
 import jax
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 from conftest import make_dataset
 
 from iqagp_jax import fit_gp, leave_one_out
-from iqagp_jax.families.gp import fit
-from iqagp_jax.families.gp.fit import DEFAULT_KERNEL, KERNELS, default_targets, fit_again
+from iqagp_jax.families.gp import compare, problem, regression
+from iqagp_jax.families.gp.fit import fit_again
+from iqagp_jax.families.gp.kernels import Matern52
 from iqagp_jax.families.gp.means import CONSTANTS, constant_mean
+from iqagp_jax.families.gp.options import GPOptions, default_targets
 from iqagp_jax.system.symmetry import permutations
 
 
@@ -19,16 +22,13 @@ def test_likelihood_rises_for_every_atom(model):
 
 def test_hyperparameters_are_a_maximum(dataset):
     """Moving one length scale by 5% either way from the optimum lowers the likelihood."""
-    from iqagp_jax.families.gp import regression as gp
-    from iqagp_jax.families.gp.kernels import Matern52
-
     fitted = fit_gp(dataset, "inverse-distances", prior_mean="mf1", max_steps=200, targets=("atomic_energies",))
     with jax.enable_x64(True):
         best = jax.numpy.asarray(fitted.kernel.lengthscale[0])
 
         def likelihood(lengthscale):
-            covariance = gp.covariance_matrix(Matern52(lengthscale), fitted.train_features[0], fitted.noise)
-            return float(gp.log_likelihood(covariance, fitted.residual[0], True))
+            covariance = regression.covariance_matrix(Matern52(lengthscale), fitted.train_features[0], fitted.noise)
+            return float(regression.log_likelihood(covariance, fitted.residual[0], True))
 
         at_best = likelihood(best)
         for d in range(len(best)):
@@ -77,7 +77,7 @@ def test_stored_training_split_is_used():
     ("options", "sentence"),
     [
         ({"features": "soap"}, "expected features among inverse-distances, alf"),
-        ({"kernel": "cosine"}, "expected a kernel among"),
+        ({"kernel": "cosine"}, "expected kernel among"),
         ({"features": "alf", "kernel": "matern52"}, "would tear the angles"),
         ({"prior_mean": "mf6"}, "expected a prior mean among"),
         ({"n_train": 1000}, "expected between 2 and 80 training geometries"),
@@ -155,7 +155,7 @@ def test_fitting_again_keeps_a_noise_that_was_given(dataset):
     model = fit_gp(dataset[:4], targets=("energy", "forces"), noise=noise, max_steps=0)
     assert fit_again(model, dataset[:5]).noise == model.noise == (1e-5, 1e-4)
     chosen = fit_gp(dataset[:4], targets=("energy", "forces"), max_steps=0)
-    assert [dict(m.provenance)["noise"] for m in (model, chosen)] == ["given", "chosen"]
+    assert [m.made_by.options.noise for m in (model, chosen)] == [tuple(noise.items()), None]
 
 
 def test_copies_are_told_and_not_counted(dataset):
@@ -169,19 +169,33 @@ def test_copies_are_told_and_not_counted(dataset):
 
 def test_prior_means_are_compared_by_likelihoods_of_the_points_seen(dataset):
     options = {"targets": ("atomic_energies",), "max_steps": 0}
-    few = fit.compare_means(dataset[:10], ["mf1"], **options)["mf1"]
-    assert fit.compare_means(dataset, ["mf1"], n_hyper=10, **options)["mf1"] == pytest.approx(few, rel=0.2)
+    few = compare.compare_means(dataset[:10], ["mf1"], **options)["mf1"]
+    assert compare.compare_means(dataset, ["mf1"], n_hyper=10, **options)["mf1"] == pytest.approx(few, rel=0.2)
     with pytest.raises(ValueError, match="expected a likelihood to compare prior means by"):
-        fit.compare_means(dataset, ["mf1"], loss="hold-out", **options)
+        compare.compare_means(dataset, ["mf1"], loss="hold-out", **options)
 
 
 def test_more_observations_than_fit_into_a_minute_are_left_out_and_told(dataset, monkeypatch):
     per_geometry = 4 * len(dataset.species)
-    monkeypatch.setattr(fit, "MOST", 5 * per_geometry + 1)
+    monkeypatch.setattr(problem, "MOST", 5 * per_geometry + 1)
     with pytest.warns(UserWarning, match="from the first 5 of 80 training geometries"):
         assert fit_gp(dataset, max_steps=0).n_train == 5
     assert fit_gp(dataset, n_train=6, max_steps=0).n_train == 6
 
 
-def test_default_kernels_exist():
-    assert set(DEFAULT_KERNEL.values()) <= set(KERNELS)
+def test_options_are_told_and_others_refused(dataset):
+    names = list(inspect.signature(fit_gp).parameters)
+    assert names[:9] == ["dataset", "features", "kernel", "prior_mean", "n_train", "noise", "max_steps", "n_hyper", "mirror"]
+    assert names[-1] == "progress" and set(names[1:-1]) == {f.name for f in fields(GPOptions)}
+    with pytest.raises(TypeError, match=r"expected options among features, kernel, .* patience, found steps"):
+        fit_gp(dataset, steps=3)
+    with pytest.raises(TypeError, match="found features twice"):
+        fit_gp(dataset, "alf", features="alf")
+
+
+@pytest.mark.parametrize("features", ["inverse-distances", "alf"])
+@pytest.mark.parametrize("targets", [None, ("atomic_energies",), ("energy",)])
+def test_resolved_options_leave_nothing_open_and_stay(features, targets, dataset):
+    resolved = GPOptions(features, targets=targets).resolved(dataset)
+    assert None not in (resolved.kernel, resolved.prior_mean, resolved.targets, resolved.symmetry)
+    assert resolved.resolved(dataset) == resolved

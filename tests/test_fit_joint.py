@@ -19,7 +19,6 @@ from iqagp_jax import (
     leave_one_out,
     load_dataset,
     load_model,
-    potential,
     predictive_variance,
     save_dataset,
     save_model,
@@ -27,7 +26,9 @@ from iqagp_jax import (
 )
 from iqagp_jax.data.dataset import concatenate
 from iqagp_jax.families.gp import fit_joint, iterative, joint
+from iqagp_jax.families.gp import model as model_of_gp
 from iqagp_jax.families.gp.features import InverseDistances
+from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import predict
 
@@ -131,7 +132,7 @@ def test_variances_share_a_factor_and_are_the_same_in_chunks(few, test_set, monk
     monkeypatch.setattr(joint, "factorise", lambda matrix: made.append(matrix) or factorise(matrix))
     whole = predict(model, test_set.positions[:5])
     # The rounding of the prior variance is 1e-5 of what the data leave of it.
-    monkeypatch.setattr(potential, "COVARIANCES", 1)
+    monkeypatch.setattr(model_of_gp, "COVARIANCES", 1)
     for name in ("variance", "force_variance"):
         np.testing.assert_allclose(*(getattr(p, name) for p in (whole, predict(model, test_set.positions[:5]))), rtol=1e-4)
     assert len(made) == 1
@@ -181,7 +182,7 @@ def test_bad_input_gets_a_sentence(few, monkeypatch):
         fit_gp(few, targets=BOTH, solver="lu")
     with pytest.raises(ValueError, match="expected inverse distances, and energy or forces as targets, for solver 'cg'"):
         fit_gp(few, targets=BOTH, solver="cg")
-    fitted = fit_joint.Fitted.of(fit_gp(few, targets=BOTH, max_steps=0))
+    fitted = Fitted.of(fit_gp(few, targets=BOTH, max_steps=0))
     monkeypatch.setattr(joint.os, "sysconf", lambda name: 100)
     with pytest.raises(ValueError, match=r"found 96 observations, which need 0 GiB of 0; .* solver='cg'"):
         fitted.add(few)
@@ -220,7 +221,7 @@ def test_copies_are_learned_like_the_originals(features, targets, few):
 def test_the_sum_over_images_is_what_copies_are(few, test_set):
     """Conditioned on a geometry under the summed covariance, or on all its copies under the plain one: the same mean."""
     model = fit_gp(few, targets=BOTH, max_steps=0, symmetry=True)
-    prior = fit_joint.Fitted.of(replace(model, permutations=None))
+    prior = Fitted.of(replace(model, joint=replace(model.joint, permutations=np.arange(4)[None])))
     copies = concatenate([few, few.permuted(np.array([0, 1, 3, 2]))])
     with_copies = prior.add(copies).model
     for a, b in zip(*(energy_and_forces(m)(test_set.positions) for m in (model, with_copies)), strict=True):
@@ -247,7 +248,7 @@ def test_noise_and_weights_come_from_the_data(few):
 @pytest.mark.parametrize("targets", [("energy", "forces"), ("forces",)])
 def test_conjugate_gradients_find_the_factor_s_weights(targets, dataset, test_set, monkeypatch):
     """Also where an observation is missing."""
-    monkeypatch.setattr(iterative, "TOLERANCE", 1e-6)
+    monkeypatch.setattr(iterative, "LEFT_OVER", 1e-6)
     forces = dataset.forces[:20].copy()
     forces[3] = np.nan
     data, options = replace(dataset[:20], forces=forces), {"targets": targets, "symmetry": True, "max_steps": 0}
@@ -283,7 +284,7 @@ def test_what_a_geometry_lacks_is_left_out(few, test_set):
 
 def test_added_geometries_are_as_if_there_from_the_start(dataset, test_set):
     targets, parts = ("energy", "forces"), (dataset[:5], dataset[5:8])
-    prior = fit_joint.Fitted.of(fit_gp(parts[0], targets=targets, max_steps=0))
+    prior = Fitted.of(fit_gp(parts[0], targets=targets, max_steps=0))
     grown, whole = prior.add(parts[0]).add(parts[1]).model, prior.add(dataset[:8]).model
     for a, b in zip(*(energy_and_forces(m)(test_set.positions) for m in (grown, whole)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
@@ -302,13 +303,13 @@ def test_an_energy_counts_where_atomic_energies_are_missing(few, test_set):
     np.testing.assert_allclose(*(energy_and_forces(m)(test_set.positions)[1] for m in (with_energy, without)), atol=1e-5)
     assert with_energy.observed.sum() == without.observed.sum() == 6 * 16
     nothing = np.full_like(test_set.forces[:2], np.nan)
-    known, more = fit_joint.Fitted.of(with_energy).add(few), replace(test_set[:2], atomic_energies=None, forces=nothing)
+    known, more = Fitted.of(with_energy).add(few), replace(test_set[:2], atomic_energies=None, forces=nothing)
     taught = known.add(more).model
     assert taught.observed.sum() == 6 * 16 + 2
     before, after = (np.abs(energy_and_forces(m)(more.positions)[0] - more.energy).max() for m in (known.model, taught))
     assert after < 2 * np.sqrt(taught.noise_variance[4]) < 0.2 * before
     with pytest.raises(ValueError, match="found none of atomic_energies"):
-        fit_joint.Fitted.of(without).add(more)
+        Fitted.of(without).add(more)
 
 
 def test_a_short_length_scale_is_taken_where_it_is_as_good():

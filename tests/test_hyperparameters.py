@@ -5,8 +5,8 @@ import pytest
 
 from iqagp_jax import fit_gp
 from iqagp_jax.families.fflux.fit import fit_atom
-from iqagp_jax.families.gp import regression as gp
-from iqagp_jax.families.gp import search as hyperparameters
+from iqagp_jax.families.gp import regression
+from iqagp_jax.families.gp import search as search_module
 from iqagp_jax.families.gp.kernels import RBF
 from iqagp_jax.families.gp.search import (
     HOLD_OUT,
@@ -42,12 +42,12 @@ def test_the_best_mean_is_the_best():
     residual = jnp.array(Y[0])
 
     def value(parameters, free_mean=True, shift=0.0):
-        covariance = gp.covariance_matrix(build(parameters), X[0], NOISE)
-        return gp.log_likelihood(covariance, residual - shift, True, free_mean)
+        covariance = regression.covariance_matrix(build(parameters), X[0], NOISE)
+        return regression.log_likelihood(covariance, residual - shift, True, free_mean)
 
     at = jnp.array([-0.3, 0.4])
-    factor = jnp.linalg.cholesky(gp.covariance_matrix(build(at), X[0], NOISE))
-    best = gp.generalised_least_squares_mean(factor, residual)
+    factor = jnp.linalg.cholesky(regression.covariance_matrix(build(at), X[0], NOISE))
+    best = regression.generalised_least_squares_mean(factor, residual)
     assert value(at) == pytest.approx(float(value(at, False, best)), abs=1e-9)
     assert max(value(at, False, best + d) for d in (-0.05, 0.05)) < value(at)
     step = 1e-5
@@ -95,10 +95,10 @@ def test_a_feature_that_starts_too_far_to_be_felt_comes_back(monkeypatch):
         jnp.array(Y - Y.mean(1, keepdims=True)),
         np.zeros(2, bool),
     )
-    monkeypatch.setattr(hyperparameters, "random_starts", lambda lengthscales, *_: jnp.log(lengthscales)[None])
+    monkeypatch.setattr(search_module, "random_starts", lambda lengthscales, *_: jnp.log(lengthscales)[None])
     near = search_hyperparameters(*data).values
     monkeypatch.setattr(
-        hyperparameters, "random_starts", lambda lengthscales, *_: jnp.log(lengthscales * 1000.0 ** np.eye(2)[1])[None]
+        search_module, "random_starts", lambda lengthscales, *_: jnp.log(lengthscales * 1000.0 ** np.eye(2)[1])[None]
     )
     np.testing.assert_allclose(search_hyperparameters(*data).values, near, atol=0.01)
 
@@ -138,10 +138,10 @@ def test_options_reach_the_molecule_fit(dataset):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"loss": "rmse"}, "expected loss concentrated, marginal, hold-out, found 'rmse'"),
-        ({"optimiser": "sgd"}, "expected optimiser lbfgs, adam, found 'sgd'"),
+        ({"loss": "rmse"}, "expected loss among concentrated, marginal, hold-out, found 'rmse'"),
+        ({"optimiser": "sgd"}, "expected optimiser among lbfgs, adam, found 'sgd'"),
         ({"n_starts": -1}, "expected n_starts of at least 0, found -1"),
-        ({"n_seed": 3}, "expected at least 10 points for n_seed, found 3"),
+        ({"n_seed": 3}, "expected n_seed of at least 10, found 3"),
     ],
 )
 def test_bad_options_get_a_sentence(options, sentence):

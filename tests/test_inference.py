@@ -9,8 +9,7 @@ import pytest
 
 from iqagp_jax import atomic_energies, energy_and_forces, energy_fn
 from iqagp_jax.bench import Case, starts, synthetic_model
-from iqagp_jax.families.gp import fast as inference
-from iqagp_jax.families.gp import images, joint
+from iqagp_jax.families.gp import fast, images, joint
 from iqagp_jax.families.gp.kernels import Matern92
 from iqagp_jax.potential import rounding_error
 
@@ -26,9 +25,9 @@ CASES = {
 def model_of(name):
     """A small model with weights of order one, so that differences of 1e-10 are seen."""
     model = synthetic_model(CASES[name])
-    directions = None if model.directions is None else 1e3 * model.directions
+    data = model.joint and replace(model.joint, directions=1e3 * model.joint.directions)
     kernel = Matern92(np.array([5.0, 6.0, 5.0, 6.0])) if "two" in name else model.kernel
-    return replace(model, kernel=kernel, weights=1e3 * model.weights, directions=directions)
+    return replace(model, kernel=kernel, weights=1e3 * model.weights, joint=data)
 
 
 def model_with_images(worth, monkeypatch):
@@ -44,17 +43,17 @@ def model_with_images(worth, monkeypatch):
     with jax.enable_x64(True):
         weights, directions = joint.expansion(v, train, model.features, targets, permutations)
         points = jax.vmap(model.features)(joint.images(train, permutations)).swapaxes(0, 1)
-    parts = {"train_features": points, "weights": weights, "directions": directions, "permutations": permutations}
-    return replace(model, **{name: np.asarray(part) for name, part in parts.items()})
+    data = replace(model.joint, directions=np.asarray(directions), permutations=permutations)
+    return replace(model, train_features=np.asarray(points), weights=np.asarray(weights), joint=data)
 
 
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("block", [1024, 20])
 def test_products_shared_by_images_change_nothing(count, block, x64, monkeypatch):
-    monkeypatch.setattr(inference, "BLOCK", block)  # 20: of two geometries each, the last filled up
+    monkeypatch.setattr(fast, "BLOCK", block)  # 20: of two geometries each, the last filled up
     model = model_with_images(1, monkeypatch)
     positions = jnp.asarray(starts(model, count))
-    points = inference.prepare(model, np.float64)
+    points = fast.prepare(model, np.float64)
     assert points.images.shape == (2, 3, 3) and len(points.images.order) == 45
     assert points.squares.shape == ((1, 126) if block == 1024 else (4, 36))
     expected, gradients = jax.jit(jax.vmap(jax.value_and_grad(plain(model))))(positions)
@@ -62,7 +61,7 @@ def test_products_shared_by_images_change_nothing(count, block, x64, monkeypatch
     np.testing.assert_allclose(energies, expected, rtol=1e-12)
     np.testing.assert_allclose(forces, -gradients, atol=1e-11 * np.abs(gradients).max())
     apart = model_with_images(1e9, monkeypatch)
-    assert inference.prepare(apart, np.float64).images.count == 1
+    assert fast.prepare(apart, np.float64).images.count == 1
     np.testing.assert_allclose(energy_and_forces(apart)(positions)[1], forces, atol=1e-11 * np.abs(gradients).max())
 
 
@@ -91,24 +90,26 @@ def test_second_derivatives_are_the_plain_formulas(name, x64):
     model = model_of(name)
     positions = jnp.asarray(starts(model, 3))
     direction = jnp.asarray(np.random.default_rng(4).normal(size=(3, 4, 3)))
-    slow, fast = jax.grad(plain(model)), jax.grad(energy_fn(model))
+    slow, quick = jax.grad(plain(model)), jax.grad(energy_fn(model))
     expected = jax.jit(jax.vmap(lambda r, d: along(slow, r, d)))(positions, direction)
     assert np.abs(expected).max() > 1e-3
-    inside = jax.jit(jax.vmap(lambda r, d: along(fast, r, d)))(positions, direction)
-    outside = jax.jit(lambda r, d: along(jax.vmap(fast), r, d))(positions, direction)
-    reverse = jax.jit(jax.grad(lambda r: jnp.sum(jax.vmap(fast)(r) * direction)))(positions)
+    inside = jax.jit(jax.vmap(lambda r, d: along(quick, r, d)))(positions, direction)
+    outside = jax.jit(lambda r, d: along(jax.vmap(quick), r, d))(positions, direction)
+    reverse = jax.jit(jax.grad(lambda r: jnp.sum(jax.vmap(quick)(r) * direction)))(positions)
     for found in (inside, outside, reverse):
         np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
 def test_atoms_that_differ_in_scale_only_are_one_group(x64):
+    """As those of a fit do that see inverse distances with one length scale each; with one for every feature they do not."""
     model = model_of("forces, shared")
     shares = np.array([1.0, 0.5, 2.0, 3.0])
-    scaled = replace(model, directions=shares[:, None, None] * model.directions)
-    apart = replace(scaled, directions=scaled.directions * np.where(np.arange(12) == 3, [[1], [2], [1], [1]], 1)[..., None])
+    scaled = replace(model, joint=replace(model.joint, directions=shares[:, None, None] * model.directions))
+    lengthscale = 5.0 + np.arange(24.0).reshape(4, 6) / 24
+    apart = replace(scaled, kernel=Matern92(lengthscale))
     positions = jnp.asarray(starts(model, 2))
     for case, groups in ((scaled, 1), (apart, 4)):
-        assert len(inference.prepare(case, np.float64).squares) == groups
+        assert len(fast.prepare(case, np.float64).squares) == groups
         expected, gradients = jax.vmap(jax.value_and_grad(plain(case)))(positions)
         energies, forces = energy_and_forces(case)(positions)
         np.testing.assert_allclose(energies, expected, atol=1e-11)
@@ -121,7 +122,8 @@ def test_models_may_be_traced_and_mapped_over(x64):
     positions, factors = jnp.asarray(starts(model, 2)), jnp.array([1.0, 2.0])
 
     def energies(factor, positions):
-        scaled = replace(model, directions=factor * model.directions, weights=factor * model.weights)
+        data = replace(model.joint, directions=factor * model.directions)
+        scaled = replace(model, joint=data, weights=factor * model.weights)
         return energy_fn(scaled)(positions)
 
     expected = factors * jax.vmap(energy_fn(model))(positions)
@@ -133,8 +135,8 @@ def test_chunks_change_nothing(monkeypatch):
     model = model_of("inverse distances")
     positions = starts(model, 11)
     energies, forces = energy_and_forces(model)(positions)
-    monkeypatch.setattr(inference, "CHUNK", 1)
-    monkeypatch.setattr(inference, "FEWEST", 4)  # three chunks, of which the last is filled up
+    monkeypatch.setattr(fast, "CHUNK", 1)
+    monkeypatch.setattr(fast, "FEWEST", 4)  # three chunks, of which the last is filled up
     for found, expected in zip(energy_and_forces(model)(positions), (energies, forces), strict=True):
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-11)
@@ -145,13 +147,13 @@ def test_chunks_change_nothing(monkeypatch):
 def test_blocks_change_nothing(name, count, monkeypatch):
     """Three blocks of 11 training points, the last filled up, for one geometry and for several."""
     model = model_of(name)
-    parts = ("train_features", "weights", "directions")
-    fewer = {part: x[:, :11] for part in parts if (x := getattr(model, part)) is not None}
-    model, positions = replace(model, **fewer), starts(model, count)
+    data = model.joint and replace(model.joint, directions=model.directions[:, :11])
+    fewer = replace(model, train_features=model.train_features[:, :11], weights=model.weights[:, :11], joint=data)
+    model, positions = fewer, starts(model, count)
     expected = energy_and_forces(model)(positions)
-    monkeypatch.setattr(inference, "BLOCK", 5)
+    monkeypatch.setattr(fast, "BLOCK", 5)
     with jax.enable_x64(True):
-        blocks = inference.prepare(model, np.float64)
+        blocks = fast.prepare(model, np.float64)
     assert blocks.squares.shape == (3 * len(blocks.centre), 4)
     for found, value in zip(energy_and_forces(model)(positions), expected, strict=True):
         np.testing.assert_allclose(found, value, atol=1e-11)

@@ -76,7 +76,7 @@ def test_covariance_is_the_textbooks(kernel, targets):
 def test_groups_of_one_atom_each_are_the_same():
     """With a set of features for every atom, scaled beforehand, as with length scales for every feature."""
     targets = ("atomic_energies", "forces")
-    apart = joint.embedded(Matern52(LENGTH), joint.Points(*(jnp.repeat(part, N, axis=0) for part in points(R))))
+    apart = joint.embedded(Matern52(LENGTH), joint.Seen(*(jnp.repeat(part, N, axis=0) for part in points(R))))
     alone = joint.Process(Matern52, VARIANCE[:, None], np.ones((N, 1)), IDENTITY, np.arange(6)[None])
     together = joint.covariance(process(Matern52), points(R), points(R), targets)
     np.testing.assert_allclose(joint.covariance(alone, apart, apart, targets), together, atol=1e-10)

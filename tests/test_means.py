@@ -9,7 +9,7 @@ import pytest
 from conftest import SPECIES, make_dataset
 
 from iqagp_jax import fit_gp, load_model, save_model
-from iqagp_jax.families.gp.fit import compare_means, too_sharp
+from iqagp_jax.families.gp.compare import compare_means, too_sharp
 from iqagp_jax.families.gp.means import ZBL, BornMayer, named_mean, pair_means
 from iqagp_jax.units import KCAL_MOL
 
@@ -91,6 +91,6 @@ def test_a_wall_amid_the_data_is_warned_of():
     assert too_sharp(found) == [wall]
 
 
-def test_a_class_of_ones_own_is_named_in_the_provenance(dataset):
+def test_a_class_of_ones_own_is_told_by_its_name(dataset):
     model = fit_gp(dataset[:10], prior_mean=BornMayer.of(SPECIES), max_steps=0)
     assert model.made_by.options.prior_mean == "BornMayer"

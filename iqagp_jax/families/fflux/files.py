@@ -30,7 +30,7 @@ import numpy as np
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.data.text import TextFile
 from iqagp_jax.families.fflux.models import AtomGP, Atomwise, Moments, PolynomialMean, is_length, told
-from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.features import ALF
 from iqagp_jax.families.gp.kernels import (
     RBF,
@@ -63,7 +63,7 @@ CONVENTIONS = {
 NUGGET = 1e-10
 """FEREBUS' nugget, where a file states none."""
 
-TOLERANCE = 1e-4
+REPRODUCED = 1e-4
 """Weights are reproduced when they agree within this share of the largest."""
 
 NOTES = ("program", "version", "likelihood", "method", "basis-set")
@@ -148,10 +148,10 @@ def read_model(path, conventions=(), accept_weights=False):
 
 
 def reproduces_weights(model):
-    """Whether w = (K + noise)^-1 r gives the weights of an `AtomGP` within `TOLERANCE` of the largest."""
+    """Whether w = (K + noise)^-1 r gives the weights of an `AtomGP` within `REPRODUCED` of the largest."""
     with jax.enable_x64(True):
-        weights = np.asarray(gp.weights(model.factor(), model.residual))
-    return bool(np.abs(weights - model.weights).max() <= TOLERANCE * np.abs(model.weights).max())
+        weights = np.asarray(regression.weights(model.factor(), model.residual))
+    return bool(np.abs(weights - model.weights).max() <= REPRODUCED * np.abs(model.weights).max())
 
 
 def _interpret(file, conventions):
@@ -191,7 +191,7 @@ def _interpret(file, conventions):
         raise ValueError(f"{file.path}: expected a constant mean for the convention gls-mean, found another; leave it out")
     with jax.enable_x64(True):
         scaled = (y - model.y_scaling[0]) / model.y_scaling[1]
-        offset = np.asarray(gp.generalised_least_squares_mean(model.factor(), scaled))
+        offset = np.asarray(regression.generalised_least_squares_mean(model.factor(), scaled))
     return replace(model, mean=replace(model.mean, offset=offset))
 
 

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.families.fflux.models import AtomGP, PolynomialMean, is_length
+from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp import regression
-from iqagp_jax.families.gp.fit import build_kernel
-from iqagp_jax.families.gp.search import Search, search_hyperparameters
+from iqagp_jax.families.gp.kernels import build_kernel
+from iqagp_jax.families.gp.search import search_hyperparameters
+from iqagp_jax.families.options import made_of
 from iqagp_jax.units import BOHR, HARTREE
 
 FEREBUS_NOISE = 1e-10
 """FEREBUS' nugget, with signal variance 1."""
 
 
-def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTREE, progress=lambda steps: steps, **search):
+def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTREE, progress=lambda steps: steps, **options):
     """Fit one property of one atom as FEREBUS does: an `AtomGP` and what the search `Found`.
 
     Args:
@@ -27,10 +29,10 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         kernel: "rbf" on all features as they are, as FEREBUS does, or "rbf-periodic" with the phi periodic.
         noise: nugget, in units of the signal variance 1.
         unit: of y in the project's units: eV for hartree.
-        search: options of `hyperparameters.Search`, by default loss "marginal", tolerance 1e-6, patience 3, max_steps 500.
-            A marginal likelihood has the sample mean, a concentrated one the generalised least-squares mean.
+        options: others of `AtomOptions`. A marginal likelihood has the sample mean, a concentrated one the generalised
+            least-squares mean.
     """
-    search = Search(**{"loss": "marginal", "tolerance": 1e-6, "patience": 3, "max_steps": 500, **search})
+    search = made_of(AtomOptions, (kernel,), options).search
     n, d = x.shape
     if d < 3 or d % 3 or len(y) != n:
         raise ValueError(f"expected features (n, 3N - 6) and n values, found {x.shape} and {np.shape(y)}")

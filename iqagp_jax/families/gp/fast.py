@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqagp_jax.families.gp.features import InverseDistances
 from iqagp_jax.families.gp.images import Images
 from iqagp_jax.families.gp.kernels import Radial
 
@@ -47,7 +46,7 @@ ALONE = 3
 """Up to so many geometries are taken one by one: products of matrices with so few rows are slower than those of vectors."""
 
 
-class Points(NamedTuple):
+class Trained(NamedTuple):
     """All that is known of the training points before any geometry comes; symbols as above."""
 
     images: Images
@@ -67,8 +66,12 @@ class Points(NamedTuple):
 
 
 def prepare(model, dtype):
-    """The `Points` of a `potential.Model` with a radial kernel, in ``dtype``, which is that of the arithmetic to come."""
-    shares = _shares(model)
+    """The `Trained` of a `model.Model` with a radial kernel, in ``dtype``, which is that of the arithmetic to come.
+
+    Under a trace nothing can be looked up in a model's arrays: its atoms stay apart there.
+    """
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(model))
+    shares = _shares(model) if model.sees_alike and not traced else None
     seen = slice(None) if shares is None else slice(1)
     kernels, train = jax.tree.map(lambda leaf: leaf[seen], (model.kernel, model.train_features))
     if shares is None:
@@ -82,14 +85,13 @@ def prepare(model, dtype):
     z, b = jax.vmap(lambda k, x: k.embed(x))(kernels, train), None
     if model.directions is not None:
         b = jax.vmap(lambda k, x, d: jax.jvp(k.embed, (x,), (d,))[1])(kernels, train, model.directions[seen])
-    permutations = None if shares is None else model.permutations
-    images = Images.none(z.shape[2]) if permutations is None else Images.of(permutations, model.features.pairs[0])
+    images = Images.none(z.shape[2]) if shares is None else Images.of(model.permutations, model.features.pairs[0])
     points = points_of(images, kernels, z, weights, sharpness, b, v)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
 
 
 def points_of(images, kernel, z, weights, sharpness, directions, shares):
-    """`Points` in blocks of equal size, filled up with points of no weight.
+    """`Trained` in blocks of equal size, filled up with points of no weight.
 
     z and ``directions`` are (groups, P n, E) here, ``weights`` (groups, A, P n), all images by one permutation before the next.
     """
@@ -114,7 +116,7 @@ def points_of(images, kernel, z, weights, sharpness, directions, shares):
     if directions is not None:
         b = split(directions)[..., order]
         b, offsets = images.spread(b), flat((b * z).sum(-1))
-    return Points(
+    return Trained(
         images=images,
         kernel=kernel,
         centre=centre[:, order],
@@ -129,7 +131,7 @@ def points_of(images, kernel, z, weights, sharpness, directions, shares):
 
 
 def deviation(features):
-    """The function `Points`, positions (N, 3) -> energy, gradient (N, 3), as it is and as vmap makes chunks of it.
+    """The function `Trained`, positions (N, 3) -> energy, gradient (N, 3), as it is and as vmap makes chunks of it.
 
     The first has derivatives, the second has none.
     """
@@ -228,22 +230,9 @@ def in_chunks(function, most):
 
 
 def _shares(model):
-    """v_A (N,) where all atoms see the same up to the order of the columns and their length scale, else None.
-
-    Length scales, features and directions are looked at: where they are being traced, the atoms stay apart.
-    """
-    lengthscale = getattr(model.kernel, "lengthscale", None)
-    if not isinstance(model.features, InverseDistances) or np.ndim(lengthscale) != 1:
-        return None
-    if any(isinstance(x, jax.core.Tracer) for x in (lengthscale, model.train_features, model.directions)):
-        return None
-    n_atoms = len(lengthscale)
-    column = np.argsort(np.sort(model.features.pairs, axis=2) @ [n_atoms, 1], axis=1)[:, None]
-    train, b = jax.tree.map(lambda x: np.take_along_axis(np.asarray(x), column, 2), (model.train_features, model.directions))
-    if not np.allclose(train, train[0], rtol=1e-12, atol=0):
-        return None
-    if b is None:
-        return np.ones(n_atoms)
-    shares = np.einsum("aid,id->a", b, b[0]) / np.sum(b[0] ** 2)
-    same = np.abs(b - shares[:, None, None] * b[0]).max() <= 1e-12 * np.abs(b).max()
-    return shares if same else None
+    """v_A (N,) relative to that of the first, for atoms that see the same up to the order of the columns."""
+    if model.directions is None:
+        return np.ones(len(model.species))
+    column = np.argsort(np.sort(model.features.pairs, axis=2) @ [len(model.species), 1], axis=1)[:, None]
+    b = np.take_along_axis(np.asarray(model.directions), column, 2)
+    return np.einsum("aid,id->a", b, b[0]) / np.sum(b[0] ** 2)

@@ -19,11 +19,10 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, cg
 
-from iqagp_jax.families.gp import fast as inference
-from iqagp_jax.families.gp import joint
+from iqagp_jax.families.gp import fast, joint
 from iqagp_jax.families.gp.images import Images
 
-TOLERANCE = 0.1
+LEFT_OVER = 0.1
 """Root mean square of what is left of the observations, in standard deviations of their noise."""
 
 COLUMNS = 6000
@@ -56,8 +55,8 @@ def predictor(process, features, kernel, positions, targets):
         a, slopes = joint.expansion(v, train, first_atom, targets, process.permutations)
         z = embedded(joint.images(train, process.permutations)).swapaxes(0, 1)
         weights, b = (variance[:, None] * a)[None], slopes / own.lengthscale[:, None, None]
-        points = inference.points_of(images, own, z, weights, process.inverse_square, b, process.variance)
-        evaluate = inference.in_chunks(partial(inference.evaluate, features, points), inference.at_a_time(points))
+        points = fast.points_of(images, own, z, weights, process.inverse_square, b, process.variance)
+        evaluate = fast.in_chunks(partial(fast.evaluate, features, points), fast.at_a_time(points))
         energies, gradients = evaluate(positions)
         parts = {"energy": energies[:, None], "forces": -gradients.reshape(len(positions), -1)}
         return jnp.concatenate([parts[target] for target in joint.TARGETS if target in targets], axis=1).ravel()
@@ -83,12 +82,12 @@ def solve(process, features, kernel, positions, targets, noise, y, kept, progres
     conditioner = LinearOperator((len(y), len(y)), _preconditioner(predict, positions, kept, deviation))
     operator, target = LinearOperator((len(y), len(y)), times), y / deviation
     steps = iter(progress(range(MOST_STEPS)))
-    options = {"rtol": 0, "atol": TOLERANCE * np.sqrt(len(y)), "maxiter": MOST_STEPS}
+    options = {"rtol": 0, "atol": LEFT_OVER * np.sqrt(len(y)), "maxiter": MOST_STEPS}
     w, failed = cg(operator, target, conditioner @ target, M=conditioner, callback=lambda _: next(steps), **options)
     if failed:
         left = np.sqrt(np.mean((target - times(w)) ** 2))
         raise ValueError(
-            f"expected conjugate gradients to leave {TOLERANCE} noise deviations of the observations, found {left:.2g} after"
+            f"expected conjugate gradients to leave {LEFT_OVER} noise deviations of the observations, found {left:.2g} after"
             f" {MOST_STEPS} steps: are there duplicate geometries? Raise the noise"
         )
     return w / deviation

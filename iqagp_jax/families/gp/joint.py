@@ -18,7 +18,7 @@ equivalent atoms. That is what copies of the training data would amount to, at t
 
 | symbol      | array           | shape                                                                  |
 | ----------- | --------------- | ---------------------------------------------------------------------- |
-| z, J        | `Points`        | (n, E), (n, E, 3N); one set for every group of atoms that see the same |
+| z, J        | `Seen`          | (n, E), (n, E, 3N); one set for every group of atoms that see the same |
 | v_A, 1/l_A^2| `Process`       | (G, a) for G groups of a atoms                                         |
 | p           | `Process`       | (P, N)                                                                 |
 | M           |                 | observations of one geometry                                           |
@@ -40,7 +40,7 @@ from iqagp_jax.families.gp.regression import squared_distances
 TARGETS = ("atomic_energies", "energy", "forces")
 
 
-class Points(NamedTuple):
+class Seen(NamedTuple):
     """What the kernel sees of n geometries, for each of G groups of atoms."""
 
     z: jax.Array
@@ -96,7 +96,7 @@ def _columns(targets, n_atoms):
 
 
 def seen(features, positions):
-    """`Points` of the features of positions (n, N, 3) as they are, before a kernel embeds them.
+    """`Seen` of the features of positions (n, N, 3) as they are, before a kernel embeds them.
 
     With inverse distances all atoms see the same up to the order of the columns, and so they do with an isotropic kernel: one
     group, else N.
@@ -107,18 +107,18 @@ def seen(features, positions):
 
     x = jax.lax.map(groups, positions, batch_size=64)
     jacobian = jax.lax.map(jax.jacrev(groups), positions, batch_size=64)
-    return Points(x.swapaxes(0, 1), jacobian.reshape(*x.shape, -1).swapaxes(0, 1))
+    return Seen(x.swapaxes(0, 1), jacobian.reshape(*x.shape, -1).swapaxes(0, 1))
 
 
 def embedded(kernel, points):
-    """`Points` as the atoms' ``kernel`` embeds those of the plain features, that of each group's first atom."""
+    """`Seen` as the atoms' ``kernel`` embeds those of the plain features, that of each group's first atom."""
     kernel = jax.tree.map(lambda leaf: leaf[: len(points.z)], kernel)
 
     def one_group(kernel, x, jacobian):
         slopes = jax.vmap(jax.jacfwd(kernel.embed))(x)
         return kernel.embed(x), slopes @ jacobian
 
-    return Points(*jax.vmap(one_group)(kernel, *points))
+    return Seen(*jax.vmap(one_group)(kernel, *points))
 
 
 def covariance(process, left, right, targets, right_targets=None):
@@ -132,8 +132,8 @@ def covariance(process, left, right, targets, right_targets=None):
     def add_image(total, image):
         permutation, columns = image
         # Derivatives of an image are taken with respect to the original: only the rows of its Jacobian change places.
-        seen = Points(right.z[..., columns], right.jacobian[:, :, columns])
-        return total + blocks(seen, permutation), None
+        image = Seen(right.z[..., columns], right.jacobian[:, :, columns])
+        return total + blocks(image, permutation), None
 
     if len(process.permutations) == 1:
         return blocks(right, process.permutations[0])
@@ -145,24 +145,47 @@ def covariance(process, left, right, targets, right_targets=None):
 def _blocks(process, left, right, permutation, rows_of, columns_of):
     """The covariance with one image of the right set."""
     targets = {*rows_of, *columns_of}
-    pieces = partial(_group, process.radial, targets)
-    groups = jax.lax.map(lambda a: pieces(*a), (process.variance, process.inverse_square, left, right))
-    energies, gradients, transposed = (None if g is None else g.reshape(-1, *g.shape[2:]) for g in groups[:3])
-    rows = {}
+    of_group = partial(_group, process.radial, targets)
+    groups = jax.lax.map(lambda a: of_group(*a), (process.variance, process.inverse_square, left, right))
+    energies, energy_force, force_energy = (None if g is None else g.reshape(-1, *g.shape[2:]) for g in groups[:3])
+    table = {}
     if "atomic_energies" in targets:
-        n_atoms, n, m = energies.shape
-        own = jnp.zeros((n, n_atoms, m, n_atoms)).at[:, np.arange(n_atoms), :, permutation].set(energies)
-        rows["atomic_energies"] = [own, energies.transpose(1, 0, 2)[..., None]]
+        table |= _of_atomic_energies(energies, permutation)
     if "energy" in targets:
-        rows["energy"] = [energies.transpose(1, 2, 0)[:, None], energies.sum(0)[:, None, :, None]]
+        table["energy", "energy"] = energies.sum(0)[:, None, :, None]
     if "forces" in targets:
-        rows["forces"] = [transposed.transpose(1, 2, 3, 0), transposed.sum(0)[..., None], groups[3].sum(0)]
-        for target, slopes in (("atomic_energies", gradients.transpose(1, 0, 2, 3)), ("energy", gradients.sum(0)[:, None])):
-            if target in targets:
-                rows[target].append(slopes)
-    columns = [k for k, target in enumerate(TARGETS) if target in columns_of]
-    chosen = [rows[target] for target in TARGETS if target in rows_of]
-    return jnp.concatenate([jnp.concatenate([row[k] for k in columns], axis=3) for row in chosen], axis=1)
+        table |= _of_forces(energy_force, force_energy, groups[3].sum(0))
+
+    def in_order(chosen):
+        return [target for target in TARGETS if target in chosen]
+
+    rows = ([table[row, column] for column in in_order(columns_of)] for row in in_order(rows_of))
+    return jnp.concatenate([jnp.concatenate(row, axis=3) for row in rows], axis=1)
+
+
+def _of_atomic_energies(energies, permutation):
+    """The blocks (n, M, m, M') that atomic energies have with energies, by their two targets, from (N, n, m)."""
+    n_atoms, n, m = energies.shape
+    own = jnp.zeros((n, n_atoms, m, n_atoms)).at[:, np.arange(n_atoms), :, permutation].set(energies)
+    return {
+        ("atomic_energies", "atomic_energies"): own,
+        ("atomic_energies", "energy"): energies.transpose(1, 0, 2)[..., None],
+        ("energy", "atomic_energies"): energies.transpose(1, 2, 0)[:, None],
+    }
+
+
+def _of_forces(energy_force, force_energy, forces):
+    """The blocks (n, M, m, M') that forces have, by their two targets, from (a, n, m, 3N), (a, n, 3N, m), (n, 3N, m, 3N).
+
+    With atomic energies a = N; where only their sum is asked for a may be 1.
+    """
+    return {
+        ("atomic_energies", "forces"): energy_force.transpose(1, 0, 2, 3),
+        ("energy", "forces"): energy_force.sum(0)[:, None],
+        ("forces", "atomic_energies"): force_energy.transpose(1, 2, 3, 0),
+        ("forces", "energy"): force_energy.sum(0)[..., None],
+        ("forces", "forces"): forces,
+    }
 
 
 def _group(radial, targets, variance, inverse_square, left, right):
@@ -175,16 +198,18 @@ def _group(radial, targets, variance, inverse_square, left, right):
     profile, slope, curvature = v * radial.profile(scaled), v * w * radial.slope(scaled), v * w * w * radial.curvature(scaled)
     if "atomic_energies" not in targets:
         profile, slope, curvature = (x.sum(0, keepdims=True) for x in (profile, slope, curvature))
-    if "forces" not in targets:
-        return profile, None, None, None
+    return profile, *(_with_forces(slope, curvature, left, right) if "forces" in targets else 3 * (None,))
+
+
+def _with_forces(slope, curvature, left, right):
+    """Energy-force, force-energy and force-force blocks from v phi' / l^2 and v phi'' / l^4 (a, n, m); U and V as above."""
     u = jnp.einsum("ie,iex->ix", left.z, left.jacobian)[:, :, None] - jnp.einsum("iex,je->ixj", left.jacobian, right.z)
-    v_right = jnp.einsum("ie,jex->ijx", left.z, right.jacobian) - jnp.einsum("je,jex->jx", right.z, right.jacobian)
-    energy_force = 2 * slope[..., None] * v_right
-    force_energy = -2 * slope[:, :, None, :] * u
+    v = jnp.einsum("ie,jex->ijx", left.z, right.jacobian) - jnp.einsum("je,jex->jx", right.z, right.jacobian)
+    energy_force, force_energy = 2 * slope[..., None] * v, -2 * slope[:, :, None, :] * u
     product = jnp.einsum("iex,jey->ixjy", left.jacobian, right.jacobian)
     forces = -2 * slope.sum(0)[:, None, :, None] * product
-    forces -= 4 * (curvature.sum(0)[:, None] * u)[..., None] * v_right[:, None]
-    return profile, energy_force, force_energy, forces
+    forces -= 4 * (curvature.sum(0)[:, None] * u)[..., None] * v[:, None]
+    return energy_force, force_energy, forces
 
 
 def observations(targets, atomic_energies, energy, forces):

@@ -8,8 +8,10 @@ the periodic kernel is one too, and a product of squared exponentials stays one:
 matrix products and one exponential.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,11 @@ class Kernel:
 
 class Radial(Kernel):
     """k(x, y) = profile(s), s = |embed(x) - embed(y)|^2; ``slope`` and ``curvature`` are d/ds and d^2/ds^2 of the profile."""
+
+    embed: ClassVar[Callable[..., Any]]
+    profile: ClassVar[Callable[..., Any]]
+    slope: ClassVar[Callable[..., Any]]
+    curvature: ClassVar[Callable[..., Any]]
 
     def __call__(self, x, y):
         difference = self.embed(x) - self.embed(y)
@@ -291,3 +298,22 @@ class Product(Kernel):
 def covariance(kernel, x, y):
     """Matrix k(x_i, y_j), (n, m), from points (n, D) and (m, D)."""
     return jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(y))(x)
+
+
+NAMES = ("matern52", "matern92", "rbf", "rbf-periodic")
+"""By which `build_kernel` knows them."""
+
+
+def build_kernel(name, lengthscale, angular):
+    """The kernel ``name`` with one length scale a feature (D,); ``angular`` (D,) marks features of period 2 pi."""
+    if name not in NAMES:
+        raise ValueError(f"expected kernel among {', '.join(NAMES)}, found {name!r}")
+    if name == "rbf-periodic":
+        straight, around = (tuple(np.flatnonzero(mask).tolist()) for mask in (~angular, angular))
+        return Joint(
+            Select(RBF(lengthscale[..., np.array(straight, dtype=int)]), straight),
+            Select(Periodic(lengthscale[..., np.array(around, dtype=int)]), around),
+        )
+    if angular.any():
+        raise ValueError(f"kernel {name!r} would tear the angles of these features at +-pi; use 'rbf-periodic'")
+    return {"rbf": RBF, "matern52": Matern52, "matern92": Matern92}[name](lengthscale)

@@ -27,21 +27,43 @@ COVARIANCES = 2**22
 
 @partial(
     jax.tree_util.register_dataclass,
+    data_fields=["positions", "permutations", "observed", "noise_variance", "directions"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class JointData:
+    """What a process of all atoms, of the molecule's energies and forces, adds to a model; see `joint` for the symbols."""
+
+    positions: np.ndarray
+    """(n, N, 3) angstrom, of the training geometries"""
+    permutations: np.ndarray
+    """(P, N) permutations of equal atoms that its covariance is summed over; the training points are all images"""
+    observed: np.ndarray
+    """(n M,) bool, which of the observations there were"""
+    noise_variance: np.ndarray
+    """(M,) noise of a geometry's observations, eV^2 and (eV/angstrom)^2"""
+    directions: np.ndarray | None = None
+    """(N, P n, D) b of `Model`'s formula, eV times the features' units; None for a model that has not seen forces"""
+
+
+def _of_joint(name, told):
+    """A property of `Model` that is a field of its `JointData`, None where there are none."""
+    return property(lambda self: None if self.joint is None else getattr(self.joint, name), doc=told)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
     data_fields=[
         "features",
         "kernel",
         "mean",
         "train_features",
         "weights",
-        "directions",
-        "train_positions",
-        "permutations",
-        "observed",
-        "noise_variance",
         "signal_variance",
         "residual",
         "reference",
         "trace",
+        "joint",
     ],
     meta_fields=["species", "noise", "targets", "made_by"],
 )
@@ -70,20 +92,18 @@ class Model(OfOneMolecule):
     """(steps, N) log likelihood of every atom while the hyperparameters were fitted"""
     noise: float | tuple[float, ...]
     """noise variance as a share of the signal variance, or one share for each of ``targets``"""
-    directions: np.ndarray | None = None
-    """(N, n, D) b, eV times the features' units; None for a model that has not seen forces"""
-    train_positions: np.ndarray | None = None
-    """(n, N, 3) angstrom, kept by a model of several targets"""
-    permutations: np.ndarray | None = None
-    """(P, N) permutations of equal atoms that its covariance is summed over; the training points are all images"""
-    observed: np.ndarray | None = None
-    """(n M,) bool, which of the observations of a model of several targets there were"""
-    noise_variance: np.ndarray | None = None
-    """(M,) noise of a geometry's observations in a model of several targets, eV^2 and (eV/angstrom)^2"""
     targets: tuple[str, ...] = ("atomic_energies",)
     """what it was fitted to, of `joint.TARGETS`"""
     made_by: MadeBy = MadeBy()
     """where it came from"""
+    joint: JointData | None = None
+    """where more than atomic energies was learned"""
+
+    directions = _of_joint("directions", "(N, n, D) b, see `JointData`")
+    train_positions = _of_joint("positions", "(n, N, 3) angstrom, kept by a model of several targets")
+    permutations = _of_joint("permutations", "(P, N), see `JointData`")
+    observed = _of_joint("observed", "(n M,) bool, see `JointData`")
+    noise_variance = _of_joint("noise_variance", "(M,), see `JointData`")
 
     @classmethod
     def from_fields(cls, fields):
@@ -91,12 +111,14 @@ class Model(OfOneMolecule):
         if "provenance" in fields:
             fields = {**fields, "made_by": _told(dict(fields["provenance"]), fields)}
             del fields["provenance"]
+        if "joint" not in fields:
+            fields = _with_joint(fields)
         return cls(**fields)
 
     @property
     def n_train(self):
         """Number of training geometries, their mirrored or permuted copies not counted."""
-        return self.weights.shape[1] // self.copies // (1 if self.permutations is None else len(self.permutations))
+        return self.weights.shape[1] // self.copies // (1 if self.joint is None else len(self.joint.permutations))
 
     @property
     def copies(self):
@@ -104,24 +126,36 @@ class Model(OfOneMolecule):
         return self.made_by.copies
 
     @property
+    def sees_alike(self):
+        """Whether all atoms see the same of a geometry, up to the order of the features: inverse distances, and one length
+        scale an atom. Their training points and directions then differ by that order and a factor only."""
+        return isinstance(self.features, InverseDistances) and np.ndim(getattr(self.kernel, "lengthscale", None)) == 1
+
+    @property
+    def teachable(self):
+        """Whether it can learn what a reference gives, the molecule's energy and forces: `teach.Fitted` adds them."""
+        return "energy" in self.targets or "atomic_energies" not in self.targets
+
+    @property
     def process(self):
         """The `joint.Process` of a model of several targets."""
-        return joint.Process.of(self.kernel, self.features, self.signal_variance, self.permutations)
+        return joint.Process.of(self.kernel, self.features, self.signal_variance, self.joint.permutations)
 
     def see(self, positions):
-        """`joint.Points` of positions (n, N, 3) in such a model."""
+        """`joint.Seen` of positions (n, N, 3) in such a model."""
         return joint.embedded(self.kernel, joint.seen(self.features, positions))
 
     @cached_property
     def known(self):
-        """What variances of a model of several targets need: `joint.Points` of what it was trained on, and the Cholesky factor
+        """What variances of a model of several targets need: `joint.Seen` of what it was trained on, and the Cholesky factor
         of all observations.
 
         Made when they are first asked for, and kept: they are the most expensive thing about a model.
         """
         with jax.enable_x64(True):
-            seen = jax.jit(self.see)(self.train_positions)
-            matrix = joint.covariance_matrix(self.process, seen, self.targets, self.noise_variance, self.observed)
+            data = self.joint
+            seen = jax.jit(self.see)(data.positions)
+            matrix = joint.covariance_matrix(self.process, seen, self.targets, data.noise_variance, data.observed)
             return seen, jnp.asarray(joint.factorise(matrix))
 
     def atomic_energies(self, positions):
@@ -152,8 +186,8 @@ class Model(OfOneMolecule):
 
     def uncertainty(self, system):
         """Posterior variances; None where the covariance matrix does not fit into memory, as of models by ``solver="cg"``."""
-        independent = self.targets == ("atomic_energies",)
-        if not independent and not joint.fits(np.count_nonzero(self.observed)):
+        independent = self.joint is None
+        if not independent and not joint.fits(np.count_nonzero(self.joint.observed)):
             return None
 
         def prepare(target):
@@ -188,6 +222,14 @@ def _told(words, fields):
     )
     level = {name: words[name] for name in ("level_of_theory", "programs", "partition", "sampler") if name in words}
     return MadeBy(Level.of_words(**level), targets, options, int(words.get("copies", 1)), words.get("program", ""))
+
+
+def _with_joint(fields):
+    """A file's fields as they are now, from those of before 2026-12, where all of `JointData` were the model's own."""
+    names = {"positions": "train_positions", **{n: n for n in ("permutations", "observed", "noise_variance", "directions")}}
+    found = {name: fields.get(old) for name, old in names.items()}
+    rest = {name: value for name, value in fields.items() if name not in names.values()}
+    return {**rest, "joint": None if found["positions"] is None else JointData(**found)}
 
 
 def _value_and_gradient(model, dtype):
@@ -245,8 +287,8 @@ def _total(variances, target):
 
 def _joint_variances(model, target):
     """Of a joint process: var(t) - |L^-1 cov(observations, t)|^2 with the factor L of all observations."""
-    process, n_atoms = model.process, len(model.species)
-    most = max(1, COVARIANCES // (model.observed.size * joint.count((target,), n_atoms)))
+    process, n_atoms, observed = model.process, len(model.species), model.joint.observed
+    most = max(1, COVARIANCES // (observed.size * joint.count((target,), n_atoms)))
 
     def prior(positions):
         here = model.see(positions[None])
@@ -258,7 +300,7 @@ def _joint_variances(model, target):
         new = model.see(positions)
         cross = joint.covariance(process, new, train, (target,), model.targets)
         n, size = cross.shape[:2]
-        half = solve_triangular(factor, cross.reshape(n * size, -1)[:, model.observed].T, lower=True)
+        half = solve_triangular(factor, cross.reshape(n * size, -1)[:, observed].T, lower=True)
         explained = (half**2).sum(0).reshape(n, size)
         return jnp.maximum(jax.vmap(prior)(positions) - explained, 0.0)
 

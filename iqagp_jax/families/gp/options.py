@@ -1,25 +1,53 @@
 """All that can be chosen about a model of Gaussian processes, for keywords, command line, docs and files alike."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from iqagp_jax.families.gp.features import FEATURES
-from iqagp_jax.families.gp.search import Search
+import numpy as np
 
-KERNELS = ("matern52", "matern92", "rbf", "rbf-periodic")
+from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.families.gp.features import FEATURES
+from iqagp_jax.families.gp.joint import TARGETS
+from iqagp_jax.families.gp.kernels import NAMES as KERNELS
+from iqagp_jax.families.gp.search import Search
+from iqagp_jax.families.options import as_in, check, option
 
 SOLVERS = ("cholesky", "cg")
 
+ATOMIC = ("atomic_energies",)
+"""Targets of which every atom's process sees its own alone; all others are learned jointly."""
 
-def option(default: Any, help: str, **told: Any) -> Any:
-    """A field with what the command line says of it, and the names that may be chosen where there are few."""
-    return field(default=default, metadata={"help": help, **told})
+DEFAULT_KERNEL = {"inverse-distances": "matern52", "alf": "rbf-periodic"}
+"""Of atomic energies alone; with forces or molecular energies inverse distances have the smoother `JOINT_KERNEL`."""
+
+JOINT_KERNEL = "matern92"
+
+DEFAULT_MEAN = {"inverse-distances": "mf5+born-mayer", "alf": "mf5"}
+"""The repulsion makes local frames worse: malondialdehyde's energies alone are learned to 2.7 kcal/mol with it, 2.2 without."""
+
+NOISE = 1e-8
+"""Noise variance as a share of the signal variance, where atomic energies alone are learned; see `fit_gp`."""
+
+
+def shares_of(text: str) -> float | dict[str, float]:
+    """A noise from text: a number, or target=number with commas between."""
+    try:
+        if "=" not in text:
+            return float(text)
+        return {target: float(share) for target, share in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise ValueError(f"expected --noise as 1e-8 or energy=1e-8,forces=1e-6, found {text!r}") from None
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names with commas between."""
+    return tuple(text.split(","))
 
 
 @dataclass(frozen=True)
 class GPOptions:
-    """Options of `fit_gp`, in the order of its arguments. None is chosen by what is learned."""
+    """Options of `fit_gp`, in the order of its arguments. None is chosen by what is learned, by `resolved`."""
 
     features: str = option("inverse-distances", "What an atom sees of the others.", names=tuple(FEATURES))
     kernel: str | None = option(None, "Default: matern52, with forces matern92, for alf rbf-periodic.", names=KERNELS)
@@ -27,20 +55,24 @@ class GPOptions:
         None,
         "Energy far from the data: min, mf1 to mf5, zero, born-mayer, zbl; + joins them, see `means.py`. Default:"
         " mf5+born-mayer, for alf mf5.",
+        read=str,
     )
     n_train: int | None = option(
         None, "Use the first so many training geometries. Default: all, with forces up to 15,000 numbers."
     )
     noise: float | Mapping[str, float] | tuple[tuple[str, float], ...] | None = option(
-        None, "Noise variance, a share of the signal's; one a target: energy=1e-8,forces=1e-6. Default: see `fit_gp`."
+        None,
+        "Noise variance, a share of the signal's; one a target: energy=1e-8,forces=1e-6. Default: see `fit_gp`.",
+        read=shares_of,
     )
-    max_steps: int = option(40, "Steps of the optimiser at most.", least=0)
+    max_steps: int = as_in(Search, "max_steps")
     n_hyper: int | None = option(None, "Fit hyperparameters on the first so many geometries.", least=2)
     mirror: bool = option(False, "With alf: add mirror images of the training geometries.")
     targets: tuple[str, ...] | None = option(
         None,
         "What is learned, with commas between: atomic_energies, energy, forces. Default: atomic energies (where there"
         " are none, energies) and forces, if the dataset has them.",
+        read=names_of,
     )
     symmetry: bool | None = option(
         None,
@@ -48,27 +80,122 @@ class GPOptions:
         " energies of the molecule are learned from inverse distances.",
     )
     solver: str = option("cholesky", "cg: more energies and forces than fit into memory.", names=SOLVERS)
-    loss: str = option(
-        "concentrated", "What is optimised; `search.py` has the formulas.", names=("concentrated", "marginal", "hold-out")
-    )
-    optimiser: str = option("lbfgs", "Optimiser, from optax.", names=("lbfgs", "adam"))
-    n_starts: int = option(0, "Random starts; 0: one start at a likely multiple of the spread.", least=0, flag="starts")
-    seed: int = option(0, "Seed of the random starts.", least=0)
-    n_seed: int | None = option(None, "Fit on so many geometries first, then relax on all.", flag="transfer")
-    tolerance: float = option(0.01, "An atom has converged when steps raise its objective by less.", flag=None)
-    patience: int = option(1, "So many steps on end.", flag=None)
+    loss: str = as_in(Search, "loss")
+    optimiser: str = as_in(Search, "optimiser")
+    n_starts: int = as_in(Search, "n_starts")
+    seed: int = as_in(Search, "seed")
+    n_seed: int | None = as_in(Search, "n_seed")
+    tolerance: float = as_in(Search, "tolerance")
+    patience: int = as_in(Search, "patience")
+
+    def resolved(self, dataset: Dataset) -> "GPOptions":
+        """With all chosen that a ``dataset`` lets choose: targets, kernel, prior mean, symmetry.
+
+        Raises ValueError, in a sentence, for unknown names, numbers out of range, and options that do not go together.
+        """
+        check(self)
+        _ = self.search  # which checks its own
+        targets = check_targets(default_targets(dataset, self.solver) if self.targets is None else self.targets)
+        chosen = replace(self, targets=targets)
+        by_distances = self.features == "inverse-distances"
+        smooth = chosen.is_joint and by_distances
+        chosen = replace(
+            chosen,
+            kernel=self.kernel or (JOINT_KERNEL if smooth else DEFAULT_KERNEL[self.features]),
+            prior_mean=DEFAULT_MEAN[self.features] if self.prior_mean is None else self.prior_mean,
+            symmetry=smooth if self.symmetry is None else self.symmetry,
+        )
+        chosen._check_together(by_distances)
+        _ = chosen.shares
+        return chosen
+
+    def _check_together(self, by_distances: bool) -> None:
+        if self.solver == "cg" and (not by_distances or "atomic_energies" in self.learned):
+            raise ValueError(
+                "expected inverse distances, and energy or forces as targets, for solver 'cg'; choose these, or 'cholesky'"
+            )
+        if self.mirror and by_distances:
+            raise ValueError(
+                "expected mirror=True with features 'alf' only, as a mirror image has the same inverse distances; leave it out"
+            )
+        if not self.is_joint:
+            return
+        if self.n_hyper:
+            raise ValueError("expected n_hyper where atomic energies alone are learned; leave it out: joint fits take a subset")
+        if by_distances and self.kernel == "rbf-periodic":
+            raise ValueError(
+                "expected a kernel of one length scale for inverse distances with energies or forces, found rbf-periodic"
+            )
+        if self.loss == "hold-out" or self.n_starts or self.n_seed:
+            raise ValueError(
+                "expected one start and a likelihood for forces; leave loss, random starts and transfer out, or learn atomic"
+                " energies alone"
+            )
 
     @property
     def search(self) -> Search:
         """What of it concerns the search for hyperparameters."""
         return Search(**{f.name: getattr(self, f.name) for f in fields(Search)})
 
-    def told(self, **chosen: Any) -> "GPOptions":
-        """As it is written down: with what was ``chosen``, and all of it hashable; a function of the user's by its name."""
-        mean = chosen.get("prior_mean", self.prior_mean)
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The targets; none before they are `resolved`."""
+        return self.targets or ()
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether atoms share what is learned, in one process of all."""
+        return self.targets != ATOMIC
+
+    @property
+    def shares(self) -> float | tuple[float, ...] | None:
+        """The noise as a share of the signal variance, or one for each of the targets in their order; None: to be chosen."""
+        if self.noise is None:
+            return None if self.is_joint else NOISE
+        if not isinstance(self.noise, Mapping | tuple):
+            return _share(self.noise)
+        given = dict(self.noise)
+        if set(given) != set(self.learned):
+            raise ValueError(f"expected a noise for each of {', '.join(self.learned)}, found {', '.join(given) or 'none'}")
+        each = tuple(_share(given[target]) for target in self.learned)
+        return each if self.is_joint else each[0]
+
+    def told(self) -> "GPOptions":
+        """As it is written down, all of it hashable; a function of the user's by its name."""
+        mean, noise = self.prior_mean, self.noise
         if callable(mean):
-            chosen["prior_mean"] = getattr(mean, "__name__", type(mean).__name__)
-        noise = chosen.get("noise", self.noise)
-        if isinstance(noise, Mapping):
-            chosen["noise"] = tuple(noise.items())
-        return replace(self, **chosen)
+            mean = getattr(mean, "__name__", type(mean).__name__)
+        return replace(self, prior_mean=mean, noise=tuple(noise.items()) if isinstance(noise, Mapping) else noise)
+
+
+def _share(noise: Any) -> float:
+    """A share of the signal variance."""
+    if not 0 < noise < 1:
+        raise ValueError(f"expected a noise between 0 and 1 (a share of the signal variance), found {noise}")
+    return float(noise)
+
+
+def check_targets(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets in the order of `joint.TARGETS`; ValueError, in a sentence, where there are others, or none."""
+    if isinstance(targets, str):
+        raise ValueError(f"expected a tuple of targets, found the word {targets!r}; write ({targets!r},)")
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown or not targets:
+        raise ValueError(f"expected targets among {', '.join(TARGETS)}, found {', '.join(unknown) or 'none'}")
+    return tuple(target for target in TARGETS if target in targets)
+
+
+def default_targets(dataset: Dataset, solver: str = "cholesky") -> tuple[str, ...]:
+    """What is learned of a dataset by default: its forces, and its atomic energies (not by "cg") or else its energies.
+
+    With atomic energies and forces also the energies of geometries without atomic energies, now or when they are added.
+    """
+    dataset = dataset.split("train") if "train" in dataset.splits else dataset
+    atomic, forces = (_any(getattr(dataset, name)) for name in ("atomic_energies", "forces"))
+    atomic &= solver != "cg"
+    wanted = {"atomic_energies": atomic, "energy": forces or not atomic, "forces": forces}
+    return tuple(name for name in wanted if wanted[name])
+
+
+def _any(values: np.ndarray | None) -> bool:
+    return values is not None and bool(np.isfinite(values).any())

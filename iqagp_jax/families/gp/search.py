@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.families.gp import regression
+from iqagp_jax.families.options import check, option
 from iqagp_jax.machine.devices import one_blas_thread
 
 LOSSES = ("concentrated", "marginal", "hold-out")
@@ -49,31 +50,28 @@ ADAM_RATE = 0.05
 
 @dataclass(frozen=True)
 class Search:
-    """How hyperparameters are found; see the module's table for ``loss``."""
+    """How hyperparameters are found; see the module's table for ``loss``.
 
-    loss: str = "concentrated"
-    optimiser: str = "lbfgs"
-    max_steps: int = 40
-    """0 keeps the best start"""
-    n_starts: int = 0
-    """random starts, of which the best result is kept; 0 for one start at the best of `START_FACTORS`"""
-    seed: int = 0
-    tolerance: float = 0.01
-    """an atom has converged when steps raise its objective by less"""
-    patience: int = 1
-    """so many steps on end: near the optimum of a nearly singular covariance one step may fail by rounding"""
-    n_seed: int | None = None
-    """transfer learning: points of the first search, spread evenly over the training set"""
+    Without random starts there is one, at the best of `START_FACTORS`. An atom has converged when ``patience`` steps on end
+    raise its objective by less than ``tolerance``: near the optimum of a nearly singular covariance one step may fail by
+    rounding. ``n_seed`` points of the first search are spread evenly over the training set.
+    """
+
+    loss: str = option("concentrated", "What is optimised; `search.py` has the formulas.", names=LOSSES)
+    optimiser: str = option("lbfgs", "Optimiser, from optax.", names=OPTIMISERS)
+    max_steps: int = option(40, "Steps of the optimiser at most; 0 keeps the best start.", least=0)
+    n_starts: int = option(
+        0, "Random starts; 0: one start at a likely multiple of the spread.", least=0, flag="random-starts", once="starts"
+    )
+    seed: int = option(0, "Seed of the random starts.", least=0)
+    tolerance: float = option(0.01, "An atom has converged when steps raise its objective by less.", flag=None)
+    patience: int = option(1, "So many steps on end.", least=1, flag=None)
+    n_seed: int | None = option(
+        None, "Fit on so many geometries first, then relax on all.", least=2 * HOLD_OUT, flag="transfer"
+    )
 
     def __post_init__(self):
-        for name, known in (("loss", LOSSES), ("optimiser", OPTIMISERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} {', '.join(known)}, found {getattr(self, name)!r}")
-        for name, least in (("max_steps", 0), ("n_starts", 0), ("seed", 0), ("patience", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} of at least {least}, found {getattr(self, name)}")
-        if self.n_seed is not None and self.n_seed < 2 * HOLD_OUT:
-            raise ValueError(f"expected at least {2 * HOLD_OUT} points for n_seed, found {self.n_seed}")
+        check(self)
 
 
 class Found(NamedTuple):
@@ -125,16 +123,16 @@ def objective(build, noise, loss, free_mean=False):
     """
 
     def likelihood(parameters, x, residual):
-        covariance = gp.covariance_matrix(build(parameters), x, noise)
-        return gp.log_likelihood(covariance, residual, loss == "concentrated", free_mean and loss == "concentrated")
+        covariance = regression.covariance_matrix(build(parameters), x, noise)
+        return regression.log_likelihood(covariance, residual, loss == "concentrated", free_mean and loss == "concentrated")
 
     def hold_out(parameters, x, residual):
         if len(x) < HOLD_OUT:
             raise ValueError(f"expected at least {HOLD_OUT} points, of which hold-out holds one out, found {len(x)}")
         held = np.arange(len(x)) % HOLD_OUT == HOLD_OUT - 1
         kernel = build(parameters)
-        factor = jnp.linalg.cholesky(gp.covariance_matrix(kernel, x[~held], noise))
-        error = gp.predict(kernel, x[~held], gp.weights(factor, residual[~held]), x[held]) - residual[held]
+        factor = jnp.linalg.cholesky(regression.covariance_matrix(kernel, x[~held], noise))
+        error = regression.predict(kernel, x[~held], regression.weights(factor, residual[~held]), x[held]) - residual[held]
         return -0.5 * jnp.log(jnp.mean(error**2))
 
     return hold_out if loss == "hold-out" else likelihood

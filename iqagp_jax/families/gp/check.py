@@ -1,0 +1,86 @@
+"""Whether forces are what they are said to be: their units and their sign, judged by the energies beside them."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+
+from iqagp_jax.families.gp import joint
+from iqagp_jax.families.gp.features import InverseDistances
+from iqagp_jax.families.gp.kernels import Matern52
+from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
+
+ENOUGH = 10
+"""Geometries from which on units and sign of the forces are judged."""
+
+NOISE = 1e-6
+"""Share of the variance."""
+
+LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Length scales that are tried, in multiples of the spread of the features."""
+
+FORCE_UNITS = {
+    "in kcal/mol/angstrom": KCAL_MOL,
+    "in hartree/bohr": HARTREE / BOHR,
+    "in eV/bohr": 1 / BOHR,
+    "in hartree/angstrom": HARTREE,
+    "in eV/angstrom and the energies in kcal/mol": 1 / KCAL_MOL,
+    "in eV/angstrom and the energies in hartree": 1 / HARTREE,
+}
+"""What forces and energies may be given in by mistake, and the factor of the forces that makes the two agree."""
+
+
+def check_forces(data, targets):
+    """Warn where the forces would be likelier with the other sign, or in other units.
+
+    Judged by the likeliest of a few Matern-5/2 processes on inverse distances about the mean of the data, whatever the model
+    and its prior mean. With forces c F the log likelihood at its best variance is -m/2 ln q(c) - ln|L| + m_F ln |c| up to a
+    constant, q the quadratic form of the observations, of which m_F of m are forces. Forces without energies, and those of
+    fewer than `ENOUGH` geometries, are not judged.
+    """
+    energies = [e for e in (data.atomic_energies, data.energy) if e is not None and np.isfinite(e).any()]
+    if not {"forces"} < set(targets) or len(data) < ENOUGH or not energies:
+        return  # forces alone are as likely with either sign
+    factors = np.array([sign * c for c in (1.0, *FORCE_UNITS.values()) for sign in (1, -1)])
+    likelihoods = _likelihoods(data, targets, factors)
+    best = factors[likelihoods.argmax()]
+    if best != 1.0:
+        unit = next((name for name, c in FORCE_UNITS.items() if c == abs(best)), "as they are")
+        sign = ", with the opposite sign: are they gradients?" if best < 0 else ""
+        warnings.warn(
+            f"forces read as {unit}{sign} would agree better with the energies, by {likelihoods.max() - likelihoods[0]:.2f} in"
+            " ln L an observation; expected energies in eV and forces, minus the gradient, in eV/angstrom: convert the dataset",
+            stacklevel=4,
+        )
+
+
+def _likelihoods(data, targets, factors):
+    """ln L an observation with the forces times each of the ``factors``, up to a constant, at the best of `LENGTHS`."""
+    energies = [e if e is None or np.isnan(e).all() else e - np.nanmean(e, axis=0) for e in (data.atomic_energies, data.energy)]
+    y = joint.observations(targets, *energies, data.forces)
+    kept = np.isfinite(y)
+    is_force = np.tile(joint.of_each([t == "forces" for t in targets], targets, len(data.species)), len(data))
+    of_forces, rest = np.where(is_force, y, 0.0)[kept], np.where(is_force, 0.0, y)[kept]
+    m, m_forces = len(rest), np.isfinite(data.forces).sum()
+    n_atoms = len(data.species)
+    features = InverseDistances(n_atoms)
+    seen = joint.seen(features, jnp.asarray(data.positions))
+    spread = np.full(n_atoms, np.sqrt(np.var(seen.z[0], axis=0).sum()))
+
+    @jax.jit
+    def covariance_at(lengthscale):
+        kernel = Matern52(lengthscale)
+        points = joint.embedded(kernel, seen)
+        process = joint.Process.of(kernel, features, np.ones(n_atoms))
+        return joint.with_noise(joint.covariance(process, points, points, targets), NOISE, targets, process.permutations)
+
+    values = np.full(len(factors), -np.inf)
+    for multiple in LENGTHS:
+        factor = cholesky(np.asarray(covariance_at(spread * multiple))[np.ix_(kept, kept)], lower=True)
+        a, b = (solve_triangular(factor, part, lower=True) for part in (rest, of_forces))
+        quadratic = np.array([np.sum((a + c * b) ** 2) for c in factors])
+        here = -0.5 * m * np.log(quadratic) - np.log(np.diag(factor)).sum() + m_forces * np.log(np.abs(factors))
+        values = np.maximum(values, here / m)
+    return values

@@ -1,0 +1,72 @@
+"""Fitting every atom's process by itself, to atomic energies: hyperparameters by their likelihood, weights by one factor."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqagp_jax.families.gp import regression
+from iqagp_jax.families.gp.model import Model
+from iqagp_jax.families.gp.options import NOISE
+from iqagp_jax.families.gp.problem import Problem
+from iqagp_jax.families.gp.search import search_hyperparameters
+
+
+def fit_atoms(problem: Problem, progress) -> Model:
+    """A `Model` of atomic energies alone; see `fit.fit_gp`, which calls this."""
+    positions, noise = jnp.asarray(problem.copies.positions), problem.options.shares or NOISE
+    prior = jax.jit(jax.vmap(problem.mean))(positions)
+    residual = (jnp.asarray(problem.copies.atomic_energies) - prior).T
+    points = jax.jit(jax.vmap(problem.features))(positions).swapaxes(0, 1)
+
+    def build(log_lengthscale):
+        return problem.kernel(jnp.exp(log_lengthscale))
+
+    # Copies would bias the likelihood: that twins agree is no evidence of smoothness.
+    subset = slice(None, problem.options.n_hyper or len(problem.train))
+    data = points[:, subset], residual[:, subset]
+    found = search_hyperparameters(build, noise, problem.options.search, *data, problem.features.angular, progress=progress)
+    kernel = build(found.parameters)
+    weights, variance = _solve(kernel, points, residual, noise)
+    _check(weights, problem.train)
+    # NumPy arrays in the model: JAX's own would lose half their digits in arithmetic outside its 64-bit mode.
+    return jax.device_get(
+        Model(
+            species=problem.train.species,
+            features=problem.features,
+            kernel=kernel,
+            mean=problem.mean,
+            train_features=points,
+            weights=weights,
+            signal_variance=variance,
+            residual=residual,
+            reference=problem.train.positions[problem.train.lowest],
+            trace=found.trace,
+            noise=noise,
+            made_by=problem.made_by,
+        )
+    )
+
+
+@partial(jax.jit, static_argnums=3)
+def _solve(kernel, points, residual, noise):
+    """Weights (N, n) and signal variances (N,) at given hyperparameters, from one Cholesky factor an atom."""
+
+    def one_atom(arguments):
+        k, x, r = arguments
+        factor = jnp.linalg.cholesky(regression.covariance_matrix(k, x, noise))
+        return regression.weights(factor, r), regression.signal_variance(factor, r)
+
+    return jax.lax.map(one_atom, (kernel, points, residual))
+
+
+def _check(weights, train):
+    """ValueError, in a sentence, where a covariance matrix was not positive definite."""
+    lost = np.argwhere(~np.isfinite(np.asarray(weights)))
+    if len(lost):
+        atom = int(lost[0, 0])
+        raise ValueError(
+            f"the covariance matrix of atom {train.species[atom]}{atom + 1} is not positive definite: are there"
+            " duplicate geometries? Remove them or raise the noise"
+        )

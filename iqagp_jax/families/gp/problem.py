@@ -1,0 +1,120 @@
+"""What a fit begins with: the training data, what atoms see of them, the prior mean, and all options."""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+
+import jax
+import numpy as np
+
+from iqagp_jax.data.dataset import Dataset, concatenate
+from iqagp_jax.families.gp import joint
+from iqagp_jax.families.gp.features import ALF, FEATURES, InverseDistances
+from iqagp_jax.families.gp.kernels import build_kernel
+from iqagp_jax.families.gp.means import named_mean
+from iqagp_jax.families.gp.options import ATOMIC, GPOptions
+from iqagp_jax.potential import MadeBy
+from iqagp_jax.system.symmetry import permutations
+
+MOST = 15_000
+"""Observations of several targets that are learned by default, at most: a matrix of 1.8 GB, a minute on two cores."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is fitted to what, all options `GPOptions.resolved`."""
+
+    options: GPOptions
+    train: Dataset
+    images: np.ndarray
+    """(P, N) permutations of equal atoms that the energy is the same for, the identity alone without symmetry"""
+    features: ALF | InverseDistances
+
+    @classmethod
+    def of(cls, dataset: Dataset, options: GPOptions) -> "Problem":
+        """The training data of a dataset, and the features that suit them."""
+        most = np.inf if options.solver == "cg" else MOST // (2 if options.mirror else 1)
+        train = training_frames(dataset, options.n_train, options.learned, most)
+        images = permutations(train.species, train.positions[train.lowest]) if options.symmetry else identity(train)
+        return cls(options, train, images, FEATURES[options.features].choose(train.species, train.positions))
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the covariance is summed over the images; else copies of the data stand for them."""
+        return self.options.is_joint and isinstance(self.features, InverseDistances)
+
+    @property
+    def permutations(self) -> np.ndarray:
+        """(P, N) that the covariance is summed over."""
+        return self.images if self.is_summed else identity(self.train)
+
+    @cached_property
+    def copies(self) -> Dataset:
+        """What is conditioned on: the training data, then their permuted and mirrored copies, which have the same energies."""
+        permuted = _permuted(self.train, identity(self.train) if self.is_summed else self.images)
+        return concatenate([*permuted, *(copy.mirrored() for copy in permuted)] if self.options.mirror else permuted)
+
+    @cached_property
+    def mean(self):
+        """The prior mean, a function of positions (N, 3): (N,) eV."""
+        chosen = self.options.prior_mean
+        return chosen if callable(chosen) else named_mean(chosen, concatenate(_permuted(self.train, self.images)))
+
+    @property
+    def kernel(self):
+        """Length scales (..., D) or, where all atoms share theirs, (N,) -> the kernel."""
+        return partial(build_kernel, self.options.kernel, angular=self.features.angular)
+
+    @property
+    def made_by(self) -> MadeBy:
+        """Where the model comes from."""
+        program = f"iqagp_jax {version('iqagp-jax')}, jax {jax.__version__}"
+        copies = len(self.copies) // len(self.train)
+        return MadeBy(self.train.level, self.options.learned, self.options.told(), copies, program)
+
+
+def identity(train: Dataset) -> np.ndarray:
+    """The permutation (1, N) that changes nothing."""
+    return np.arange(len(train.species))[None]
+
+
+def _permuted(train, images):
+    return [train, *(train.permuted(p) for p in images[1:])]
+
+
+def training_frames(dataset, n_train, targets, most=np.inf):
+    """The first n frames of the training split (of everything where there are no splits), checked.
+
+    Without ``n_train`` all, or as many as have at most ``most`` observations of several targets, with a warning.
+    """
+    train = dataset.split("train") if dataset.splits else dataset
+    for target in targets:
+        if getattr(train, target) is None:
+            raise ValueError(f"expected a dataset with {target} (REF_{target} in its file), found none; choose other targets")
+    n = len(train) if n_train is None else n_train
+    if not 2 <= n <= len(train):
+        raise ValueError(f"expected between 2 and {len(train)} training geometries, the size of the split, found {n}")
+    if n_train is None and targets != ATOMIC:
+        n = first_of(train, targets, most)[0]
+        if n < len(train):
+            warnings.warn(
+                f"learned from the first {n} of {len(train)} training geometries, which hold at most {most:,} numbers of"
+                f" {' and '.join(targets)}; n_train={len(train)} (--n-train) takes all of them",
+                stacklevel=4,
+            )
+    train = train[:n]
+    if targets == ATOMIC and (lacking := ~np.isfinite(train.atomic_energies).all(1)).any():
+        raise ValueError(
+            f"expected atomic energies of all training geometries, found none for {lacking.sum()} of {n}; learn energy or"
+            " forces too, where any may be missing, or remove those geometries"
+        )
+    return train
+
+
+def first_of(train, targets, most):
+    """How many of the first geometries together have at most ``most`` observations, two at least; and how many observations."""
+    observed = np.isfinite(joint.observations(targets, train.atomic_energies, train.energy, train.forces))
+    seen = np.cumsum(observed.reshape(len(train), -1).sum(1))
+    n = max(2, int((seen <= most).sum()))
+    return n, int(seen[n - 1])

@@ -1,0 +1,39 @@
+"""Model files made by the code before potentials had a contract: they load, and what they say has not changed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iqagp_jax import atomic_energies, energy_and_forces, load_model
+from iqagp_jax.potential import uncertainty
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("name", ["alf", "forces", "mirrored", "fflux"])
+def test_old_models_say_what_they_said(name):
+    """The same bits on the machine that made them, elsewhere the same numbers.
+
+    A variance is what the data leave of the prior's, so it is as exact as that is.
+    """
+    model = load_model(FOLDER / f"{name}.safetensors")
+    with np.load(FOLDER / "predictions.npz") as kept:
+        said = {key.removeprefix(f"{name}_"): kept[key] for key in kept if key.startswith(f"{name}_")}
+        positions = kept["positions"]
+    energies, forces = energy_and_forces(model)(positions)
+    variances = uncertainty(model)
+    found = {
+        "energy": energies,
+        "forces": forces,
+        "atomic_energies": np.array([atomic_energies(model, r) for r in positions]),
+        "variance": variances.energy(positions),
+        "atomic_variance": variances.atomic_energies(positions),
+    }
+    if variances.forces is not None:
+        found["force_variance"] = variances.forces(positions)
+    assert set(found) == set(said)
+    prior = np.sum(getattr(model, "signal_variance", 1.0))
+    for key, value in said.items():
+        tolerance = 1e-10 * (prior if "variance" in key else 1.0)
+        np.testing.assert_allclose(found[key], value, rtol=1e-10, atol=tolerance, err_msg=key)
