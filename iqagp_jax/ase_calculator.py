@@ -71,6 +71,8 @@ class IQAGP(Calculator):
         """
         super().calculate(atoms, properties, system_changes)
         computing()
+        if self.atoms is None:
+            raise ValueError("expected Atoms to calculate, found none; give them to the calculator")
         positions = self._whole(self.atoms)
         energy, forces = self._energy_and_forces(positions[None])
         self.results = {"energy": float(energy[0]), "free_energy": float(energy[0]), "forces": np.asarray(forces[0])}

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,7 @@ def synthetic_model(case, seed=0):
     reference = np.stack([1.1 * np.cos(1.9 * k), 1.1 * np.sin(1.9 * k), 0.55 * k], axis=1)
     positions = reference + 0.05 * rng.normal(size=(n, n_atoms, 3))
     frames = tuple((a, (a + 1) % n_atoms, (a + 2) % n_atoms) for a in range(n_atoms))
-    features = {"alf": ALF(frames), "inverse-distances": InverseDistances(n_atoms)}[case.features]
+    features: Any = {"alf": ALF(frames), "inverse-distances": InverseDistances(n_atoms)}[case.features]
     with jax.enable_x64(True):
         x = np.asarray(jax.jit(jax.vmap(features))(positions)).swapaxes(0, 1)
         lengthscale = np.full(x.shape[::2], 2.0)
@@ -219,7 +219,8 @@ def measure(case, peak):
         seconds = time.perf_counter() - began
         timing = timed(lambda: jax.block_until_ready(program(replicas, targets))).scaled(1000 / (STEPS * case.replicas))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Row(case, *timing, floor_ms(model, peak), seconds, memory)
+    median, least, greatest = timing
+    return Row(case, median, least, greatest, floor_ms(model, peak), seconds, memory)
 
 
 def exponent(sizes, times):

@@ -41,7 +41,7 @@ def save_model(model, path):
 
     Raises TypeError if a part is not one that can be read back, such as a user's own prior-mean function.
     """
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     structure = _take_apart(model, "model", tensors)
     header = {"format": FORMAT, "checksum": _checksum(structure, tensors), "structure": structure}
     write_atomically(path, save(tensors, {"iqagp": json.dumps(header)}))

@@ -1,6 +1,7 @@
 """How good a model is on labelled geometries it has not seen: errors, calibration of its uncertainty, report."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,7 +94,7 @@ def predict(model, positions):
     if learned_atomic_energies(model):
         asked["atomic_energies"] = _one_by_one(model)
     functions = {"both": energy_and_forces(model), **{name: of for name, of in asked.items() if of}}
-    parts = {name: [] for name in functions}
+    parts: dict[str, list[Any]] = {name: [] for name in functions}
     for start in range(0, len(positions), BATCH):
         # The last batch is filled up, so that one compiled shape serves all.
         batch = positions[np.minimum(np.arange(start, start + BATCH), len(positions) - 1)]
@@ -162,5 +163,5 @@ def validate(model, dataset, predictions=None):
 
 def spearman(a, b):
     """Spearman's rank correlation of two arrays (n,) without ties."""
-    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(x)) for x in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])

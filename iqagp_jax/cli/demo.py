@@ -48,8 +48,8 @@ def run_demo(out):
     rest = at_rest(model)
     positions = starts(model, KINDS, stretch=STRETCH, rest=rest)
     stretched = stretched_bond(model, positions)
-    options = {"temperature": TEMPERATURE, "time": PICOSECONDS, "kinds": KINDS}
-    run = simulate(model, rest.system, positions, out / "trajectory", **options)
+    folder = out / "trajectory"
+    run = simulate(model, rest.system, positions, folder, temperature=TEMPERATURE, time=PICOSECONDS, kinds=KINDS)
     print_replicas(run, each=False)
     relaxed = relaxation(model, run.trajectory, stretched, out)
     draw_replicas(run, out)
@@ -92,7 +92,7 @@ def relaxation(model, trajectory, stretched, out):
     labels = atom_labels(model.species)
     oxygens = [k for k, s in enumerate(model.species) if s == "O"]
     distances = pair_distances(trajectory.positions[:, KINDS.index("stretched")])[:, hydrogen, oxygens]
-    bound = (distances < 1.2).any(1)
+    bound = np.any(distances < 1.2, axis=1, keepdims=True)[:, 0]
     settled = [k for k in range(len(bound) - 3) if bound[k : k + 4].all()]
     when = float(trajectory.times[settled[0]]) if settled else None
     named = {f"{labels[o]}-{labels[hydrogen]}": distances[:, k] for k, o in enumerate(oxygens)}

@@ -18,7 +18,7 @@ All functions here want JAX's 64-bit mode (``with jax.enable_x64(True)``), excep
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ class Transfer:
         return coordinates.transfer(jnp.asarray(positions), *self.atoms)
 
 
-VARIABLES = {kind.name: kind for kind in (Dihedral, Distance, Transfer)}
+VARIABLES: dict[str, Any] = {kind.name: kind for kind in (Dihedral, Distance, Transfer)}
 
 
 def parse_variable(text, n_atoms):
@@ -101,7 +101,7 @@ def choose_variables(species, positions):
     """
     bonded, distances = bond_graph(species, positions), pair_distances(positions)
     heavy = np.array([s != "H" for s in species])
-    chosen = []
+    chosen: list[Dihedral | Transfer] = []
     single = np.triu(bonded) & np.outer(heavy, heavy) & (distances > SINGLE_BOND * sum_of_radii(species))
     for j, k in np.argwhere(single):
         left, right = ([b for b in np.flatnonzero(bonded[a] & heavy) if b not in (j, k)] for a in (j, k))

@@ -24,6 +24,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.level import Level
 from iqagp_jax.data.text import TextFile
 from iqagp_jax.units import BOHR, HARTREE
 
@@ -246,7 +247,7 @@ def dataset_from_aimall(molecules):
             "qtaim_charges": np.array([m.charges for m in molecules]),
             "qtaim_remainder": (energy - raw.sum(1)) * HARTREE,
         },
-        level={"level_of_theory": first.model, "programs": f"AIMAll {first.version}"},
+        level=Level.of_words(first.model, programs=f"AIMAll {first.version}"),
     ).with_partition("qtaim")
 
 

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray
+"""JAX's and NumPy's arrays, in signatures"""
+
 
 def require_float64():
     """ValueError outside JAX's 64-bit mode, where weights of 10^4 would cost a result its kcal/mol."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-Array = jax.Array | np.ndarray
+from iqagp_jax.machine.precision import Array
 
 TINY = 1e-24
 """Added under roots whose argument may vanish (angstrom^2), so that gradients stay finite."""

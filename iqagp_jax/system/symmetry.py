@@ -71,7 +71,7 @@ def _isomorphisms(species, graph, other):
 
 def _connected_order(graph):
     """Atoms in an order in which each has, where possible, a neighbour before it."""
-    order = []
+    order: list[int] = []
     while len(order) < len(graph):
         near = [a for a in range(len(graph)) if a not in order and graph[a, order].any()]
         order.append(min(near or [a for a in range(len(graph)) if a not in order]))

@@ -20,14 +20,17 @@ Programs differ in how they read the same file. `CONVENTIONS` names the readings
 
 import ast
 import re
+import string
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.level import Level
 from iqagp_jax.data.text import TextFile
 from iqagp_jax.families.fflux.models import AtomGP, Atomwise, Moments, PolynomialMean, is_length, told
 from iqagp_jax.families.gp import regression
@@ -77,7 +80,9 @@ class _File(TextFile):
         if not Path(path).is_file():
             raise FileNotFoundError(f"expected a .model file, found nothing at {str(path)!r}")
         super().__init__(path)
-        self.sections, self.comments, lines = {}, {}, []
+        self.sections: dict[str, Any] = {}
+        self.comments: dict[str, tuple[int, str]] = {}
+        lines: list[Any] = []
         for number, line in enumerate(map(str.strip, self.lines)):
             if line.startswith("#"):
                 key, _, value = line.lstrip("# ").replace("=", " ").partition(" ")
@@ -240,7 +245,7 @@ def _kernel(file, d, x_scale, conventions):
         raise file.error(number, f"expected kernels joined by + and *, found {composition!r}") from None
     prefactor = file.value("kernels", "prefactor", optional=True)  # ICHOR's
     factor = file.floats(*prefactor, 1)[0] if prefactor else 1.0
-    return kernel if factor == 1 else Constant(factor) * kernel
+    return kernel if factor == 1 else Constant(np.asarray(factor)) * kernel
 
 
 def _component(file, name, d, x_scale, conventions):
@@ -372,11 +377,12 @@ def dataset_from_csv(paths, frames):
     ``paths`` maps the atoms' names (O1, H2, ...) to their csv files, ``frames`` to their atomic local frames as text
     (1,2,3). Geometries are rebuilt from the first atom's features; ValueError where another atom's are of others.
     """
-    numbers = [int(re.fullmatch(r"[A-Za-z]+(\d+)", name)[1]) for name in paths]
+    numbers = [int(found[1]) if (found := re.fullmatch(r"[A-Za-z]+(\d+)", name)) else 0 for name in paths]
     if sorted(numbers) != list(range(1, len(paths) + 1)) or set(frames) != set(paths):
         raise ValueError(f"expected a file and a frame for every atom, numbered from 1, found {', '.join(paths)}")
     names = [name for _, name in sorted(zip(numbers, paths, strict=True))]
-    energies, positions = [], None
+    energies: list[np.ndarray] = []
+    positions: Any = None
     for name in names:
         x, energy = property_of(paths[name], "iqa")
         rebuilt = geometries(x, parse_frame(frames[name], len(paths)), len(paths))
@@ -388,8 +394,8 @@ def dataset_from_csv(paths, frames):
             )
         energies.append(energy * HARTREE)
     atomic = np.stack(energies, axis=1)
-    species = tuple(re.match("[A-Za-z]+", name)[0].capitalize() for name in names)
-    return Dataset(species, positions, atomic.sum(1), atomic_energies=atomic, level={"partition": "qtaim"})
+    species = tuple(name.rstrip(string.digits).capitalize() for name in names)
+    return Dataset(species, positions, atomic.sum(1), atomic_energies=atomic, level=Level(partition="qtaim"))
 
 
 def property_of(path, name):
@@ -425,7 +431,7 @@ def _finite(word):
 def write_model(model, path):
     """Write an `AtomGP` as a ``.model`` file; ValueError where FEREBUS has no such kernel."""
     labels = dict(model.labels)
-    kernels = []
+    kernels: list[list[str]] = []
     composition = _describe(model.kernel, model.x.shape[1], kernels)
     units = ["bohr" if length else "radians" for length in is_length(model.x.shape[1])]
     standardised = [bool(np.any(scaling[0] != 0)) for scaling in (model.x_scaling, model.y_scaling)]
@@ -460,6 +466,7 @@ def _describe(kernel, d, found):
         parts = [_describe(part, d, found) for part in (kernel.first, kernel.second)]
         return f"({('+' if isinstance(kernel, Sum) else '*').join(parts)})"
     name = f"k{len(found) + 1}"
+    inner: Any
     columns, inner = (kernel.columns, kernel.kernel) if isinstance(kernel, Select | Restrict) else (tuple(range(d)), kernel)
     lines = [f"[kernel.{name}]", f"type {_kind(inner)}", f"number_of_dimensions {len(columns)}"]
     lines.append(f"active_dimensions {' '.join(str(k + 1) for k in columns)}")

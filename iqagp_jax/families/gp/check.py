@@ -58,8 +58,10 @@ def check_forces(data, targets):
 
 def _likelihoods(data, targets, factors):
     """ln L an observation with the forces times each of the ``factors``, up to a constant, at the best of `LENGTHS`."""
-    energies = [e if e is None or np.isnan(e).all() else e - np.nanmean(e, axis=0) for e in (data.atomic_energies, data.energy)]
-    y = joint.observations(targets, *energies, data.forces)
+    atomic, energy = (
+        e if e is None or np.isnan(e).all() else e - np.nanmean(e, axis=0) for e in (data.atomic_energies, data.energy)
+    )
+    y = joint.observations(targets, atomic, energy, data.forces)
     kept = np.isfinite(y)
     is_force = np.tile(joint.of_each([t == "forces" for t in targets], targets, len(data.species)), len(data))
     of_forces, rest = np.where(is_force, y, 0.0)[kept], np.where(is_force, 0.0, y)[kept]

@@ -27,7 +27,7 @@ equivalent atoms. That is what copies of the training data would amount to, at t
 import os
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 from iqagp_jax.families.gp.features import InverseDistances
 from iqagp_jax.families.gp.regression import squared_distances
+from iqagp_jax.machine.precision import Array
 
 TARGETS = ("atomic_energies", "energy", "forces")
 
@@ -43,9 +44,9 @@ TARGETS = ("atomic_energies", "energy", "forces")
 class Seen(NamedTuple):
     """What the kernel sees of n geometries, for each of G groups of atoms."""
 
-    z: jax.Array
+    z: Array
     """(G, n, E) embedded features, unit length scale"""
-    jacobian: jax.Array
+    jacobian: Array
     """(G, n, E, 3N) derivatives of z with respect to the positions, 1/angstrom"""
 
 
@@ -60,13 +61,13 @@ class Process:
 
     radial: type
     """kind of `kernels.Radial`: profile, slope and curvature"""
-    variance: jax.Array
+    variance: Array
     """v_A, (G, a) eV^2"""
-    inverse_square: jax.Array
+    inverse_square: Array
     """1 / l_A^2, (G, a)"""
-    permutations: jax.Array
+    permutations: Array
     """p, (P, N); the identity alone where there is no symmetry"""
-    columns: jax.Array
+    columns: Array
     """(P, E), z(R[p]) = z(R)[columns]"""
 
     @classmethod
@@ -147,8 +148,9 @@ def _blocks(process, left, right, permutation, rows_of, columns_of):
     targets = {*rows_of, *columns_of}
     of_group = partial(_group, process.radial, targets)
     groups = jax.lax.map(lambda a: of_group(*a), (process.variance, process.inverse_square, left, right))
-    energies, energy_force, force_energy = (None if g is None else g.reshape(-1, *g.shape[2:]) for g in groups[:3])
-    table = {}
+    flat: list[Any] = [None if g is None else g.reshape(-1, *g.shape[2:]) for g in groups[:3]]
+    energies, energy_force, force_energy = flat
+    table: dict[tuple[str, str], Any] = {}
     if "atomic_energies" in targets:
         table |= _of_atomic_energies(energies, permutation)
     if "energy" in targets:

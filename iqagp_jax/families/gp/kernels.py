@@ -17,11 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.machine.precision import Array
+
 _pytree = partial(jax.tree_util.register_dataclass)
 
 
 class Kernel:
     """k(x, y) of two points (D,); kernels add and multiply."""
+
+    __call__: ClassVar[Callable[..., Any]]
 
     def __add__(self, other):
         return Sum(self, other)
@@ -68,7 +72,7 @@ class SquaredExponential(Radial):
 class Scaled:
     """The embedding of kernels that see every feature in units of its length scale."""
 
-    lengthscale: jax.Array
+    lengthscale: Array
     """scalar or (D,), in the features' units"""
 
     def embed(self, x):
@@ -87,7 +91,7 @@ class RBF(Scaled, SquaredExponential):
 class Periodic(SquaredExponential):
     """exp(-1/2 sum_d 4 sin^2((x_d - y_d) / 2) / l_d^2), period 2 pi; FEREBUS' theta_d is 1 / (2 l_d^2)."""
 
-    lengthscale: jax.Array
+    lengthscale: Array
     """scalar or (D,), in radian for small angles"""
 
     def embed(self, x):
@@ -221,9 +225,9 @@ class RBFCyclic(Kernel):
     Not smooth half a period away, where a difference jumps from one end to the other.
     """
 
-    lengthscale: jax.Array
+    lengthscale: Array
     """scalar or (D,), in the features' units"""
-    period: jax.Array
+    period: Array
     """(D,), inf where a feature is not cyclic"""
 
     def __call__(self, x, y):
@@ -239,7 +243,7 @@ class RBFCyclic(Kernel):
 class Linear(Kernel):
     """sum_d (x_d y_d)^order / c_d; FEREBUS' ``linear``."""
 
-    scale: jax.Array
+    scale: Array
     """c, (D,), in the features' units to the power 2 order"""
     order: int = 1
 
@@ -252,7 +256,7 @@ class Linear(Kernel):
 class Constant(Kernel):
     """The same covariance between all points."""
 
-    value: jax.Array
+    value: Array
 
     def __call__(self, x, y):
         return self.value

@@ -29,12 +29,14 @@ the Gaussian process sees the same kind of residual with and without them.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_numbers
 
+from iqagp_jax.machine.precision import Array
 from iqagp_jax.system.geometry import sum_of_radii
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
 
@@ -49,7 +51,7 @@ CORE = 0.01
 class ConstantMean:
     """The same atomic energies ``values`` (N,) in eV wherever the atoms are."""
 
-    values: jax.Array
+    values: Array
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,) eV"""
@@ -85,7 +87,7 @@ class BornMayer:
     It adds 40 kcal/mol where two atoms are at 0.8 of their bond length, and less than 0.2 kcal/mol at 0.8 s + 1.1 angstrom.
     """
 
-    radii: jax.Array
+    radii: Array
     """s, sums of the covalent radii (N, N), angstrom"""
     height: float = field(default=40 * KCAL_MOL, metadata={"static": True})
     """eV"""
@@ -114,7 +116,7 @@ class ZBL:
     V(r) = Z Z' e^2 / (4 pi eps_0 r) phi(r / a),    a = 0.8854 bohr / (Z^0.23 + Z'^0.23)
     """
 
-    charges: jax.Array
+    charges: Array
     """Z, nuclear charges (N,)"""
 
     @classmethod
@@ -134,7 +136,7 @@ class ZBL:
         return pair_means(pair_energy, positions)
 
 
-REPULSIONS = {"born-mayer": BornMayer, "zbl": ZBL}
+REPULSIONS: dict[str, Any] = {"born-mayer": BornMayer, "zbl": ZBL}
 
 PRIOR_MEANS = (*CONSTANTS, *REPULSIONS)
 """The names that may be joined by "+"."""

@@ -4,8 +4,9 @@ The plain formula is `Model.atomic_energies`; `fast` has the same numbers by mat
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ class Model(OfOneMolecule):
     def sees_alike(self):
         """Whether all atoms see the same of a geometry, up to the order of the features: inverse distances, and one length
         scale an atom. Their training points and directions then differ by that order and a factor only."""
-        return isinstance(self.features, InverseDistances) and np.ndim(getattr(self.kernel, "lengthscale", None)) == 1
+        return isinstance(self.features, InverseDistances) and np.ndim(getattr(self.kernel, "lengthscale", 0.0)) == 1
 
     @property
     def teachable(self):
@@ -137,9 +138,18 @@ class Model(OfOneMolecule):
         return "energy" in self.targets or "atomic_energies" not in self.targets
 
     @property
+    def learned_jointly(self) -> JointData:
+        """What a model of several targets has; ValueError, in a sentence, for one of atomic energies alone."""
+        if self.joint is None:
+            raise ValueError(
+                "expected a model that learned forces or the molecule's energy, found one of atomic energies alone"
+            )
+        return self.joint
+
+    @property
     def process(self):
         """The `joint.Process` of a model of several targets."""
-        return joint.Process.of(self.kernel, self.features, self.signal_variance, self.joint.permutations)
+        return joint.Process.of(self.kernel, self.features, self.signal_variance, self.learned_jointly.permutations)
 
     def see(self, positions):
         """`joint.Seen` of positions (n, N, 3) in such a model."""
@@ -153,7 +163,7 @@ class Model(OfOneMolecule):
         Made when they are first asked for, and kept: they are the most expensive thing about a model.
         """
         with jax.enable_x64(True):
-            data = self.joint
+            data = self.learned_jointly
             seen = jax.jit(self.see)(data.positions)
             matrix = joint.covariance_matrix(self.process, seen, self.targets, data.noise_variance, data.observed)
             return seen, jnp.asarray(joint.factorise(matrix))
@@ -177,17 +187,16 @@ class Model(OfOneMolecule):
 
     def bind(self, system, dtype=np.float64):
         """The plain formula, and beside it matrix products where the kernel is radial."""
-        several = isinstance(self.kernel, Radial)
-        value_and_gradient = _value_and_gradient(self, np.dtype(dtype)) if several else None
-        return Bound(
-            energies=lambda positions, aux: (self.atomic_energies(positions), aux),
-            fast=(lambda positions, aux: (value_and_gradient(positions), aux)) if several else None,
-        )
+        plain = Bound(lambda positions, aux: (self.atomic_energies(positions), aux))
+        if not isinstance(self.kernel, Radial):
+            return plain
+        value_and_gradient = _value_and_gradient(self, np.dtype(dtype))
+        return replace(plain, fast=lambda positions, aux: (value_and_gradient(positions), aux))
 
     def uncertainty(self, system):
         """Posterior variances; None where the covariance matrix does not fit into memory, as of models by ``solver="cg"``."""
         independent = self.joint is None
-        if not independent and not joint.fits(np.count_nonzero(self.joint.observed)):
+        if self.joint is not None and not joint.fits(np.count_nonzero(self.joint.observed)):
             return None
 
         def prepare(target):
@@ -254,7 +263,7 @@ def _value_and_gradient(model, dtype):
     return value_and_gradient
 
 
-def _independent_variances(model, target):
+def _independent_variances(model: Any, target: str) -> Any:
     """Of atoms that share no observation: the energy's and the forces' variances are sums over the atoms."""
     factors = jax.lax.map(
         lambda a: jnp.linalg.cholesky(regression.covariance_matrix(a[0], a[1], model.noise)),
@@ -264,17 +273,17 @@ def _independent_variances(model, target):
 
     def energies(atoms, positions):
         points = jax.vmap(model.features)(positions).swapaxes(0, 1)
-        variances = jax.lax.map(lambda a: regression.predictive_variance(*a[0], a[1]), (atoms, points)).T
+        variances = jax.lax.map(lambda a: regression.predictive_variance(*a), (*atoms, points)).T
         return _total(variances, target)
 
     def forces(atoms, positions):
-        def slopes(kernel, train, factor, variance, x):
+        def slopes(kernel: Any, train: Any, factor: Any, variance: Any, x: Any) -> Any:
             along = jax.vmap(jax.grad(kernel), (None, 0))(x, train)
             half = solve_triangular(factor, along, lower=True)
             return variance * (jax.jacfwd(jax.grad(kernel, 0), 1)(x, x) - half.T @ half)
 
         jacobian = jax.jacfwd(model.features)(positions).reshape(*atoms[1].shape[::2], -1)
-        covariances = jax.lax.map(lambda a: slopes(*a[0], a[1]), (atoms, model.features(positions)))
+        covariances = jax.lax.map(lambda a: slopes(*a), (*atoms, model.features(positions)))
         return jnp.einsum("adx,ade,aex->x", jacobian, covariances, jacobian)
 
     return (jax.vmap(forces, (None, 0)) if target == "forces" else energies), atoms
@@ -322,14 +331,15 @@ def leave_one_out(model):
     Raises ValueError for a model of forces or total energies, where no observation stands alone, and for one of copied
     geometries, where a copy stays in.
     """
-    if not isinstance(model, Model) or model.targets != ("atomic_energies",):
+    if not isinstance(model, Model) or isinstance(model.noise, tuple) or model.targets != ("atomic_energies",):
         raise ValueError("expected a model of atomic energies alone to leave one out; validate this one on a test set")
 
     refuse_copies(model)
+    noise = model.noise
 
     def one_atom(arguments):
         kernel, train, residual, s2 = arguments
-        factor = jnp.linalg.cholesky(regression.covariance_matrix(kernel, train, model.noise))
+        factor = jnp.linalg.cholesky(regression.covariance_matrix(kernel, train, noise))
         error, precision = regression.leave_one_out(factor, residual)
         return error, jnp.sqrt(s2 / precision)
 

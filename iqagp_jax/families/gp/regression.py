@@ -16,13 +16,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Float
 
 from iqagp_jax.families.gp.kernels import Kernel, Radial, covariance
-
-Array = jax.Array | np.ndarray
+from iqagp_jax.machine.precision import Array
 
 SMALL = 64
 """Rows up to which `inverse` does not halve a matrix."""

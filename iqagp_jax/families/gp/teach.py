@@ -35,9 +35,9 @@ class Fitted:
             model,
             train_features=np.zeros((n_atoms, 0, n_features)),
             weights=np.zeros((n_atoms, 0)),
-            joint=replace(model.joint, **nothing),
+            joint=replace(model.learned_jointly, **nothing),
         )
-        return cls(prior, model.process, model.joint.noise_variance, np.zeros(0), np.zeros((0, 0)))
+        return cls(prior, model.process, model.learned_jointly.noise_variance, np.zeros(0), np.zeros((0, 0)))
 
     def add(self, dataset):
         """Conditioned on the geometries of a `Dataset` too, by a block update of the factor.
@@ -48,7 +48,7 @@ class Fitted:
         Raises ValueError, in a sentence, for other atoms, for geometries without a target, where the factor would not fit into
         memory, and where there is none.
         """
-        model, targets, known = self.model, self.model.targets, self.model.joint
+        model, targets, known = self.model, self.model.targets, self.model.learned_jointly
         _check(dataset, model)
         with jax.enable_x64(True):
             y = joint.observations(targets, *residuals(dataset, model.mean))
@@ -77,9 +77,9 @@ class Fitted:
         """Posterior covariance (B, B) of the molecular energies at positions (B, N, 3), eV^2."""
         model, energy = self.model, ("energy",)
         with jax.enable_x64(True):
-            here, train = (self._see(r) for r in (positions, model.joint.positions))
+            here, train = (self._see(r) for r in (positions, model.learned_jointly.positions))
             prior = joint.covariance_rows(self.process, here, here, energy, rows=64)
-            known = {"kept_right": model.joint.observed, "right_targets": model.targets}
+            known = {"kept_right": model.learned_jointly.observed, "right_targets": model.targets}
             cross = joint.covariance_rows(self.process, here, train, energy, rows=64, **known)
             half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
             # The model's variances are the process's, scaled.
@@ -105,7 +105,7 @@ class Fitted:
 
 def with_weights(model, process, noise, y, w):
     """The model of observations y (m,) with the weights w (m,), and the signal variances at their maximum-likelihood value."""
-    data = model.joint
+    data = model.learned_jointly
     scale = y @ w / len(y)
     weights = np.zeros(len(data.observed))
     weights[data.observed] = w / scale
@@ -146,7 +146,7 @@ def _check(dataset, model):
 
 def _singular(model, dataset):
     """The sentence for a covariance matrix that has no factor, with the two geometries that are most alike."""
-    known = np.concatenate([model.joint.positions, dataset.positions])
+    known = np.concatenate([model.learned_jointly.positions, dataset.positions])
     distances = pair_distances(known).reshape(len(known), -1)
     apart = cdist(distances, distances) + np.diag(np.full(len(known), np.inf))
     i, j = np.unravel_index(apart.argmin(), apart.shape)
