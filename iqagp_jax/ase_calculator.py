@@ -89,7 +89,8 @@ class IQAGP(Calculator):
         if not (atoms.pbc & atoms.cell.any(1)).any():
             return atoms.get_positions()
         # The bonds at rest as well, as heat may have stretched them beyond what counts as one.
-        positions, molecules = unwrapped(atoms.symbols, atoms.positions, atoms.cell.array, atoms.pbc, self.system.bonds)
+        cell, bonds = atoms.cell.array, self.system.bonds
+        positions, molecules = unwrapped(self.system.species, atoms.positions, cell, atoms.pbc, bonds)
         if self.system.cell is None and molecules.any():
             raise ValueError(
                 f"expected one molecule in a periodic cell, found {molecules.max() + 1}: this potential would leave out their"

@@ -27,7 +27,7 @@ from iqagp_jax.labels import campaign, executors, pack, queue
 from iqagp_jax.labels.executors import Jobs, Processes, dask_workers
 from iqagp_jax.labels.label import label_key
 from iqagp_jax.labels.pack import PACK, Labels
-from iqagp_jax.labels.plan import PLAN, LabelPlan, check
+from iqagp_jax.labels.plan import PLAN, LabelPlan, check, read_geometries
 from iqagp_jax.machine.lock import owned, owner, request_stop
 from iqagp_jax.units import HARTREE
 
@@ -332,6 +332,23 @@ def test_label_goes_on_in_a_folder_of_an_earlier_version(tmp_path, quick, capsys
     assert len(stamps(folder).items() - made.items()) == 1
     assert load_dataset(tmp_path / "d.extxyz").free_atoms.keys() == {"H", "O"}
     assert iqagp("campaign", "status", folder) == 0
+
+
+def test_a_molecule_across_the_wall_of_its_cell_is_put_together(tmp_path):
+    wrapped = WATER + np.array([0.0, 0.3, 0.0])
+    wrapped[2, 1] += 9.0
+    write(tmp_path / "wrapped.extxyz", Atoms("OHH", positions=wrapped, cell=[9.0] * 3, pbc=True))
+    with pytest.warns(UserWarning, match="in 1 of 1 frames the molecule lay across the walls"):
+        (atoms,) = read_geometries(tmp_path / "wrapped.extxyz")
+    np.testing.assert_allclose(atoms.positions - atoms.positions[0], WATER - WATER[0], atol=1e-8)
+    assert not atoms.pbc.any()
+
+
+def test_geometries_of_an_ion_are_labelled_as_one():
+    frames = [Atoms("OH", positions=[[0.0, 0, 0], [0.97, 0, 0]], info={"charge": -1})]
+    check(frames, LabelPlan("hf", "sto-3g", charge=-1, partitions=()))
+    with pytest.raises(ValueError, match="expected charge -1 and 0 unpaired electrons, as the geometries tell, found 0 and 1;"):
+        check(frames, LabelPlan("hf", "sto-3g", spin=1, partitions=()))
 
 
 def test_what_the_geometries_say_of_their_own_labels_is_not_believed():

@@ -194,13 +194,15 @@ def label_by_xtb(geometries, output, charge, spin, workers):
     """Label a file of geometries with energies and forces by GFN2-xTB."""
     from iqagp_jax.data.extxyz import save_dataset, unlabelled
     from iqagp_jax.labels.executors import Processes
-    from iqagp_jax.labels.plan import read_geometries
+    from iqagp_jax.labels.plan import check_state, read_geometries
     from iqagp_jax.references.xtb import XTB, relabelled
 
     if geometries is None or output is None:
         raise ValueError("expected GEOMETRIES and a dataset to write, found not both; give a file of geometries and -o")
     output = output_file(output)
-    bare = unlabelled(read_geometries(geometries), str(geometries))
+    frames = read_geometries(geometries)
+    check_state(frames, charge, spin)
+    bare = unlabelled(frames, str(geometries))
     with Processes(workers or os.cpu_count() or 1) as pool:
         reference = XTB(bare.species, charge, spin, pool)
         dataset = relabelled(bare, reference, lambda items, total: track(items, "labelling", total))

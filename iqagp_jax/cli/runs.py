@@ -179,7 +179,9 @@ def bench(
     train: Annotated[list[int], typer.Option(min=2, help="Training points; repeatable.")] = [1000],
     replicas: Annotated[list[int], typer.Option(min=1, help="Replicas; repeatable.")] = [1, 100],
     float32: Annotated[bool, typer.Option(help="Also in float32.")] = True,
-    forces: Annotated[bool, typer.Option("--forces", help="Models of forces on inverse distances, not of energies.")] = False,
+    joint: Annotated[
+        bool, typer.Option("--joint", "--forces", help="Models of energies and forces on inverse distances, not of energies.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Use so many cores only.")] = None,
     peers: Annotated[bool, typer.Option(help="Also time other programs that are installed.")] = True,
     peer: Annotated[list[str], typer.Option(help="An ASE calculator, by name or as module:Class; repeatable.")] = [],
@@ -195,9 +197,9 @@ def bench(
 
     json_file = json_file and output_file(json_file)
     use_cores(threads)
-    features = "inverse-distances" if forces else "alf"
+    features = "inverse-distances" if joint else "alf"
     sizes = itertools.product(atoms, train, ["float64", "float32"] if float32 else ["float64"], replicas)
-    cases = [benchmark.Case(n_atoms, n, count, name, features, forces) for n_atoms, n, name, count in sizes]
+    cases = [benchmark.Case(n_atoms, n, count, name, features, joint) for n_atoms, n, name, count in sizes]
     report = benchmark.run(cases, peer, peers, dft, lambda cases: track(cases, "timing"))
     if json_file:
         json_file.write_text(json.dumps(report, indent=1))

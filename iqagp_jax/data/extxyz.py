@@ -107,7 +107,7 @@ def dataset_from_frames(
     free = [atoms for atoms in frames if _is_free_atom(atoms)]
     frames = [atoms for atoms in frames if not _is_free_atom(atoms)]
     species = _species(frames, name)
-    positions = _positions(frames, name)
+    positions = whole_positions(frames, name)
     labels = _label_names(frames, name, energy_key, forces_key)
     shapes: dict[str, tuple[int, ...]] = {"energy": (), "forces": (len(species), 3), "atomic_energies": (len(species),)}
     read: dict[str, Any] = {target: _label(frames, target, labels[target], shape, name) for target, shape in shapes.items()}
@@ -171,7 +171,7 @@ def _species(frames: Sequence[Atoms], name: str) -> tuple[str, ...]:
     return species
 
 
-def _positions(frames: Sequence[Atoms], name: str) -> np.ndarray:
+def whole_positions(frames: Sequence[Atoms], name: str) -> np.ndarray:
     """Positions (n, N, 3) in angstrom, of whole molecules where a frame has a periodic cell."""
     positions = np.array([atoms.get_positions() for atoms in frames])
     if bad := np.flatnonzero(~np.isfinite(positions).all((1, 2))).tolist():
@@ -196,7 +196,7 @@ def _whole_molecules(frames: Sequence[Atoms], numbers: Sequence[int], name: str)
     def put_together(k: int, bonds: Any = ()) -> tuple[np.ndarray, np.ndarray]:
         atoms = frames[k]
         try:
-            return unwrapped(atoms.symbols, atoms.positions, atoms.cell.array, atoms.pbc, bonds)
+            return unwrapped(atoms.get_chemical_symbols(), atoms.positions, atoms.cell.array, atoms.pbc, bonds)
         except ValueError as error:
             raise ValueError(f"{name}, frame {numbers[k]}: {error}") from error
 
@@ -209,7 +209,7 @@ def _whole_molecules(frames: Sequence[Atoms], numbers: Sequence[int], name: str)
             " these atoms alone"
         )
     # Heat stretches bonds beyond what counts as one: frames that seem to be in pieces have the bonds of one that is not.
-    bonds = np.argwhere(np.triu(bond_graph(frames[0].symbols, single[0])))
+    bonds = np.argwhere(np.triu(bond_graph(frames[0].get_chemical_symbols(), single[0])))
     return np.array([found[k][0] if not found[k][1].any() else put_together(k, bonds)[0] for k in range(len(frames))])
 
 

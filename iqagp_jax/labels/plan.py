@@ -16,7 +16,9 @@ from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
 
 from iqagp_jax.data.dataset import ORIGIN
+from iqagp_jax.data.extxyz import whole_positions
 from iqagp_jax.data.level import Level
+from iqagp_jax.data.state import STATE, state_of_frames
 from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
 from iqagp_jax.machine.lock import owned
 from iqagp_jax.system.elements import check_electrons
@@ -107,14 +109,19 @@ def owned_by_a_campaign(folder: str | Path) -> AbstractContextManager[None]:
 
 
 def read_geometries(path: Path) -> list[Atoms]:
-    """ASE atoms of a file of geometries without its free atoms, which are labelled anew."""
+    """ASE atoms of a file of geometries without its free atoms, which are labelled anew; molecules in cells put together."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of geometries, found nothing at {str(path)!r}")
     try:
         frames = list(iread(path))
     except (XYZError, UnknownFileTypeError, *BROKEN_FILE) as error:
         raise ValueError(f"{path} is not a whole file of geometries ({error}); was it cut off?") from error
-    return [atoms for atoms in frames if atoms.info.get("config_type") != "IsolatedAtom"]
+    frames = [atoms for atoms in frames if atoms.info.get("config_type") != "IsolatedAtom"]
+    if any((atoms.pbc & atoms.cell.any(1)).any() for atoms in frames):
+        check_geometries(frames)
+        for atoms, positions in zip(frames, whole_positions(frames, str(path)), strict=True):
+            atoms.positions, atoms.pbc = positions, False
+    return frames
 
 
 def check(geometries: list[Atoms], plan: LabelPlan) -> None:
@@ -129,6 +136,7 @@ def check(geometries: list[Atoms], plan: LabelPlan) -> None:
     if plan.multipoles and not plan.partitions:
         raise ValueError("expected a partition into the atoms whose multipoles are wanted, found none; name one")
     check_electrons(geometries[0].get_chemical_symbols(), plan.charge, plan.spin)
+    check_state(geometries, plan.charge, plan.spin)
     check_functional(plan.xc)
     check_basis(geometries[0], plan)
 
@@ -153,6 +161,18 @@ def check_geometries(geometries: list[Atoms]) -> None:
                 f"expected {key} of every geometry or of none, found none of geometry {known.index(False)}; a dataset without"
                 " would mix training and test frames: add it there"
             )
+
+
+def check_state(geometries: list[Atoms], charge: int, spin: int) -> None:
+    """ValueError, in a sentence, where geometries tell another charge or spin than they would be given."""
+    if not any(key in atoms.info for atoms in geometries for key in STATE):
+        return
+    told = state_of_frames(geometries, "geometries")
+    if told != (charge, spin):
+        raise ValueError(
+            f"expected charge {told[0]} and {told[1]} unpaired electrons, as the geometries tell, found {charge} and {spin};"
+            f" give --charge {told[0]} --spin {told[1]}"
+        )
 
 
 def check_functional(xc: str) -> None:
