@@ -12,7 +12,7 @@ def unwrapped(
     species: Sequence[str],
     positions: np.ndarray,
     cell: np.ndarray,
-    pbc: np.ndarray | Sequence[bool] = (True, True, True),
+    pbc: np.ndarray | Sequence[int] = (True, True, True),
     bonds: np.ndarray | Sequence[tuple[int, int]] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (N, 3) in angstrom with every molecule whole, and the number of each atom's molecule (N,), from 0.
@@ -48,7 +48,7 @@ def unwrapped(
     return positions + images @ walls, molecules
 
 
-def lattice(cell: np.ndarray, pbc: np.ndarray | Sequence[bool]) -> np.ndarray:
+def lattice(cell: np.ndarray, pbc: np.ndarray | Sequence[int]) -> np.ndarray:
     """The lattice vectors (D, 3) in angstrom along which there are images, D from 0 to 3.
 
     Raises ValueError, in a sentence, where they are not finite or do not span D dimensions.
