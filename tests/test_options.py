@@ -1,12 +1,14 @@
 """Options of a family as data: Python's keywords, the command line and the docs' table are made of one dataclass."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from iqagp_jax.cli.options import table_of, taking
+from iqagp_jax.families.gp.options import GPOptions
 from iqagp_jax.families.options import as_in, check, made_of, option, signature_of
 
 
@@ -85,3 +87,8 @@ def test_signatures_and_borrowed_fields():
     assert Other().colour == "blue"
     with pytest.raises(ValueError, match="expected colour among red, blue, found 'green'"):
         check(Other("green"))
+
+
+def test_the_page_of_options_is_of_today():
+    page = (Path(__file__).parents[1] / "docs" / "options.md").read_text()
+    assert page.endswith(table_of(GPOptions).rstrip() + "\n")

@@ -45,8 +45,3 @@ def atomic_moments(coords, weights, density, nuclei, charges):
     moments = -translated(electrons, -nuclei)
     moments[:, 0] += charges
     return moments
-
-
-def molecular_moments(moments, nuclei):
-    """Moments (25,) of the whole molecule about the origin from those of its atoms (N, 25) about their ``nuclei``."""
-    return translated(moments, nuclei).sum(0)
