@@ -3,15 +3,28 @@
 `scripts/ferebus_table.py` prints the whole table, with fits.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.io import read
 
-from iqagp_jax import energy_and_forces, fit_gp, load_model, save_model
+from iqagp_jax import (
+    Electrostatics,
+    PerMolecule,
+    Sum,
+    System,
+    electrostatics,
+    energy_and_forces,
+    fit_gp,
+    load_model,
+    save_model,
+    simulate,
+)
 from iqagp_jax.families.fflux import files as ferebus
 from iqagp_jax.families.fflux.fit import fit_atom
 from iqagp_jax.families.gp import regression as gp
+from iqagp_jax.system.cells import unwrapped
 from iqagp_jax.system.geometry import whole_molecules
 from iqagp_jax.units import HARTREE, KJ_MOL
 
@@ -67,6 +80,35 @@ def test_box_of_water(reference_folder):
     assert len(molecules) == 343
     assert abs(energies.sum() / HARTREE + 26226.8745205857 * 262550 / 262549.9638285) < 1e-6
     assert np.abs(forces.sum(1)).max() < 1e-9
+
+
+class Charges:
+    """Point charges, as moments of rank 0."""
+
+    species, frames = ("O", "H", "H"), ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+
+    def __call__(self, positions):
+        return np.array([[-0.8], [0.4], [0.4]])
+
+
+def test_box_of_water_is_a_potential_and_is_driven(reference_folder, tmp_path):
+    """The same number by `Sum(PerMolecule(water), Electrostatics(moments))`, as a cluster; two frames of a run of it."""
+    water = ferebus.read_folder(reference_folder / "dlfflux_water")
+    box = read(reference_folder / "dlfflux_water/CONFIG", format="dlp4")
+    species = box.get_chemical_symbols()
+    positions, molecules = unwrapped(species, box.positions, box.cell.array, box.pbc)
+    system = System.of(species, positions, molecules=molecules)
+    inside = energy_and_forces(PerMolecule(water), system=system)(positions[None])[0][0]
+    assert abs(inside / HARTREE + 26226.8745205857 * 262550 / 262549.9638285) < 1e-6
+    potential = Sum(PerMolecule(water), Electrostatics(Charges()))
+    run = simulate(
+        potential, system, positions[None], tmp_path, temperature=300.0, time=0.002, frame_interval=1.0, progress=False
+    )
+    assert run.survived.all() and run.temperatures.shape == (3, 1)
+    assert abs(run.temperatures[0, 0] / 300.0 - 1) < 0.1  # 3084 degrees of freedom: drawn to 2.5%
+    with jax.enable_x64(True):
+        between = float(electrostatics.energy_fn(Charges(), Charges.frames)(positions.reshape(343, 3, 3)))
+    assert abs(run.energies[0, 0] - inside - between) < 1e-6
 
 
 def test_round_trip(reference_folder, tmp_path):
