@@ -38,11 +38,11 @@ class System:
     def of(
         cls,
         species: Sequence[str],
-        positions: np.ndarray,
+        positions: np.ndarray | Sequence[Sequence[float]],
         charge: int = 0,
         spin: int = 0,
-        cell: np.ndarray | None = None,
-        molecules: Sequence[int] = (),
+        cell: np.ndarray | Sequence[Sequence[float]] | None = None,
+        molecules: np.ndarray | Sequence[int] = (),
     ) -> "System":
         """A system whose parts fit together.
 
@@ -57,17 +57,16 @@ class System:
                 f" shape {positions.shape} with {np.sum(~np.isfinite(positions))} numbers that are not finite"
             )
         check_electrons(species, charge, spin)
-        if cell is not None:
-            cell = np.asarray(cell, dtype=np.float64)
-            if cell.shape != (3, 3) or not abs(np.linalg.det(cell)) > 1e-3:
-                raise ValueError(f"expected a cell of three lattice vectors that span a volume, found {cell.tolist()}")
+        walls = None if cell is None else np.asarray(cell, dtype=np.float64)
+        if walls is not None and (walls.shape != (3, 3) or not abs(np.linalg.det(walls)) > 1e-3):
+            raise ValueError(f"expected a cell of three lattice vectors that span a volume, found {walls.tolist()}")
         numbers = tuple(int(m) for m in molecules)
         if numbers and (len(numbers) != len(species) or set(numbers) != set(range(max(numbers) + 1))):
             raise ValueError(
                 f"expected a molecule's number, from 0 without gaps, for each of {len(species)} atoms, found {len(numbers)}"
                 f" numbers with {len(set(numbers))} values from {min(numbers)} to {max(numbers)}"
             )
-        return cls(species, positions, int(charge), int(spin), cell, numbers if len(set(numbers)) > 1 else ())
+        return cls(species, positions, int(charge), int(spin), walls, numbers if len(set(numbers)) > 1 else ())
 
     def at(self, positions: np.ndarray) -> "System":
         """The same atoms at other positions (N, 3)."""
