@@ -7,6 +7,7 @@ import pytest
 
 from iqagp_jax import atomic_energies, energy_and_forces, load_model
 from iqagp_jax.potential import uncertainty
+from iqagp_jax.verdict import digest
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -37,3 +38,11 @@ def test_old_models_say_what_they_said(name):
     for key, value in said.items():
         tolerance = 1e-10 * (prior if "variance" in key else 1.0)
         np.testing.assert_allclose(found[key], value, rtol=1e-10, atol=tolerance, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("alf", "a390be31"), ("forces", "526c7571"), ("mirrored", "1ee83cab"), ("fflux", "bed1c659")]
+)
+def test_verdicts_begun_with_old_models_go_on(name, begins):
+    """Their folders know a model by a digest of its arrays in their order."""
+    assert digest(load_model(FOLDER / f"{name}.safetensors")).startswith(begins)

@@ -28,7 +28,7 @@ COVARIANCES = 2**22
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["positions", "permutations", "observed", "noise_variance", "directions"],
+    data_fields=["directions", "positions", "permutations", "observed", "noise_variance"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def _of_joint(name, told):
         "mean",
         "train_features",
         "weights",
+        "joint",
         "signal_variance",
         "residual",
         "reference",
         "trace",
-        "joint",
-    ],
+    ],  # in the order that the digests in folders of verdicts were made of
     meta_fields=["species", "noise", "targets", "made_by"],
 )
 @dataclass(frozen=True)
