@@ -1,6 +1,6 @@
 """Malondialdehyde's proton transfer at 1000 K: a model trained on GFN2-xTB beside the dynamics of GFN2-xTB itself.
 
-    python scripts/proton_transfer.py transfer/
+    python scripts/proton_transfer.py --out transfer
 
 Labels the embedded geometries with GFN2-xTB, trains on them, teaches the model what it knows least of its own hot runs until
 all survive and are right, and asks for a verdict from the equilibrium, whose report holds all distributions and rates. Prints
@@ -8,11 +8,12 @@ those of the transfer, d(O-H) - d(H...O), and the model's errors on frames of th
 tautomer. The same command goes on in its folder.
 """
 
-import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from dialect import parsed
 
 from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_dataset, save_model
 from iqagp_jax.active import learn
@@ -35,11 +36,17 @@ FRAMES = 200
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--replicas", type=int, default=20, help="of the model and of GFN2-xTB, each")
-    parser.add_argument("--picoseconds", type=float, default=20.0, help="of each replica")
-    options = parser.parse_args()
+    arguments = {
+        "--out": {"type": Path, "help": "folder; the same command goes on with it"},
+        "--replicas": {"type": int, "help": "of the model and of GFN2-xTB, each"},
+        "--time": {"type": float, "help": "ps of each replica"},
+        "--n-train": {"type": int, "help": "embedded geometries of the first model; by default as `iqagp train`"},
+        "--rounds": {"type": int, "help": "of lessons at most"},
+        "--workers": {"type": int, "help": "processes of GFN2-xTB"},
+    }
+    usual = {"replicas": 20, "time": 20.0, "n_train": None, "rounds": 5, "workers": os.cpu_count() or 1}
+    short = {"out": None, "replicas": 2, "time": 0.2, "n_train": 20, "rounds": 1, "workers": 1}
+    options = parsed(__doc__, arguments, usual, short)
     use_cores()
     out = output_folder(options.out)
     path, labels = out / "model.safetensors", out / "labels.extxyz"
