@@ -52,15 +52,23 @@ def main():
     path, labels = out / "model.safetensors", out / "labels.extxyz"
     if not path.exists():
         data = load_dataset("malondialdehyde")
-        save_dataset(relabelled(data, XTB(data.species)), labels)
-        save_model(fit_gp(load_dataset(labels)), path)
+        save_dataset(relabelled(data[: 2 * options.n_train] if options.short else data, XTB(data.species)), labels)
+        save_model(fit_gp(load_dataset(labels), n_train=options.n_train), path)
     many = {"replicas": options.replicas, "reference_replicas": options.replicas}
-    long = {"time": options.picoseconds, "reference_time": options.picoseconds}
-    protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=FRAMES, **many, **long)
-    with Processes(os.cpu_count() or 1) as pool:
+    long = {"time": options.time, "reference_time": options.time}
+    protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=4 if options.short else FRAMES, **many, **long)
+    lessons = replace(LESSONS, replicas=2, time=0.1, frames=2) if options.short else LESSONS
+    with Processes(options.workers) as pool:
         reference = XTB(load_model(path).species, pool=pool)
         model, _ = learn(
-            load_model(path), load_dataset(labels), out / "lessons", reference, LESSONS, refit=False, progress=track
+            load_model(path),
+            load_dataset(labels),
+            out / "lessons",
+            reference,
+            lessons,
+            options.rounds,
+            refit=False,
+            progress=track,
         )
         verdict = judge(model, out / "verdict", reference, protocol, "trained on GFN2-xTB", track)
         errors = by_tautomer(model, Run.open(out / "verdict" / "reference"), reference)
@@ -72,7 +80,7 @@ def main():
         [(d.name, d.distance, d.error, d.chance) for d in shown],
     )
     table(
-        f"{options.replicas} replicas of {options.picoseconds:g} ps each, {TEMPERATURE:g} K",
+        f"{options.replicas} replicas of {options.time:g} ps each, {TEMPERATURE:g} K",
         ["", "model", "error", "GFN2-xTB", "error", "difference in errors"],
         [
             (f"{c.name}, {c.unit}", c.model, c.model_error, c.reference, c.reference_error, c.difference_in_errors)

@@ -60,7 +60,12 @@ def main():
     if options.xtb:
         data, targets = relabelled(data.split("train")[: options.n_train], XTB(data.species)), ("energy",)
     protocol = Protocol(
-        tuple(options.temperature), tuple(options.start), options.replicas, options.time, frame_interval=100.0, seed=options.seed
+        tuple(options.temperature),
+        tuple(options.start),
+        options.replicas,
+        options.time,
+        frame_interval=100.0,
+        seed=options.seed,
     )
     fitted = {"n_train": options.n_train, "max_steps": options.max_steps}
     runs = {}
