@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-SMALL_MODEL = ROOT / "tests/golden/forces.safetensors"
-"""Formaldehyde, 12 geometries with forces."""
+SMALL_MODEL = ROOT / "tests/golden/alf.safetensors"
+"""Formaldehyde, 16 geometries."""
 
 
 def parsed(doc, arguments, usual, short):
