@@ -81,13 +81,14 @@ def main():
         [kept] = [t for t in told if t.start == kind]
         console.print(
             f"{kind}: {kept.used} of {kept.drawn} starts kept by the reference; of {mine.sum()} replicas"
-            f" {alive[mine].sum()} live through {options.time:g} ps and {same[mine].sum()} relax from there to where the reference does"
+            f" {alive[mine].sum()} live through {options.time:g} ps and {same[mine].sum()} relax from there to where the"
+            " reference does"
         )
 
 
 def small_model():
     """Of a few geometries of malondialdehyde with labels of GFN2-xTB, for the short form."""
-    data = load_dataset("malondialdehyde")[:20]
+    data = load_dataset("malondialdehyde").split("train")[:20]
     return fit_gp(relabelled(data, XTB(data.species)), max_steps=0)
 
 

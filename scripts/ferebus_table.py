@@ -100,7 +100,8 @@ def main():
     reference, dlfflux = (reference_files(name, options.short) for name in ("ferebus", "dlfflux_water"))
     if not (reference and dlfflux):
         return
-    water, glycine, steps = reference / "water", reference / "glycine", {"max_steps": options.max_steps}
+    water, glycine = reference / "water", reference / "glycine"
+    steps, starts = {"max_steps": options.max_steps}, 1 if options.short else 5
     row("", "ours", "FEREBUS / DL_FFLUX")
     files = [(water / "WATER_iqa_O1.marginal.model", False), (water / "WATER_iqa_O1.concentrated.model", True)]
     files.append((glycine / "GLYCINE_iqa_C1.marginal.model", False))
@@ -123,16 +124,7 @@ def main():
         loss = "concentrated" if concentrated else "marginal"
         # Their likelihood in our arithmetic: with a nugget of 1e-10 its fifth decimal is rounding.
         theirs = likelihood(model, concentrated), errors(model, sets[0][1])
-        fit(
-            water / "WATER_O1_TRAINING_SET.csv",
-            sets[0][1],
-            (0, 1, 2),
-            labels,
-            *theirs,
-            loss,
-            1 if options.short else 5,
-            **steps,
-        )
+        fit(water / "WATER_O1_TRAINING_SET.csv", sets[0][1], (0, 1, 2), labels, *theirs, loss, starts, **steps)
     if options.glycine or options.random_starts:
         labels = (("name", "GLYCINE"), ("atom", "C1"), ("property", "iqa"))
         model = ferebus.read_model(files[2][0])

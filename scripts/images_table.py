@@ -2,7 +2,7 @@
 
     python scripts/images_table.py   # 200 geometries, 3600 training points, energies and forces of 50 geometries and of one
 
-CPU time of one thread, with every image's own products and with shared ones (`iqagp_jax.families.gp.images`), in turns in one process.
+CPU time of one thread, with every image's own products and with shared ones (`families.gp.images`), in turns in one process.
 """
 
 import time

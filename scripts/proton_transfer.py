@@ -41,35 +41,29 @@ def main():
         "--replicas": {"type": int, "help": "of the model and of GFN2-xTB, each"},
         "--time": {"type": float, "help": "ps of each replica"},
         "--n-train": {"type": int, "help": "embedded geometries of the first model; by default as `iqagp train`"},
+        "--max-steps": {"type": int, "help": "of its search for hyperparameters"},
         "--rounds": {"type": int, "help": "of lessons at most"},
         "--workers": {"type": int, "help": "processes of GFN2-xTB"},
     }
-    usual = {"replicas": 20, "time": 20.0, "n_train": None, "rounds": 5, "workers": os.cpu_count() or 1}
-    short = {"out": None, "replicas": 2, "time": 0.2, "n_train": 20, "rounds": 1, "workers": 1}
+    usual = {"replicas": 20, "time": 20.0, "n_train": None, "max_steps": 40, "rounds": 5}
+    usual |= {"workers": os.cpu_count() or 1}
+    short = {"out": None, "replicas": 2, "time": 0.2, "n_train": 20, "max_steps": 0, "rounds": 1, "workers": 1}
     options = parsed(__doc__, arguments, usual, short)
     use_cores()
     out = output_folder(options.out)
     path, labels = out / "model.safetensors", out / "labels.extxyz"
     if not path.exists():
-        data = load_dataset("malondialdehyde")
-        save_dataset(relabelled(data[: 2 * options.n_train] if options.short else data, XTB(data.species)), labels)
-        save_model(fit_gp(load_dataset(labels), n_train=options.n_train), path)
+        data = load_dataset("malondialdehyde").split("train")[: options.n_train]
+        save_dataset(relabelled(data, XTB(data.species)), labels)
+        save_model(fit_gp(load_dataset(labels), n_train=options.n_train, max_steps=options.max_steps), path)
     many = {"replicas": options.replicas, "reference_replicas": options.replicas}
     long = {"time": options.time, "reference_time": options.time}
     protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=4 if options.short else FRAMES, **many, **long)
     lessons = replace(LESSONS, replicas=2, time=0.1, frames=2) if options.short else LESSONS
     with Processes(options.workers) as pool:
         reference = XTB(load_model(path).species, pool=pool)
-        model, _ = learn(
-            load_model(path),
-            load_dataset(labels),
-            out / "lessons",
-            reference,
-            lessons,
-            options.rounds,
-            refit=False,
-            progress=track,
-        )
+        first, taught = load_model(path), out / "lessons"
+        model, _ = learn(first, load_dataset(labels), taught, reference, lessons, options.rounds, refit=False, progress=track)
         verdict = judge(model, out / "verdict", reference, protocol, "trained on GFN2-xTB", track)
         errors = by_tautomer(model, Run.open(out / "verdict" / "reference"), reference)
     (ensemble,) = verdict.ensemble.rows

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from dialect import parsed
@@ -44,6 +45,7 @@ print(json.dumps(bench.measure(case, bench.peaks(case.dtype)).as_dict()))
 """
 
 
+@cache
 def measure(case, threads, short):
     """A row of the table, from a process of its own."""
     found = subprocess.run(
