@@ -6,6 +6,7 @@ python scripts/demo_figures.py demo/report.json
 
 import json
 import tempfile
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def small_demo():
     """The report of a demo of few geometries, three replicas and a moment."""
     demo = import_module("iqagp_jax.cli.demo")  # the package's name of it is the command
     demo.N_TRAIN, demo.PICOSECONDS, demo.KINDS = 20, 0.1, ["equilibrium", "displaced", "stretched"]
-    demo.REPLICAS = len(demo.KINDS)
+    demo.REPLICAS, demo.fit_gp = len(demo.KINDS), partial(demo.fit_gp, max_steps=0)
     with tempfile.TemporaryDirectory() as folder:
         demo.run_demo(folder)
         return json.loads(Path(folder, "report.json").read_text())

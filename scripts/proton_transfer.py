@@ -47,7 +47,7 @@ def main():
     }
     usual = {"replicas": 20, "time": 20.0, "n_train": None, "max_steps": 40, "rounds": 5}
     usual |= {"workers": os.cpu_count() or 1}
-    short = {"out": None, "replicas": 2, "time": 0.2, "n_train": 20, "max_steps": 0, "rounds": 1, "workers": 1}
+    short = {"out": None, "replicas": 2, "time": 0.2, "n_train": 20, "max_steps": 0, "rounds": 0, "workers": 1}
     options = parsed(__doc__, arguments, usual, short)
     use_cores()
     out = output_folder(options.out)

@@ -51,8 +51,17 @@ def main():
     }
     usual = {"prior_mean": MEANS, "temperature": [300.0, 500.0, 700.0, 1000.0], "start": KINDS, "replicas": 20, "time": 20.0}
     usual |= {"survivors": 10, "n_train": 1000, "max_steps": 40, "workers": os.cpu_count() or 1, "seed": 0}
-    short = {"dataset": "malondialdehyde", "out": None, "reference": "xtb", "xtb": True, "prior_mean": ["mf1", "mf5"]}
-    short |= {"temperature": [300.0], "replicas": 2, "time": 0.1, "survivors": 2, "n_train": 20, "max_steps": 0, "workers": 1}
+    short = {"dataset": "malondialdehyde", "out": None, "reference": "xtb", "xtb": True, "prior_mean": ["mf5"]}
+    short |= {
+        "temperature": [300.0],
+        "start": ["equilibrium", "displaced"],
+        "replicas": 2,
+        "time": 0.1,
+        "survivors": 1,
+        "n_train": 200,
+        "max_steps": 0,
+        "workers": 1,
+    }
     options = parsed(__doc__, arguments, usual, short)
     devices.use_cores()
     out, data = output_folder(options.out), load_dataset(options.dataset)
