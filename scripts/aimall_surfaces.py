@@ -14,10 +14,8 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
-import argparse
-from pathlib import Path
-
 import numpy as np
+from dialect import parsed, reference_files
 from iqa_table import read_aimall
 
 from iqagp_jax.formats.aimall import read_sum
@@ -100,13 +98,16 @@ def correction(density, surrogate, atom, step, n_rays):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step", type=float, default=0.02, help="of the paths on the true density, bohr")
-    parser.add_argument("--rays", type=int, default=5810, help="Lebedev points of every atom")
-    options = parser.parse_args()
+    arguments = {
+        "--step": {"type": float, "help": "of the paths on the true density, bohr"},
+        "--rays": {"type": int, "help": "Lebedev points of every atom"},
+        "--at-most": {"type": int, "help": "so many geometries; by default all"},
+    }
+    usual, short = {"step": 0.02, "rays": 5810, "at_most": None}, {"step": 0.2, "rays": 110, "at_most": 1}
+    options = parsed(__doc__, arguments, usual, short)
     scf.single_thread()
-    reference = Path(os.environ.get("IQAGP_REFERENCE", Path(__file__).resolve().parents[2] / "shared" / "reference"))
-    for folder in sorted((reference / "aimall_water").iterdir()):
+    reference = reference_files("aimall_water", options.short)
+    for folder in sorted(reference.iterdir())[: options.at_most] if reference else ():
         _, expected, charges = read_aimall(folder)
         wave = iqa.WaveFunction(read_wavefunction(next(folder.glob("*.wfn"))))
         density, surrogate = Density(wave), qtaim.follow_density(wave)

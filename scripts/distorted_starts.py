@@ -8,19 +8,20 @@ reference on the stretched hydrogens, when these are first within 1.2 angstrom o
 relax at the end to the structure that the reference relaxes them to. The same command goes on in its folder.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 import numpy as np
+from dialect import parsed
 
-from iqagp_jax import energy_and_forces, energy_fn, load_model
+from iqagp_jax import energy_and_forces, energy_fn, fit_gp, load_dataset, load_model
 from iqagp_jax.cli.console import console, output_folder, table, track
 from iqagp_jax.dynamics.minimise import minimise
 from iqagp_jax.dynamics.starts import hydrogen_bonds_to_stretch, restoring_force
 from iqagp_jax.labels.executors import Processes
 from iqagp_jax.machine import devices
 from iqagp_jax.references.choose import reference_of
+from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
@@ -33,17 +34,23 @@ BOUND = 1.2
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--reference", choices=("xtb", "dft"), required=True)
-    parser.add_argument("--temperature", type=float, default=300.0, help="K")
-    parser.add_argument("--replicas", type=int, default=20, help="of displaced starts, and stretched bonds at most")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
+    arguments = {
+        "model": {"type": Path, "nargs": "?"},
+        "--out": {"type": Path, "help": "folder; the same command goes on with it"},
+        "--reference": {"choices": ("xtb", "dft")},
+        "--temperature": {"type": float, "help": "K"},
+        "--replicas": {"type": int, "help": "of displaced starts, and stretched bonds at most"},
+        "--time": {"type": float, "help": "ps of each replica"},
+        "--workers": {"type": int, "help": "processes of the reference"},
+        "--seed": {"type": int},
+    }
+    usual = {"temperature": 300.0, "replicas": 20, "time": 1.0, "workers": os.cpu_count() or 1, "seed": 0}
+    short = {"model": Path("model.safetensors"), "out": None, "reference": "xtb", "replicas": 2, "time": 0.1, "workers": 1}
+    options = parsed(__doc__, arguments, usual, short)
     devices.use_cores()
-    model, out = load_model(options.model), output_folder(options.out)
-    protocol = Protocol((options.temperature,), ("displaced", "stretched"), options.replicas, time=1.0)
+    model, out = small_model() if options.short else load_model(options.model), output_folder(options.out)
+    kinds = "displaced", "stretched"
+    protocol = Protocol((options.temperature,), kinds, options.replicas, time=options.time, seed=options.seed)
     with Processes(options.workers) as pool:
         reference = reference_of(options.reference, model, out / "labels", pool=pool, workers=options.workers)
         claim(out, model, reference, protocol)
@@ -74,8 +81,15 @@ def main():
         [kept] = [t for t in told if t.start == kind]
         console.print(
             f"{kind}: {kept.used} of {kept.drawn} starts kept by the reference; of {mine.sum()} replicas"
-            f" {alive[mine].sum()} live through 1 ps and {same[mine].sum()} relax from there to where the reference does"
+            f" {alive[mine].sum()} live through {options.time:g} ps and {same[mine].sum()} relax from there to where the"
+            " reference does"
         )
+
+
+def small_model():
+    """Of a few geometries of malondialdehyde with labels of GFN2-xTB, for the short form."""
+    data = load_dataset("malondialdehyde").split("train")[:20]
+    return fit_gp(relabelled(data, XTB(data.species)), max_steps=0)
 
 
 def stretched_bond(species, minimum, start):

@@ -2,13 +2,11 @@
 
     python scripts/ferebus_table.py                # the files' numbers, and five fits of water
     python scripts/ferebus_table.py --glycine      # also glycine C1 (2130 x 51) from one start to 12335, timed
-    python scripts/ferebus_table.py --starts 5     # also glycine C1 from five starts, to the end
+    python scripts/ferebus_table.py --random-starts 5     # also glycine C1 from five starts, to the end
 
 The reference files are looked for in ../shared/reference or $IQAGP_REFERENCE.
 """
 
-import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase.io import read
+from dialect import parsed, reference_files
 
 from iqagp_jax import energy_and_forces, load_model, save_model
 from iqagp_jax.families.fflux import files as ferebus
@@ -24,7 +23,6 @@ from iqagp_jax.families.gp import regression
 from iqagp_jax.system.geometry import whole_molecules
 from iqagp_jax.units import HARTREE, KJ_MOL
 
-REFERENCE = Path(os.environ.get("IQAGP_REFERENCE", "../shared/reference"))
 UNIT_SLIP = 262550 / 262549.9638285
 """DL_FFLUX's energy column was divided by the first, its conversion inside was the second (kJ/mol per hartree)."""
 
@@ -54,9 +52,9 @@ def errors(model, path):
     return np.sqrt(np.mean(error**2)), np.abs(error).mean()
 
 
-def box():
-    model = ferebus.read_folder(REFERENCE / "dlfflux_water")
-    atoms = read(REFERENCE / "dlfflux_water/CONFIG", format="dlp4")
+def box(folder):
+    model = ferebus.read_folder(folder)
+    atoms = read(folder / "CONFIG", format="dlp4")
     energies, _ = energy_and_forces(model)(whole_molecules(atoms.positions, atoms.cell.array, 3))
     theirs = -26226.8745205857 * UNIT_SLIP
     ours = energies.sum() / HARTREE
@@ -93,11 +91,17 @@ def fit(csv, validation, frame, labels, theirs, their_errors, loss="marginal", n
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--glycine", action="store_true", help="fit glycine C1 from one start, to be timed")
-    options.add_argument("--starts", type=int, default=0, help="fit glycine C1 to the end from so many random starts")
-    options = options.parse_args()
-    water, glycine = REFERENCE / "ferebus/water", REFERENCE / "ferebus/glycine"
+    arguments = {
+        "--glycine": {"action": "store_true", "help": "fit glycine C1 from one start, to be timed"},
+        "--random-starts": {"type": int, "help": "fit glycine C1 to the end from so many"},
+        "--max-steps": {"type": int, "help": "of every fit"},
+    }
+    options = parsed(__doc__, arguments, {"random_starts": 0, "max_steps": 40}, {"max_steps": 1})
+    reference, dlfflux = (reference_files(name, options.short) for name in ("ferebus", "dlfflux_water"))
+    if not (reference and dlfflux):
+        return
+    water, glycine = reference / "water", reference / "glycine"
+    steps, starts = {"max_steps": options.max_steps}, 1 if options.short else 5
     row("", "ours", "FEREBUS / DL_FFLUX")
     files = [(water / "WATER_iqa_O1.marginal.model", False), (water / "WATER_iqa_O1.concentrated.model", True)]
     files.append((glycine / "GLYCINE_iqa_C1.marginal.model", False))
@@ -113,22 +117,22 @@ def main():
         rmse, mae = errors(ferebus.read_model(path), csv)
         met = f"{rmse:.3f} / {mae:.3f}" == theirs
         row(f"validation RMSE / MAE of {path.name}, kJ/mol", f"{rmse:.4f} / {mae:.4f}", theirs, met)
-    round_trip(box())
+    round_trip(box(dlfflux))
     labels = (("name", "WATER"), ("atom", "O1"), ("property", "iqa"))
     for path, concentrated in files[:2]:
         model = ferebus.read_model(path)
         loss = "concentrated" if concentrated else "marginal"
         # Their likelihood in our arithmetic: with a nugget of 1e-10 its fifth decimal is rounding.
         theirs = likelihood(model, concentrated), errors(model, sets[0][1])
-        fit(water / "WATER_O1_TRAINING_SET.csv", sets[0][1], (0, 1, 2), labels, *theirs, loss)
-    if options.glycine or options.starts:
+        fit(water / "WATER_O1_TRAINING_SET.csv", sets[0][1], (0, 1, 2), labels, *theirs, loss, starts, **steps)
+    if options.glycine or options.random_starts:
         labels = (("name", "GLYCINE"), ("atom", "C1"), ("property", "iqa"))
         model = ferebus.read_model(files[2][0])
         sets = (glycine / "GLYCINE_C1_TRAINING_SET.csv", sets[1][1], model.frame, labels)
     if options.glycine:
-        fit(*sets, 12335.0, errors(model, sets[1]), n_starts=1, tolerance=0.01)  # FEREBUS: 1323 s
-    if options.starts:
-        fit(*sets, likelihood(model), errors(model, sets[1]), n_starts=options.starts, tolerance=1e-4)
+        fit(*sets, 12335.0, errors(model, sets[1]), n_starts=1, tolerance=0.01, **steps)  # FEREBUS: 1323 s
+    if options.random_starts:
+        fit(*sets, likelihood(model), errors(model, sets[1]), n_starts=options.random_starts, tolerance=1e-4, **steps)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """The tables of learning from forces.
 
     python scripts/forces_table.py malondialdehyde        # targets, symmetry and features at 120 and 300 geometries
-    python scripts/forces_table.py ethanol 50 300         # rMD17 beside sGDML (pip install sgdml) on the same frames
-    python scripts/forces_table.py ethanol 1000 --sigmas 20
-    python scripts/forces_table.py modes 300              # ethanol's normal-mode scans: picture and largest error
+    python scripts/forces_table.py ethanol                # rMD17 beside sGDML (pip install sgdml) on the same 50 and 300 frames
+    python scripts/forces_table.py ethanol --n-train 1000 --sigma 20
+    python scripts/forces_table.py modes                  # ethanol's normal-mode scans: picture and largest error
     python scripts/forces_table.py cost                   # prediction with forces in the training against without
     python scripts/forces_table.py glycine                # capped glycine, 300 geometries
-    python scripts/forces_table.py size 300 1000          # aspirin by GFN2-xTB: seconds and memory, with the matrix and without
+    python scripts/forces_table.py size                   # aspirin by GFN2-xTB: seconds and memory, with the matrix and without
 
 Errors are mean absolute ones on frames of a run of their own, energies compared absolutely; hyperparameters are found from
 training data only. Reference data are looked for in ../shared/reference or $IQAGP_REFERENCE. sGDML's length scale is the best
 of several on the test frames themselves, which favours it, and its constant energy offset is that of the training frames.
 """
 
-import argparse
 import multiprocessing
 import os
 import resource
@@ -23,14 +22,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from dialect import parsed, reference_files
 
 from iqagp_jax import energy_and_forces, fit_gp, load_dataset, validate
 from iqagp_jax.bench import timed
 from iqagp_jax.units import KCAL_MOL
 
-REFERENCE = Path(os.environ.get("IQAGP_REFERENCE", "../shared/reference")) / "ethanol_rmd17"
+SIZES = {"malondialdehyde": (120, 300), "ethanol": (50, 300), "modes": (300,), "cost": (160,), "glycine": (300,)}
+SIZES |= {"size": (300, 1000)}
+"""Training geometries of the tables."""
 
-SGDML_SIGMAS = (5, 10, 20, 40, 80)
+TARGETS = ("atomic_energies", "forces"), ("energy", "forces"), ("forces",)
 
 MOST_FOR_CHOLESKY = 500
 """Frames of ethanol; the matrix of 1000 takes 6 GiB."""
@@ -58,29 +60,32 @@ HEADER = """| model | energy, kcal/mol | forces, kcal/mol/A | energy: % in 1, 2 
 | --- | --- | --- | --- | --- | --- |"""
 
 
-def malondialdehyde(_):
+def malondialdehyde(sizes, options):
     data = load_dataset("malondialdehyde")
     test = data.split("test_500K")
     print(HEADER)
-    for n in (120, 300):
-        for targets in (("atomic_energies", "forces"), ("energy", "forces"), ("forces",)):
+    if options.short:
+        model, seconds = timed_fit(data, sizes[0], targets=TARGETS[0], symmetry=True, max_steps=0)
+        return report(f"{sizes[0]}, {' + '.join(TARGETS[0])}, symmetry".replace("_", " "), model, test[:20], seconds)
+    for n in sizes:
+        for targets in TARGETS:
             for symmetry in (False, True):
                 model, seconds = timed_fit(data, n, targets=targets, symmetry=symmetry)
                 label = f"{n}, {' + '.join(targets)}{', symmetry' * symmetry}".replace("_", " ")
                 report(label, model, test, seconds)
-    options = {"features": "alf", "targets": ("atomic_energies", "forces")}
     for extra in ({}, {"mirror": True}):
-        model, seconds = timed_fit(data, 120, **options, **extra)
-        report(f"120, ALF, atomic energies + forces{''.join(f', {name}' for name in extra)}", model, test, seconds)
+        model, seconds = timed_fit(data, sizes[0], features="alf", targets=TARGETS[0], **extra)
+        report(f"{sizes[0]}, ALF, atomic energies + forces{''.join(f', {name}' for name in extra)}", model, test, seconds)
 
 
-def ethanol(arguments):
+def ethanol(sizes, options):
     """Errors in meV and meV/angstrom, ours and sGDML's."""
-    data, test = (load_dataset(REFERENCE / f"{name}.xyz") for name in ("train", "test_MD"))
+    reference = reference_files("ethanol_rmd17", options.short)
+    data, test = (load_dataset(reference / f"{name}.xyz") for name in ("train", "test_MD"))
     print("| frames | program | energy, meV | forces, meV/A | training, s |\n| --- | --- | --- | --- | --- |")
-    for n in arguments.sizes:
+    for n in sizes:
         print_errors(n, *alone(ours, data, test, n))
-        best = min((sgdml(data[:n], test, sigma) for sigma in arguments.sigmas), key=lambda row: np.abs(row[2]).mean())
+        best = min((sgdml(data[:n], test, sigma) for sigma in options.sigma), key=lambda row: np.abs(row[2]).mean())
         print_errors(n, *best)
 
 
@@ -138,17 +143,18 @@ def sgdml(data, test, sigma):
     return f"sGDML, sigma {sigma}", energies - test.energy, forces.reshape(test.forces.shape) - test.forces, seconds
 
 
-def modes(arguments):
+def modes(sizes, options):
     """Energies along two normal modes, predicted and reference, with two standard deviations."""
     from matplotlib.figure import Figure
 
     from iqagp_jax import energy_variance
 
-    data = load_dataset(REFERENCE / "train.xyz")
-    model, _ = timed_fit(data, arguments.sizes[0], targets=("energy", "forces"), symmetry=True)
+    reference = reference_files("ethanol_rmd17", options.short)
+    data = load_dataset(reference / "train.xyz")
+    model, _ = timed_fit(data, sizes[0], targets=("energy", "forces"), symmetry=True)
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     for ax, name in zip(figure.subplots(1, 2), MODES, strict=True):
-        scan = load_dataset(REFERENCE / f"{name}.xyz")
+        scan = load_dataset(reference / f"{name}.xyz")
         energies, _ = in_batches(energy_and_forces(model), scan.positions)
         zero = scan.energy.min()
         step = np.linalg.norm(scan.positions - scan.positions[scan.energy.argmin()], axis=(1, 2))
@@ -156,7 +162,7 @@ def modes(arguments):
         spread = 2 * np.sqrt(energy_variance(model)(scan.positions))
         ax.fill_between(step, *(1000 * (energies - zero + s * spread) for s in (-1, 1)), color="#1f5fa8", alpha=0.2, lw=0)
         ax.plot(step, 1000 * (scan.energy - zero), "o", ms=3, color="#7f7f7f", label="PBE/def2-SVP")
-        ax.plot(step, 1000 * (energies - zero), color="#1f5fa8", label=f"{arguments.sizes[0]} frames, with 2 sigma")
+        ax.plot(step, 1000 * (energies - zero), color="#1f5fa8", label=f"{sizes[0]} frames, with 2 sigma")
         ax.set(xlabel="displacement, Å", ylabel="energy, meV", title=f"{name.rsplit('_', 1)[1]} 1/cm")
         ax.legend(frameon=False, fontsize=8)
         error = 1000 * np.abs(energies - scan.energy).max()
@@ -165,36 +171,36 @@ def modes(arguments):
     print("picture: ethanol-modes.png")
 
 
-def cost(_):
+def cost(sizes, _):
     """Energy and forces of 100 replicas, per training point, of models of the same features and kernel."""
     data = load_dataset("malondialdehyde")
     starts = data.split("test_500K").positions[:100]
     seconds = {}
     for targets in (("atomic_energies",), ("atomic_energies", "forces")):
-        predict = energy_and_forces(fit_gp(data, n_train=160, targets=targets, symmetry=False, max_steps=0))
+        predict = energy_and_forces(fit_gp(data, n_train=sizes[0], targets=targets, symmetry=False, max_steps=0))
         seconds[targets] = timed(lambda predict=predict: predict(starts))
         print(f"{' + '.join(targets)}: {', '.join(f'{1e3 * t:.2f}' for t in seconds[targets])} ms, median, least and greatest")
     without, with_forces = (timing.median for timing in seconds.values())
-    print(f"with forces over without, 160 geometries, 100 replicas: {with_forces / without:.2f} (bar 2.5)")
+    print(f"with forces over without, {sizes[0]} geometries, 100 replicas: {with_forces / without:.2f} (bar 2.5)")
 
 
-def glycine(_):
+def glycine(sizes, _):
     data = load_dataset("capped-glycine")
     test = data.split("test_500K")
     print(HEADER)
     for symmetry in (False, True):
-        model, seconds = timed_fit(data, 300, targets=("energy", "forces"), symmetry=symmetry)
-        report(f"300, energy + forces{', symmetry' * symmetry}", model, test, seconds)
+        model, seconds = timed_fit(data, sizes[0], targets=("energy", "forces"), symmetry=symmetry)
+        report(f"{sizes[0]}, energy + forces{', symmetry' * symmetry}", model, test, seconds)
 
 
-def size(arguments):
+def size(sizes, _):
     """Aspirin by GFN2-xTB."""
     path = Path("aspirin-xtb.extxyz")
     if not path.is_file():
         sample_aspirin(path)
     print("| geometries | observations | matrix, GiB | solver | energy, kcal/mol | forces, kcal/mol/A | fit, s | peak, GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for n in arguments.sizes:
+    for n in sizes:
         for solver in ("cholesky", "cg"):
             print(alone(size_row, path, n, solver), flush=True)
 
@@ -233,12 +239,18 @@ def sample_aspirin(path):
     write(path, frames, format="extxyz")
 
 
-if __name__ == "__main__":
+def main():
     tables = {table.__name__: table for table in (malondialdehyde, ethanol, modes, cost, glycine, size)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=tables)
-    parser.add_argument("sizes", nargs="*", type=int, default=[50, 300])
-    parser.add_argument("--sigmas", nargs="*", type=int, default=SGDML_SIGMAS, help="sGDML's length scales")
-    arguments = parser.parse_args()
+    arguments = {
+        "table": {"choices": tables, "nargs": "?"},
+        "--n-train": {"type": int, "action": "append", "help": "geometries, repeatable; by default those of the docs' tables"},
+        "--sigma": {"type": int, "action": "append", "help": "sGDML's length scales; repeatable"},
+    }
+    short = {"table": "malondialdehyde", "n_train": [20]}
+    options = parsed(__doc__, arguments, {"n_train": None, "sigma": [5, 10, 20, 40, 80]}, short)
     print(f"{os.cpu_count()} CPUs, jax {jax.__version__}")
-    tables[arguments.table](arguments)
+    tables[options.table](options.n_train or SIZES[options.table], options)
+
+
+if __name__ == "__main__":
+    main()

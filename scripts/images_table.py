@@ -2,26 +2,25 @@
 
     python scripts/images_table.py   # 200 geometries, 3600 training points, energies and forces of 50 geometries and of one
 
-CPU time of one thread, with every image's own products and with shared ones (`iqagp_jax.images`), in turns in one process.
+CPU time of one thread, with every image's own products and with shared ones (`families.gp.images`), in turns in one process.
 """
 
-import argparse
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.io import read
+from dialect import ROOT, parsed
 
 from iqagp_jax.bench import Case, synthetic_model
 from iqagp_jax.cli.console import table
 from iqagp_jax.families.gp import fast, images, joint
 from iqagp_jax.system import symmetry
 
-GEOMETRIES = Path(__file__).parent.parent / "campaigns/glycine/geometries.extxyz"
+GEOMETRIES = ROOT / "campaigns/glycine/geometries.extxyz"
 
 TARGETS = ("energy", "forces")
 
@@ -50,11 +49,9 @@ def compiled(model, positions, worth):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--geometries", type=int, default=200)
-    parser.add_argument("--turns", type=int, default=15)
-    options = parser.parse_args()
-    frames = read(GEOMETRIES, f":{options.geometries}")
+    arguments = {"--n-train": {"type": int, "help": "geometries"}, "--turns": {"type": int}}
+    options = parsed(__doc__, arguments, {"n_train": 200, "turns": 15}, {"n_train": 10, "turns": 2})
+    frames = read(GEOMETRIES, f":{options.n_train}")
     model, rows = model_of(frames), []
     with jax.enable_x64(True):
         for count in (50, 1):

@@ -13,11 +13,11 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
-import argparse
 import time
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
+from dialect import parsed, reference_files
 from pyscf import dft
 
 from iqagp_jax import load_dataset
@@ -63,9 +63,11 @@ def read_aimall(folder):
     return molecule.positions, np.column_stack([*columns, molecule.nuclear_repulsion / 2, exchange]), molecule.charges
 
 
-def aimall(reference):
+def aimall(options):
+    if not (reference := reference_files("aimall_water", options.short)):
+        return
     worst, worst_charge = 0.0, 0.0
-    for folder in sorted((reference / "aimall_water").iterdir()):
+    for folder in sorted(reference.iterdir())[: options.at_most]:
         positions, expected, charges = read_aimall(folder)
         mf = converge("OHH", positions * BOHR, "6-31+g(d,p)", exact=True)
         a = topological(mf)
@@ -82,12 +84,14 @@ def aimall(reference):
     row("AIMAll water, worst charge", worst_charge, "me", 0.2)
 
 
-def ferebus(reference):
+def ferebus(options):
+    if not (reference := reference_files("ferebus/water", options.short)):
+        return
     files = ("WATER_O1_EXAMPLE_TRAINING_SET.csv", "WATER_H2_TRAINING_SET.csv", "WATER_H3_TRAINING_SET.csv")
-    (x, _), *_ = tables = [read_csv(reference / "ferebus" / "water" / name) for name in files]
+    (x, _), *_ = tables = [read_csv(reference / name) for name in files]
     expected, charges = (np.column_stack([table[name] for _, table in tables]) for name in ("iqa", "q00"))
     errors = []
-    for k, positions in enumerate(geometries(x, (0, 1, 2), 3)):
+    for k, positions in enumerate(geometries(x, (0, 1, 2), 3)[: options.at_most]):
         mf = converge("OHH", positions, "aug-cc-pvtz", exact=True)
         a = topological(mf)
         errors.append(1e3 * np.array([a.energy - expected[k], mf.mol.atom_charges() - a.population - charges[k]]))
@@ -120,9 +124,9 @@ def others(count, seed=1):
             yield temperature, data.species, data.positions[k]
 
 
-def additivity(frames=malondialdehyde, which="malondialdehyde"):
+def additivity(options, frames=malondialdehyde, which="malondialdehyde"):
     remainders, missing = [], []
-    for temperature, species, positions in frames(20):
+    for temperature, species, positions in islice(frames(20), options.at_most):
         mf = converge(species, positions, "6-31+g(d,p)")
         a = topological(mf)
         remainders.append(1e3 * (mf.e_tot - a.energy.sum()))
@@ -132,12 +136,13 @@ def additivity(frames=malondialdehyde, which="malondialdehyde"):
     row(f"{which}, most electrons missing", np.max(np.abs(missing)), "e", 0.0005)
 
 
-def unseen():
-    additivity(others, "malondialdehyde, 20 others")
+def unseen(options):
+    additivity(options, others, "malondialdehyde, 20 others")
 
 
-def smoothness():
-    lengths = np.linspace(0.86, 1.06, 15)
+def smoothness(options):
+    lengths = np.linspace(0.86, 1.06, 15)[: options.at_most]
+    degree = min(6, len(lengths) - 2)
     energies = {name: [] for name in PARTITIONS}
     angle = np.radians(104.5)
     for length in lengths:
@@ -147,12 +152,12 @@ def smoothness():
             energies[name].append(a.energy)
     x = (lengths - lengths.mean()) / np.ptp(lengths)
     for name, values in energies.items():
-        residual = values - np.polynomial.polynomial.polyval(x, np.polynomial.polynomial.polyfit(x, values, 6)).T
+        residual = values - np.polynomial.polynomial.polyval(x, np.polynomial.polynomial.polyfit(x, values, degree)).T
         largest = 1e6 * np.sqrt(np.mean(residual**2, axis=0)).max()
         row(f"O-H stretch of water, residual {name}", largest, "microhartree", 15 if name == "qtaim" else 0.1)
 
 
-def cost():
+def cost(_):
     (_, species, positions), *_ = malondialdehyde(5)
 
     def seconds(function, *arguments):
@@ -170,13 +175,15 @@ def cost():
 
 def main():
     rows = {check.__name__: check for check in (aimall, ferebus, additivity, unseen, smoothness, cost)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", choices=[*rows, []], help="rows to compute; all by default")
-    options = parser.parse_args()
+    arguments = {
+        "rows": {"nargs": "*", "choices": [*rows, []], "help": "rows to compute"},
+        "--at-most": {"type": int, "help": "geometries of a row; by default all"},
+    }
+    usual, short = {"rows": [*rows], "at_most": None}, {"rows": ["aimall", "smoothness"], "at_most": 3}
+    options = parsed(__doc__, arguments, usual, short)
     scf.single_thread()
-    reference = Path(os.environ.get("IQAGP_REFERENCE", Path(__file__).resolve().parents[2] / "shared" / "reference"))
-    for name in options.rows or rows:
-        rows[name](*([reference] if name in ("aimall", "ferebus") else []))
+    for name in options.rows:
+        rows[name](options)
 
 
 if __name__ == "__main__":

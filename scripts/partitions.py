@@ -1,8 +1,8 @@
 """Which atoms are learned best? Models of one molecule's geometries with the atomic energies of several partitions.
 
-    python scripts/partitions.py partitions.json                                            # becke, hirshfeld, equal
-    python scripts/partitions.py qtaim.json --dataset malondialdehyde-qtaim --sizes 250 500 975 \
-        --partitions becke hirshfeld qtaim equal
+    python scripts/partitions.py --out partitions.json                                # becke, hirshfeld, equal
+    python scripts/partitions.py --out qtaim.json --dataset malondialdehyde-qtaim --n-train 250 --n-train 500 --n-train 975 \
+        --partition becke --partition hirshfeld --partition qtaim --partition equal
 
 Every model is one Gaussian process per atom, trained on atomic energies alone, prior mean mf5; `equal` gives
 every atom the same share of the molecular energy, so that its atoms know nothing of their surroundings' share. Errors are
@@ -14,13 +14,13 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
-import argparse
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from dialect import parsed
 
 from iqagp_jax import fit_gp, load_dataset, validate
 from iqagp_jax.machine.files import write_atomically
@@ -35,10 +35,10 @@ def with_equal_shares(data):
     return replace(data, extra={**data.extra, "equal_energies": shares})
 
 
-def learn(data, features, n_train):
+def learn(data, features, n_train, **search):
     """Errors of one model on the test sets, the spread of what it learned (kcal/mol), and the CPU time of the fit."""
     start = time.process_time()
-    model = fit_gp(data, features, n_train=n_train, targets=("atomic_energies",), prior_mean="mf5")
+    model = fit_gp(data, features, n_train=n_train, targets=("atomic_energies",), prior_mean="mf5", **search)
     seconds = time.process_time() - start
     spread = data.split("train")[:n_train].atomic_energies.std(0) / KCAL_MOL
     tests = {name: validate(model, data.split(name)).as_dict() for name in TESTS if name in data.splits}
@@ -46,23 +46,28 @@ def learn(data, features, n_train):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="file of the results, continued if it is there")
-    parser.add_argument("--dataset", default="malondialdehyde")
-    parser.add_argument("--partitions", nargs="+", default=["becke", "hirshfeld", "equal"])
-    parser.add_argument("--features", nargs="+", default=["inverse-distances", "alf"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[250, 500, 1000])
-    options = parser.parse_args()
-    stored = json.loads(options.results.read_text()) if options.results.exists() else {}
+    arguments = {
+        "--out": {"type": Path, "help": "file of the results, continued if it is there"},
+        "--dataset": {},
+        "--partition": {"action": "append", "help": "repeatable"},
+        "--features": {"action": "append", "help": "repeatable"},
+        "--n-train": {"type": int, "action": "append", "help": "repeatable"},
+        "--max-steps": {"type": int, "help": "of a search for hyperparameters"},
+    }
+    usual = {"dataset": "malondialdehyde", "partition": ["becke", "hirshfeld", "equal"], "max_steps": 40}
+    usual |= {"features": ["inverse-distances", "alf"], "n_train": [250, 500, 1000]}
+    short = {"out": None, "partition": ["hirshfeld", "equal"], "features": ["alf"], "n_train": [20], "max_steps": 0}
+    options = parsed(__doc__, arguments, usual, short)
+    stored = json.loads(options.out.read_text()) if options.out.exists() else {}
     data = with_equal_shares(load_dataset(options.dataset))
     results = stored.setdefault(f"{options.dataset}, {len(data)} geometries", {})
-    for n_train in options.sizes:
+    for n_train in options.n_train:
         for features in options.features:
-            for partition in options.partitions:
+            for partition in options.partition:
                 key = f"{features} {n_train} {partition}"
                 if key not in results:
-                    results[key] = learn(data.with_partition(partition), features, n_train)
-                    write_atomically(options.results, json.dumps(stored, indent=1))
+                    results[key] = learn(data.with_partition(partition), features, n_train, max_steps=options.max_steps)
+                    write_atomically(options.out, json.dumps(stored, indent=1))
     print("| features | geometries | partition | spread | energy | forces | atoms | energy | forces | atoms |")
     print("| --- " * 10 + "|")
     for key, result in results.items():

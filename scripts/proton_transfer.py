@@ -1,6 +1,6 @@
 """Malondialdehyde's proton transfer at 1000 K: a model trained on GFN2-xTB beside the dynamics of GFN2-xTB itself.
 
-    python scripts/proton_transfer.py transfer/
+    python scripts/proton_transfer.py --out transfer
 
 Labels the embedded geometries with GFN2-xTB, trains on them, teaches the model what it knows least of its own hot runs until
 all survive and are right, and asks for a verdict from the equilibrium, whose report holds all distributions and rates. Prints
@@ -8,11 +8,12 @@ those of the transfer, d(O-H) - d(H...O), and the model's errors on frames of th
 tautomer. The same command goes on in its folder.
 """
 
-import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from dialect import parsed
 
 from iqagp_jax import energy_and_forces, fit_gp, load_dataset, load_model, save_dataset, save_model
 from iqagp_jax.active import learn
@@ -35,26 +36,34 @@ FRAMES = 200
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--replicas", type=int, default=20, help="of the model and of GFN2-xTB, each")
-    parser.add_argument("--picoseconds", type=float, default=20.0, help="of each replica")
-    options = parser.parse_args()
+    arguments = {
+        "--out": {"type": Path, "help": "folder; the same command goes on with it"},
+        "--replicas": {"type": int, "help": "of the model and of GFN2-xTB, each"},
+        "--time": {"type": float, "help": "ps of each replica"},
+        "--n-train": {"type": int, "help": "embedded geometries of the first model; by default as `iqagp train`"},
+        "--max-steps": {"type": int, "help": "of its search for hyperparameters"},
+        "--rounds": {"type": int, "help": "of lessons at most"},
+        "--workers": {"type": int, "help": "processes of GFN2-xTB"},
+    }
+    usual = {"replicas": 20, "time": 20.0, "n_train": None, "max_steps": 40, "rounds": 5}
+    usual |= {"workers": os.cpu_count() or 1}
+    short = {"out": None, "replicas": 2, "time": 0.2, "n_train": 20, "max_steps": 0, "rounds": 0, "workers": 1}
+    options = parsed(__doc__, arguments, usual, short)
     use_cores()
     out = output_folder(options.out)
     path, labels = out / "model.safetensors", out / "labels.extxyz"
     if not path.exists():
-        data = load_dataset("malondialdehyde")
+        data = load_dataset("malondialdehyde").split("train")[: options.n_train]
         save_dataset(relabelled(data, XTB(data.species)), labels)
-        save_model(fit_gp(load_dataset(labels)), path)
+        save_model(fit_gp(load_dataset(labels), n_train=options.n_train, max_steps=options.max_steps), path)
     many = {"replicas": options.replicas, "reference_replicas": options.replicas}
-    long = {"time": options.picoseconds, "reference_time": options.picoseconds}
-    protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=FRAMES, **many, **long)
-    with Processes(os.cpu_count() or 1) as pool:
+    long = {"time": options.time, "reference_time": options.time}
+    protocol = Protocol((TEMPERATURE,), ("equilibrium",), frames=4 if options.short else FRAMES, **many, **long)
+    lessons = replace(LESSONS, replicas=2, time=0.1, frames=2) if options.short else LESSONS
+    with Processes(options.workers) as pool:
         reference = XTB(load_model(path).species, pool=pool)
-        model, _ = learn(
-            load_model(path), load_dataset(labels), out / "lessons", reference, LESSONS, refit=False, progress=track
-        )
+        first, taught = load_model(path), out / "lessons"
+        model, _ = learn(first, load_dataset(labels), taught, reference, lessons, options.rounds, refit=False, progress=track)
         verdict = judge(model, out / "verdict", reference, protocol, "trained on GFN2-xTB", track)
         errors = by_tautomer(model, Run.open(out / "verdict" / "reference"), reference)
     (ensemble,) = verdict.ensemble.rows
@@ -65,7 +74,7 @@ def main():
         [(d.name, d.distance, d.error, d.chance) for d in shown],
     )
     table(
-        f"{options.replicas} replicas of {options.picoseconds:g} ps each, {TEMPERATURE:g} K",
+        f"{options.replicas} replicas of {options.time:g} ps each, {TEMPERATURE:g} K",
         ["", "model", "error", "GFN2-xTB", "error", "difference in errors"],
         [
             (f"{c.name}, {c.unit}", c.model, c.model_error, c.reference, c.reference_error, c.difference_in_errors)

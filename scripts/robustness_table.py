@@ -1,6 +1,6 @@
 """The paper's table in our hands, with the truth beside it: prior means x temperatures x kinds of start.
 
-    python scripts/robustness_table.py malondialdehyde --out table --reference dft --starts equilibrium displaced
+    python scripts/robustness_table.py malondialdehyde --out table --reference dft --start equilibrium --start displaced
 
 Models of atomic energies alone on atomic local frames, one for each prior mean. First all replicas run, from equilibrium and
 from displaced or stretched starts; then the last frames of survivors are labelled: a survivor whose energy is wrong by more
@@ -9,12 +9,12 @@ Label the dataset's geometries with GFN2-xTB first (`--xtb`) to have the truth i
 energy is then learned, as there are no atomic ones.
 """
 
-import argparse
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+from dialect import parsed
 
 from iqagp_jax import energy_fn, fit_gp, load_dataset, load_model, save_model
 from iqagp_jax.cli.console import output_folder, table, track
@@ -29,39 +29,61 @@ from iqagp_jax.verdict import Protocol, claim
 from iqagp_jax.verdict.replicas import KINDS, choose_starts, minimum_of, run_replicas
 from iqagp_jax.verdict.truth import FALSE_BASIN, Spread, columns
 
-MEANS = ("min", "mf1", "mf2", "mf3", "mf4", "mf5")
+MEANS = ["min", "mf1", "mf2", "mf3", "mf4", "mf5"]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--reference", choices=("xtb", "dft", "none"), required=True)
-    parser.add_argument("--xtb", action="store_true", help="label the geometries with GFN2-xTB first")
-    parser.add_argument("--means", nargs="+", default=MEANS)
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[300.0, 500.0, 700.0, 1000.0], help="K")
-    parser.add_argument("--starts", choices=KINDS, nargs="+", default=KINDS)
-    parser.add_argument("--replicas", type=int, default=20)
-    parser.add_argument("--picoseconds", type=float, default=20.0)
-    parser.add_argument("--survivors", type=int, default=10, help="labelled at most, for a temperature and kind of start")
-    parser.add_argument("--n-train", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
+    arguments = {
+        "dataset": {"nargs": "?"},
+        "--out": {"type": Path, "help": "folder; the same command goes on with it"},
+        "--reference": {"choices": ("xtb", "dft", "none")},
+        "--xtb": {"action": "store_true", "help": "label the geometries with GFN2-xTB first"},
+        "--prior-mean": {"action": "append", "help": "repeatable"},
+        "--temperature": {"type": float, "action": "append", "help": "K; repeatable"},
+        "--start": {"choices": KINDS, "action": "append", "help": "kinds of start; repeatable"},
+        "--replicas": {"type": int, "help": "for every temperature and kind of start"},
+        "--time": {"type": float, "help": "ps of each replica"},
+        "--survivors": {"type": int, "help": "labelled at most, for a temperature and kind of start"},
+        "--n-train": {"type": int},
+        "--max-steps": {"type": int, "help": "of a search for hyperparameters"},
+        "--workers": {"type": int, "help": "processes of the reference"},
+        "--seed": {"type": int},
+    }
+    usual = {"prior_mean": MEANS, "temperature": [300.0, 500.0, 700.0, 1000.0], "start": KINDS, "replicas": 20, "time": 20.0}
+    usual |= {"survivors": 10, "n_train": 1000, "max_steps": 40, "workers": os.cpu_count() or 1, "seed": 0}
+    short = {"dataset": "malondialdehyde", "out": None, "reference": "xtb", "xtb": True, "prior_mean": ["mf5"]}
+    short |= {
+        "temperature": [300.0],
+        "start": ["equilibrium", "displaced"],
+        "replicas": 2,
+        "time": 0.1,
+        "survivors": 1,
+        "n_train": 200,
+        "max_steps": 0,
+        "workers": 1,
+    }
+    options = parsed(__doc__, arguments, usual, short)
     devices.use_cores()
     out, data = output_folder(options.out), load_dataset(options.dataset)
     targets = ("atomic_energies",)
     if options.xtb:
-        data, targets = relabelled(data, XTB(data.species)), ("energy",)
+        data, targets = relabelled(data.split("train")[: options.n_train], XTB(data.species)), ("energy",)
     protocol = Protocol(
-        tuple(options.temperatures), tuple(options.starts), options.replicas, options.picoseconds, frame_interval=100.0
+        tuple(options.temperature),
+        tuple(options.start),
+        options.replicas,
+        options.time,
+        frame_interval=100.0,
+        seed=options.seed,
     )
+    fitted = {"n_train": options.n_train, "max_steps": options.max_steps}
     runs = {}
     with Processes(options.workers) as pool:
-        for mean in options.means:
+        for mean in options.prior_mean:
             folder = output_folder(out / mean)
             path = folder / "model.safetensors"
             if not path.exists():
-                save_model(fit_gp(data, "alf", prior_mean=mean, n_train=options.n_train, targets=targets), path)
+                save_model(fit_gp(data, "alf", prior_mean=mean, targets=targets, **fitted), path)
             model = load_model(path)
             reference = reference_of(options.reference, model, folder / "labels", pool=pool, workers=options.workers)
             claim(folder, model, reference, protocol, dataset=options.dataset, n_train=options.n_train, xtb=options.xtb)
@@ -70,7 +92,7 @@ def main():
     write_atomically(out / "table.json", json.dumps(rows, indent=1))
     header = ["prior mean", "K", "start", "survived", "labelled", "right", "median |dE|, kcal/mol", "95%", "max"]
     cells = [["-" if value is None else f"{value:g}" if key == "K" else value for key, value in row.items()] for row in rows]
-    table(f"{options.dataset}: {options.picoseconds:g} ps, held to {options.reference}", header, cells)
+    table(f"{options.dataset}: {options.time:g} ps, held to {options.reference}", header, cells)
 
 
 def driven(model, folder, protocol, reference):

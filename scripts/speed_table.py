@@ -1,20 +1,21 @@
 """The long tables of the benchmark, and their picture: cost against replicas, training points and atoms.
 
-    python scripts/speed_table.py speed/                 # float64, all cores: about 8 minutes
-    python scripts/speed_table.py speed/ --threads 1 2 --precision float64 float32
+    python scripts/speed_table.py --out speed/           # float64, all cores: about 8 minutes
+    python scripts/speed_table.py --out speed/ --threads 1 --threads 2 --precision float64 --precision float32
 
 Every size runs in a process of its own, so that its peak memory is its own. Writes ``speed.json`` and ``speed.png``, prints a
 line a size and the exponents of cost against size, fitted by least squares to the three greatest sizes.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
+from dialect import parsed
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -26,21 +27,29 @@ SWEEPS = {
     "atoms": ("atoms", (9, 19, 30, 42)),
 }
 
+SHORT = {"replicas": ("replicas", (1, 4)), "training points": ("train", (50, 100)), "atoms": ("atoms", (5, 9))}
+"""Of a step of few atoms and points, timed for a moment."""
+
+SMALL = {"atoms": 5, "train": 50, "replicas": 4}
+
 ONE = """
 import dataclasses, json, sys
 from iqagp_jax import bench
 from iqagp_jax.machine import devices
-case, threads = json.loads(sys.argv[1])
+case, threads, short = json.loads(sys.argv[1])
+if short:
+    bench.RUNS, bench.SECONDS, bench.MATRIX = 2, 0.01, 256
 devices.use_cores(threads)
 case = bench.Case(**case)
 print(json.dumps(bench.measure(case, bench.peaks(case.dtype)).as_dict()))
 """
 
 
-def measure(case, threads):
+@cache
+def measure(case, threads, short):
     """A row of the table, from a process of its own."""
     found = subprocess.run(
-        [sys.executable, "-c", ONE, json.dumps([asdict(case), threads])], check=True, capture_output=True, text=True
+        [sys.executable, "-c", ONE, json.dumps([asdict(case), threads, short])], check=True, capture_output=True, text=True
     )
     row = {**json.loads(found.stdout), "threads": threads}
     print(
@@ -52,10 +61,10 @@ def measure(case, threads):
     return row
 
 
-def draw(rows, path):
+def draw(rows, path, sweeps):
     """Milliseconds a step: of all replicas together against their number, per replica against points and atoms."""
     figure = Figure(figsize=(13, 4), layout="constrained", dpi=120)
-    for axes, (title, (name, sizes)) in zip(figure.subplots(1, 3), SWEEPS.items(), strict=True):
+    for axes, (title, (name, sizes)) in zip(figure.subplots(1, 3), sweeps.items(), strict=True):
         for kind in sorted({(row["threads"], row["case"]["dtype"]) for row in rows}):
             chosen = [r for r in rows if r["sweep"] == title and (r["threads"], r["case"]["dtype"]) == kind]
             scale = [r["case"]["replicas"] if name == "replicas" else 1 for r in chosen]
@@ -77,21 +86,24 @@ def draw(rows, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
-    parser.add_argument("--precision", nargs="+", default=["float64"], choices=["float64", "float32"])
-    options = parser.parse_args()
+    arguments = {
+        "--out": {"type": Path, "help": "folder"},
+        "--threads": {"type": int, "action": "append", "help": "repeatable; by default all cores"},
+        "--precision": {"action": "append", "choices": ["float64", "float32"], "help": "repeatable"},
+    }
+    usual = {"threads": [len(os.sched_getaffinity(0))], "precision": ["float64"]}
+    options = parsed(__doc__, arguments, usual, {"out": None, "threads": [1]})
+    sweeps, base = (SHORT, SMALL) if options.short else (SWEEPS, {})
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for threads in options.threads:
         for dtype in options.precision:
-            for title, (name, sizes) in SWEEPS.items():
+            for title, (name, sizes) in sweeps.items():
                 for size in sizes:
-                    row = measure(bench.Case(**{"dtype": dtype, name: size}), threads)
+                    row = measure(bench.Case(**base | {"dtype": dtype, name: size}), threads, options.short)
                     rows.append({**row, "sweep": title})
                     (options.out / "speed.json").write_text(json.dumps(rows, indent=1))
-    draw(rows, options.out / "speed.png")
+    draw(rows, options.out / "speed.png", sweeps)
 
 
 if __name__ == "__main__":

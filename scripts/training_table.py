@@ -1,28 +1,28 @@
 """How long the hyperparameters of all atoms of capped glycine take, and how near they come to the best of long searches.
 
     python scripts/training_table.py                # 1000 points, 19 atoms, 51 features of atomic local frames
-    python scripts/training_table.py --starts 5     # also so many random starts to their end, beside which the first is held
-    python scripts/training_table.py --starts 5 --keep long.npz --search n_starts=3     # another search beside those of a file
+    python scripts/training_table.py --random-starts 5     # also so many to their end, beside which the first is held
+    python scripts/training_table.py --random-starts 5 --keep long.npz --search n_starts=3     # another search beside those
 
 Geometries of campaigns/glycine with the atomic energies of GFN2-xTB (tblite), which cost milliseconds: the search only sees
 numbers of the right kind.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 from ase.io import read
+from dialect import ROOT, parsed
 
 from iqagp_jax import Dataset, fit_gp
 from iqagp_jax.cli.console import table, track
 from iqagp_jax.sampling import xtb
 from iqagp_jax.validation import atom_labels
 
-GEOMETRIES = Path(__file__).parent.parent / "campaigns/glycine/geometries.extxyz"
+GEOMETRIES = ROOT / "campaigns/glycine/geometries.extxyz"
 
-LONG = {"max_steps": 400, "tolerance": 1e-3, "patience": 3}
+LONG = {"tolerance": 1e-3, "patience": 3}
 """Options of a search to its end."""
 
 
@@ -43,11 +43,11 @@ def fitted(data, **search):
     return model.trace[-1], *(np.array([time.perf_counter(), time.process_time()]) - began)
 
 
-def long_searches(data, starts, keep):
+def long_searches(data, starts, keep, max_steps):
     """Log likelihoods (starts, N) of random starts to their end, kept in the file ``keep``."""
     found = list(np.load(keep)["values"]) if keep and keep.exists() else []
     for seed in track(range(len(found), starts), "long searches", starts - len(found)):
-        found.append(fitted(data, n_starts=1, seed=seed, **LONG)[0])
+        found.append(fitted(data, n_starts=1, seed=seed, max_steps=max_steps, **LONG)[0])
         if keep:
             np.savez(keep, values=found)
     return np.array(found[:starts])
@@ -60,18 +60,22 @@ def option(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=1000)
-    parser.add_argument("--starts", type=int, default=0, help="random starts of long searches")
-    parser.add_argument("--keep", type=Path, help="file of the long searches")
-    parser.add_argument("--search", type=option, nargs="*", default=[], help="options of the search, as max_steps=60")
-    options = parser.parse_args()
-    data = labelled(read(GEOMETRIES, f":{options.points}"))
+    arguments = {
+        "--n-train": {"type": int},
+        "--random-starts": {"type": int, "help": "of long searches"},
+        "--max-steps": {"type": int, "help": "of a long search"},
+        "--keep": {"type": Path, "help": "file of the long searches"},
+        "--search": {"type": option, "action": "append", "help": "an option of the search, as max_steps=60; repeatable"},
+    }
+    usual = {"n_train": 1000, "random_starts": 0, "max_steps": 400, "search": []}
+    short = {"n_train": 20, "random_starts": 1, "max_steps": 3, "search": [("max_steps", 2)]}
+    options = parsed(__doc__, arguments, usual, short)
+    data = labelled(read(GEOMETRIES, f":{options.n_train}"))
     found, seconds, cpu = fitted(data, **dict(options.search))
     size = f"{len(data.species)} atoms, {len(data)} points"
     print(f"{size}: {seconds:.0f} s, {cpu:.0f} s of CPU time, compilation included, {dict(options.search) or 'default search'}")
-    if options.starts:
-        long = long_searches(data, options.starts, options.keep)
+    if options.random_starts:
+        long = long_searches(data, options.random_starts, options.keep, options.max_steps)
         best, worst = long.max(0), long.min(0)
         short = best - found
         rows = list(zip(atom_labels(data.species), found, best, short, worst, strict=True))
