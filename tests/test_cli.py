@@ -50,10 +50,10 @@ def test_choices_are_the_registries():
     assert all(name in models.CONVENTION_HELP for name in CONVENTIONS)
 
 
-def test_help_tells_the_defaults_of_a_campaign(capsys):
-    assert iqagp("campaign", "start", "--help") == 0
+def test_help_tells_the_defaults_of_labels(capsys):
+    assert iqagp("label", "--help") == 0
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for default in ("b3lyp", "6-31+g(d,p)", "becke and hirshfeld", "0", "no", "yes"):
+    for default in ("b3lyp/6-31+g(d,p)", "becke and hirshfeld", "0", "no", "yes"):
         assert f"Default: {default}" in told
 
 

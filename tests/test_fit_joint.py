@@ -178,7 +178,7 @@ def test_bad_input_gets_a_sentence(few, monkeypatch):
         fit_gp(few, targets=BOTH, loss="hold-out")
     with pytest.raises(ValueError, match="expected a model of atomic energies alone"):
         leave_one_out(fit_gp(few, targets=BOTH, max_steps=0))
-    with pytest.raises(ValueError, match="expected a solver among cholesky, cg, found 'lu'"):
+    with pytest.raises(ValueError, match="expected solver among cholesky, cg, found 'lu'"):
         fit_gp(few, targets=BOTH, solver="lu")
     with pytest.raises(ValueError, match="expected inverse distances, and energy or forces as targets, for solver 'cg'"):
         fit_gp(few, targets=BOTH, solver="cg")

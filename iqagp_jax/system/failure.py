@@ -115,7 +115,7 @@ def failure_rule(species, reference, molecules=()):
     bonds = covalent_bonds(species, reference)
     bonds = bonds[numbers[bonds[:, 0]] == numbers[bonds[:, 1]]]
     lengths, at_rest = _distances(reference, bonds), near(species, reference)
-    return FailureRule(tuple(species), bonds, lengths, at_rest, near(species, reference, HELD), tuple(molecules))
+    return FailureRule(tuple(species), bonds, lengths, at_rest, near(species, reference, HELD), tuple(map(int, molecules)))
 
 
 def near(species, positions, factor=NEAR):

@@ -19,7 +19,7 @@ def norm(v: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
 
 
 @jax.custom_jvp
-def angle(sine: Float[Array, "*batch"], cosine: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def angle(sine: Float[Array, "*batch"] | float, cosine: Float[Array, "*batch"] | float) -> Float[Array, "*batch"]:
     """atan2 in (-pi, pi] whose gradient is finite, zero, at the origin; to two roundings, at a third of XLA's time."""
     x, y = jnp.abs(cosine), jnp.abs(sine)
     long, short = jnp.maximum(x, y), jnp.minimum(x, y)

@@ -53,7 +53,7 @@ def graph_distances(bonded: Bool[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]
     return steps
 
 
-def moved_side(bonded: Bool[np.ndarray, "n n"], i: int, j: int) -> Bool[np.ndarray, "n"]:
+def moved_side(bonded: Bool[np.ndarray, "n n"], i: int | np.integer, j: int | np.integer) -> Bool[np.ndarray, "n"]:
     """Atoms on j's side of the bond i-j as a boolean (N,); j alone where the bond is part of a ring."""
     cut = bonded.copy()
     cut[i, j] = cut[j, i] = False
