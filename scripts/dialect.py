@@ -32,11 +32,11 @@ def parsed(doc, arguments, usual, short):
         parser.add_argument(name, **keywords)
     parser.add_argument("--short", action="store_true", help="small sizes: all that the script is for, in seconds")
     options = parser.parse_args()
-    if asked := [name for name in short if name not in usual and not options.short and not getattr(options, name)]:
+    absent = {name for name, value in vars(options).items() if value is None or value == []}
+    if not options.short and (asked := [name for name in short if name in absent and name not in usual]):
         parser.error(f"expected {', '.join(asked)}, found none; give it, or --short for a form of seconds")
     for name, value in (usual | (short if options.short else {})).items():
-        given = getattr(options, name)
-        if given is None or given is False or given == []:
+        if name in absent or getattr(options, name) is False:
             setattr(options, name, value)
     if options.short and getattr(options, "out", "") is None:
         options.out = Path(tempfile.mkdtemp(prefix="iqagp-short-"), "out")
