@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,8 +200,8 @@ def contracted(tmp_path_factory):
 
 def test_no_number_is_made_with_a_list_that_is_too_small(contracted, tmp_path):
     """The run is that of a list which was large enough from the start."""
-    roomy = STICKY.bind(CLUSTER).enlarged(GRID[None] / 2)
-    expected = simulate(roomy, CLUSTER, SPREAD, tmp_path, **CONTRACTING)
+    bound = STICKY.bind(CLUSTER)
+    expected = simulate(replace(bound, aux=bound.enlarged(GRID[None] / 2)), CLUSTER, SPREAD, tmp_path, **CONTRACTING)
     assert "enlarged_at.0" in contracted.state and "enlarged_at.0" not in expected.state
     assert contracted.survived.all() and np.isfinite(contracted.energies).all()
     for name in ("positions", "energies", "temperatures"):

@@ -271,18 +271,17 @@ def _atoms(
 
 
 def _bound(potential: Any, system: System, dtype: Any, geometries: np.ndarray) -> Bound:
-    """Any of the kinds of potential made ready, with room for ``geometries`` (B, N, 3)."""
+    """Any of the kinds of potential made ready, a potential with room for ``geometries`` (B, N, 3)."""
     if isinstance(potential, Potential) or hasattr(potential, "reference"):
         bound, _ = bind(potential, system, np.float64 if dtype is None else dtype)
         _check_energy(lambda r: bound.energy_and_gradient(r, bound.aux)[0][0], geometries[0])
-    elif dtype is not None:
+        return bound if bound.enlarged is None else replace(bound, aux=bound.enlarged(geometries))
+    if dtype is not None:
         raise ValueError("expected a potential that is not bound yet where a dtype is asked for; give one, or leave dtype out")
-    elif isinstance(potential, Bound):
-        bound = potential
-    else:
-        _check_energy(potential, geometries[0])
-        bound = bound_energy(potential)
-    return bound if bound.enlarged is None else replace(bound, aux=bound.enlarged(geometries))
+    if isinstance(potential, Bound):
+        return potential
+    _check_energy(potential, geometries[0])
+    return bound_energy(potential)
 
 
 def _check_energy(energy_fn: Callable, positions: np.ndarray) -> None:
