@@ -45,7 +45,7 @@ def test_interrupted_writing_leaves_the_old_file(small, tmp_path, monkeypatch):
     path = tmp_path / "d.extxyz"
     save_dataset(small, path)
     before = path.read_bytes()
-    monkeypatch.setattr("iqagp_jax.data.extxyz.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("ase.io.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save_dataset(small[:2], path)
     assert path.read_bytes() == before

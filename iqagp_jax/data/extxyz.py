@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread, write
-from ase.io.extxyz import XYZError
-from ase.io.formats import open_with_compression
 
 from iqagp_jax.data.dataset import DECIMALS, ORIGIN, Dataset
 from iqagp_jax.data.level import Level
@@ -66,6 +63,11 @@ def load_dataset(name_or_path: str | Path, energy_key: str | None = None, forces
         raise FileNotFoundError(
             f"expected an embedded dataset ({', '.join(embedded_datasets())}) or an extxyz file, found {str(name_or_path)!r}"
         )
+    # ASE's readers and writers take as long to import as JAX does.
+    from ase.io import iread
+    from ase.io.extxyz import XYZError
+    from ase.io.formats import open_with_compression
+
     try:
         # Decompressed at once: ASE seeks from frame to frame, which a compressed file answers by starting over.
         with open_with_compression(str(path)) as file:
@@ -77,6 +79,8 @@ def load_dataset(name_or_path: str | Path, energy_key: str | None = None, forces
 
 def save_dataset(dataset: Dataset, path: str | Path) -> None:
     """Write a dataset as extxyz (compressed if the name ends in .gz or .xz), whole or not at all."""
+    from ase.io import write
+
     text = StringIO()
     write(text, frames_from_dataset(dataset), format="extxyz")
     compress: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}

@@ -20,7 +20,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase import Atoms
-from ase.io import read, write
 
 from iqagp_jax.dynamics.trajectory import piece_paths
 from iqagp_jax.machine.files import write_atomically
@@ -142,12 +141,16 @@ def save_failures(directory, species, failures):
         info = {name: value for name, value in failure.items() if name != "positions"}
         frames.append(Atoms(species, failure["positions"], info=info))
     text = io.StringIO()
+    from ase.io import write
+
     write(text, frames, format="extxyz")
     write_atomically(Path(directory) / FAILURES, text.getvalue())
 
 
 def read_failures(directory):
     """Replica -> reason in words, of all that `save_failures` wrote."""
+    from ase.io import read
+
     path = Path(directory) / FAILURES
     return {frame.info["replica"]: frame.info["reason"] for frame in (read(path, index=":") if path.exists() else [])}
 

@@ -221,23 +221,24 @@ def _squares(positions):
 
 def _broken(rule, positions):
     """Which bonds (B,) are broken without another to make up for it."""
-    if not len(rule.bonds):
-        return np.zeros(0, bool)
     too_long = _distances(positions, rule.bonds) > BOND_STRETCH * rule.lengths
     whole, new = _whole(rule, near(rule.species, positions, HELD)), _new_partner(rule, positions)
-    first, second = rule.bonds.T
-    return too_long & ~((new[first] | new[second]) & whole[first])
+    return too_long & ~((new[rule.bonds[:, 0]] | new[rule.bonds[:, 1]]) & whole)
 
 
 def _whole(rule, held):
-    """Which atoms (N,) are of a molecule with bonds in no more pieces than in the reference; ``held`` (N, N) holds together."""
+    """Whether the molecule of each bond is in no more pieces than in the reference, (B,), or a scalar where all are of one.
+
+    ``held`` (N, N) says which atoms hold together.
+    """
     if not rule.molecules:
-        return jnp.broadcast_to(pieces(held) <= pieces(rule.near_at_rest), len(rule.species))
+        return pieces(held) <= pieces(rule.near_at_rest)
     whole = jnp.zeros(len(rule.species), bool)
-    for atoms in (group for group in rule.groups if group.shape[1] > 1):
-        now, then = (jax.vmap(pieces)(x[atoms[:, :, None], atoms[:, None, :]]) for x in (held, jnp.asarray(rule.near_at_rest)))
+    for atoms in rule.groups:
+        square = atoms[:, :, None], atoms[:, None, :]
+        now, then = (jax.vmap(pieces)(x[square]) for x in (held, jnp.asarray(rule.near_at_rest)))
         whole = whole.at[atoms].set((now <= then)[:, None])
-    return whole
+    return whole[rule.bonds[:, 0]]
 
 
 def _new_partner(rule, positions):
