@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from conftest import REFERENCE, SPECIES, make_dataset
 
-from iqagp_jax import fit_gp, validate
+from iqagp_jax import fit_gp, load_model, validate
+from iqagp_jax.families.fflux.files import write_folder
 from iqagp_jax.families.gp import joint
+from iqagp_jax.families.pairs.models import BondedMorse
 from iqagp_jax.labels.plan import LabelPlan
 from iqagp_jax.system.system import System
 from iqagp_jax.verdict import Protocol, judge
@@ -80,3 +82,13 @@ def test_nonsense_is_no_system(wrong, sentence):
     water = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
     with pytest.raises(ValueError, match=sentence):
         System.of(**{"species": "OHH", "positions": water, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("mirrored", "found one of atomic_energies, forces"), ("forces", "expected ALF features")]
+)
+def test_models_without_a_counterpart_are_not_converted(name, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        write_folder(load_model(Path(__file__).parent / "golden" / f"{name}.safetensors"), tmp_path)
+    with pytest.raises(ValueError, match="expected a model of Gaussian processes"):
+        write_folder(BondedMorse.of(System.of(SPECIES, REFERENCE)), tmp_path)

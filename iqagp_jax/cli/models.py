@@ -176,7 +176,7 @@ def validate_split(model, data, name, folder, stem):
     told = {"molecular energy, kcal/mol": result.energy, "forces, kcal/mol/Å": result.forces}
     told |= {f"energy of {atom}, kcal/mol": errors for atom, errors in (result.atomic_energies or {}).items()}
     table(
-        f"{name}: {len(data)} geometries, {result.n_train} training points",
+        f"{name}: {len(data)} geometries" + ("" if result.n_train is None else f", {result.n_train} training points"),
         ["error of", "MAE", "RMSE", "max"],
         [(what, *vars(errors).values()) for what, errors in told.items() if errors],
     )

@@ -49,6 +49,7 @@ from iqagp_jax.families.gp.kernels import (
     Sum,
 )
 from iqagp_jax.families.gp.means import ConstantMean
+from iqagp_jax.families.gp.model import Model
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.system.frames import alf_positions
 from iqagp_jax.system.geometry import pair_distances
@@ -505,10 +506,17 @@ def write_folder(model, folder, system="MOLECULE", property="iqa"):
 
 def atoms_of(model, system="MOLECULE", property="iqa"):
     """The atoms of a `gp.model.Model` as `AtomGP` in FEREBUS' units; ValueError where it has no counterpart there."""
+    if not isinstance(model, Model):
+        raise ValueError(f"expected a model of Gaussian processes, as FEREBUS has them, found a {type(model).__name__}")
     if not isinstance(model.features, ALF):
         raise ValueError(f"expected ALF features, as FEREBUS has them, found {model.features.name}; train with --features alf")
     if not isinstance(model.mean, ConstantMean):
         raise ValueError(f"expected a constant prior mean, as FEREBUS has them, found {type(model.mean).__name__}")
+    if model.residual is None or isinstance(model.noise, tuple):
+        raise ValueError(
+            f"expected a model of atomic energies alone, as FEREBUS has them, found one of {', '.join(model.targets)};"
+            " train with --targets atomic_energies"
+        )
     d = model.train_features.shape[2]
     units = np.where(is_length(d), BOHR, 1.0)
     atoms = []
