@@ -3,17 +3,17 @@
 import hashlib
 import os
 import platform
-import tempfile
 from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-# Programs are shared between tests, processes and runs on processors of one kind.
+# Programs are shared between tests, processes and runs on processors of one kind. They are run, so the folder is the user's.
 _told = Path("/proc/cpuinfo")
 _lines = _told.read_text().splitlines() if _told.exists() else [platform.processor()]
 _processor = hashlib.sha256("".join(sorted({x for x in _lines if x.startswith(("flags", "model name"))})).encode()).hexdigest()
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/iqagp-tests-{os.getuid()}-{_processor[:12]}")
+_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache / "iqagp_jax-tests" / _processor[:12]))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it warns of tuning hints as if they were instructions
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
