@@ -11,6 +11,12 @@ def masses_of(species: Sequence[str]) -> np.ndarray:
     return atomic_masses[[atomic_numbers[s] for s in species]]
 
 
+def members_of(molecules: Sequence[int], n_atoms: int) -> tuple[np.ndarray, ...]:
+    """The atoms of every molecule, in their order, from their molecules' numbers (N,); empty where all are one."""
+    numbers = np.array(tuple(molecules) or n_atoms * (0,))
+    return tuple(np.flatnonzero(numbers == m) for m in range(numbers.max() + 1))
+
+
 def check_species(species: Sequence[str]) -> None:
     """ValueError, in a sentence, for what is no chemical symbol."""
     if unknown := [s for s in species if atomic_numbers.get(s, 0) < 1]:

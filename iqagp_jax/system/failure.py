@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_numbers
 
-from iqagp_jax.system.elements import check_species
+from iqagp_jax.system.elements import check_species, members_of
 from iqagp_jax.system.geometry import bond_graph, sum_of_radii
 from iqagp_jax.units import KCAL_MOL
 
@@ -87,8 +87,7 @@ class FailureRule:
     @property
     def groups(self):
         """Atoms (M, n) of all molecules of n atoms, for every n: what `pieces` takes side by side."""
-        numbers = np.array(self.molecules or len(self.species) * (0,))
-        members = [np.flatnonzero(numbers == m) for m in range(numbers.max() + 1)]
+        members = members_of(self.molecules, len(self.species))
         return [np.array([m for m in members if len(m) == n]) for n in sorted(set(map(len, members)))]
 
 

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 import jax
 import numpy as np
 
-from iqagp_jax.system.elements import check_electrons, check_species, masses_of
+from iqagp_jax.system.elements import check_electrons, check_species, masses_of, members_of
 from iqagp_jax.system.failure import FailureRule, failure_rule
 from iqagp_jax.system.symmetry import permutations
 
@@ -93,8 +93,7 @@ class System:
     @property
     def members(self) -> tuple[np.ndarray, ...]:
         """The atoms of every molecule, in their order."""
-        numbers = np.array(self.molecules or len(self) * (0,))
-        return tuple(np.flatnonzero(numbers == m) for m in range(numbers.max() + 1))
+        return members_of(self.molecules, len(self))
 
     @cached_property
     def bonds(self) -> np.ndarray:
