@@ -4,7 +4,6 @@ A family of potentials names the dataclasses that its models consist of in ``PAR
 class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds.
 """
 
-import hashlib
 import json
 from dataclasses import fields
 from functools import cache
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from iqagp_jax.families import FAMILIES
-from iqagp_jax.machine.files import write_atomically
+from iqagp_jax.machine.files import checksum, write_atomically
 
 FORMAT = "iqagp-model-2"
 
@@ -43,7 +42,7 @@ def save_model(model, path):
     """
     tensors: dict[str, np.ndarray] = {}
     structure = _take_apart(model, "model", tensors)
-    header = {"format": FORMAT, "checksum": _checksum(structure, tensors), "structure": structure}
+    header = {"format": FORMAT, "checksum": checksum(json.dumps(structure), tensors), "structure": structure}
     write_atomically(path, save(tensors, {"iqagp": json.dumps(header)}))
 
 
@@ -60,18 +59,9 @@ def load_model(path):
         raise ValueError(f"{path} is not a whole safetensors file ({error}); was it cut off?") from error
     if header.get("format") not in READ:
         raise ValueError(f"expected a model of format {FORMAT}, found {header.get('format')!r} in {path}")
-    if header["format"] == FORMAT and header.get("checksum") != _checksum(header.get("structure"), tensors):
+    if header["format"] == FORMAT and header.get("checksum") != checksum(json.dumps(header.get("structure")), tensors):
         raise ValueError(f"expected the numbers that were saved, found others in {path}: its checksum is wrong; take a copy")
     return _put_together(header["structure"], tensors)
-
-
-def _checksum(structure, tensors):
-    """SHA-256 of the structure and of all arrays with their names, types and shapes."""
-    digest = hashlib.sha256(json.dumps(structure).encode())
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def _take_apart(value, name, tensors):

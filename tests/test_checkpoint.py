@@ -23,6 +23,7 @@ from iqagp_jax.dynamics.folder import check_same_run
 from iqagp_jax.dynamics.run import UncertaintyLimit
 from iqagp_jax.dynamics.starts import stretch_bond
 from iqagp_jax.dynamics.trajectory import load_trajectory, read_pieces
+from iqagp_jax.machine import files
 from iqagp_jax.machine.lock import owned
 from iqagp_jax.system.failure import Status
 from iqagp_jax.units import KCAL_MOL
@@ -268,3 +269,21 @@ def test_trajectory_is_read_piece_by_piece(finished):
     whole, parts = load_trajectory(finished.directory), list(read_pieces(finished.directory))
     assert [len(part.times) for part in parts] == [5, 5, 3]
     np.testing.assert_array_equal(np.concatenate([part.positions for part in parts]), whole.positions)
+
+
+def test_a_run_deletes_nothing_that_it_has_not_written(tmp_path, monkeypatch):
+    """Files of the user's own that look like temporary ones, and folders, stay; what a crash left goes."""
+    others = [".notes.2024.txt", ".bashrc.1", f".draft{files.UNFINISHED}.txt"]
+    for name in others:
+        (tmp_path / name).write_text("the user's")
+    (tmp_path / ".venv.3.11").mkdir()
+    with monkeypatch.context() as crash, pytest.raises(PowerCutError):
+        crash.setattr(files, "rename_durably", _cut_power)
+        files.write_atomically(tmp_path / "run.json", "half")
+    assert len(list(tmp_path.glob(f".*{files.UNFINISHED}"))) == 1
+    checkpoint.describe(tmp_path, {"time_ps": 1.0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, ".venv.3.11", "run.json"])
+
+
+def _cut_power(old, new):
+    raise PowerCutError

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from iqagp_jax.machine.files import output_folder as output_folder
@@ -24,6 +25,11 @@ def table(title, header, rows):
     for row in rows:
         printed.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
     console.print(printed)
+
+
+def then(command):
+    """The last line of a command: what to do next, as it is typed."""
+    console.print(f"[bold]next[/bold]: {escape(command)}", soft_wrap=True, highlight=False)
 
 
 def only_with(context, **uses):

@@ -22,7 +22,7 @@ import numpy as np
 from ase import Atoms
 
 from iqagp_jax.dynamics.trajectory import piece_paths
-from iqagp_jax.machine.files import write_atomically
+from iqagp_jax.machine.files import clear_unfinished, write_atomically
 
 DESCRIPTION, CHECKPOINT, LOG, FAILURES = "run.json", "checkpoint.npz", "run.log", "failures.extxyz"
 
@@ -86,8 +86,7 @@ def read_description(directory):
 def describe(directory, description):
     """Write the description of a run, an option a line, or what is new in it, and clear away what a crash left."""
     directory = Path(directory)
-    for leftover in directory.glob(".*.[0-9]*"):
-        leftover.unlink()
+    clear_unfinished(directory)
     path = directory / DESCRIPTION
     there = json.loads(path.read_text()) if path.exists() else {}
     told = description | there | {"time_ps": description["time_ps"]}

@@ -1,19 +1,27 @@
 """Files that are either absent or whole, whatever happens while they are written, and the folders they go to."""
 
+import hashlib
 import lzma
 import os
 import socket
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 BROKEN_FILE = (ValueError, KeyError, IndexError, EOFError, StopIteration, OSError, lzma.LZMAError, zlib.error)
 """What readers raise at files that are cut off, corrupt or something else."""
 
 
+UNFINISHED = ".iqagp-unfinished"
+"""How the names of our temporary files end. Nothing else in a folder is ours to delete."""
+
+
 def write_atomically(path, data):
     """Write ``data`` (bytes or text) to ``path``: into a neighbour first, then renamed, both flushed to disk."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_writer()}")
+    temporary = path.with_name(f".{path.name}.{_writer()}{UNFINISHED}")
     with open(temporary, "wb") as stream:
         stream.write(data.encode() if isinstance(data, str) else data)
         stream.flush()
@@ -29,6 +37,22 @@ def rename_durably(old, new):
     os.close(folder)
 
 
+def clear_unfinished(folder):
+    """Delete the temporary files that crashed processes left in a folder."""
+    for path in Path(folder).glob(f".*{UNFINISHED}"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def checksum(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256, hexadecimal, of a text and of arrays with their names, types and shapes."""
+    digest = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def _writer():
     """What tells processes apart that write to one folder, perhaps from several machines."""
     return f"{socket.gethostname()}.{os.getpid()}"
@@ -39,7 +63,7 @@ def output_folder(path):
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".iqagp-probe.{_writer()}"
+        probe = path / f".{_writer()}{UNFINISHED}"
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
