@@ -45,9 +45,10 @@ def fit_gp(dataset, *given, progress=_silent, **options) -> Model:
     targets: what is learned, any of "atomic_energies", "energy" (the molecule's, of geometries without atomic energies where
         both are targets) and "forces"; with more than atomic energies all is one joint Gaussian process, see `joint` and
         `fit_joint`. By default `options.default_targets`.
-    symmetry: make the energy the same for all `symmetry.permutations` of equal atoms: for forces on inverse distances in
-        the covariance, which is the default there and exact, else nearly the same, by copies of the training data, of which
-        the hyperparameters, of every atom its own, see the originals only.
+    symmetry: make the energy the same for all `symmetry.permutations` of equal atoms (of a large group for a subgroup of 100
+        at most, with a warning): for forces on inverse distances in the covariance, which is the default there and exact, else
+        nearly the same, by copies of the training data, of which the hyperparameters, of every atom its own, see the originals
+        only.
     solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
     loss, optimiser, n_starts, seed, n_seed, tolerance, patience: of the search for hyperparameters, see `search.Search`.
     progress: wraps the range of optimisation steps, as a progress bar does.

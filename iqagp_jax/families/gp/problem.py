@@ -1,7 +1,7 @@
 """What a fit begins with: the training data, what atoms see of them, the prior mean, and all options."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 
@@ -15,7 +15,7 @@ from iqagp_jax.families.gp.kernels import build_kernel
 from iqagp_jax.families.gp.means import named_mean
 from iqagp_jax.families.gp.options import ATOMIC, GPOptions
 from iqagp_jax.potential import MadeBy
-from iqagp_jax.system.symmetry import permutations
+from iqagp_jax.system import symmetry
 
 MOST = 15_000
 """Observations of several targets that are learned by default, at most: a matrix of 1.8 GB, a minute on two cores."""
@@ -36,8 +36,21 @@ class Problem:
         """The training data of a dataset, and the features that suit them."""
         most = np.inf if options.solver == "cg" else MOST // (2 if options.mirror else 1)
         train = training_frames(dataset, options.n_train, options.learned, most)
-        images = permutations(train.species, train.positions[train.lowest]) if options.symmetry else identity(train)
-        return cls(options, train, images, FEATURES[options.features].choose(train.species, train.positions))
+        features = FEATURES[options.features].choose(train.species, train.positions)
+        problem = cls(options, train, identity(train), features)
+        if not options.symmetry:
+            return problem
+        most = symmetry.MOST if problem.is_summed else problem.most_copies
+        return replace(problem, images=symmetry.permutations(train.species, train.positions[train.lowest], most))
+
+    @property
+    def most_copies(self) -> int:
+        """How many permuted copies of the training data have room for their covariance, `symmetry.MOST` at most."""
+        rows = first_of(self.train, self.options.learned, np.inf)[1]
+        if not self.options.is_joint:  # every atom's process has a matrix of its own
+            rows = len(self.train)
+        rows *= 2 if self.options.mirror else 1
+        return next((n for n in range(symmetry.MOST, 1, -1) if joint.fits(n * rows)), 1)
 
     @property
     def is_summed(self) -> bool:
