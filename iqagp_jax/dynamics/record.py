@@ -207,7 +207,7 @@ class Run:
 
 
 def rule_of(description: dict[str, Any]) -> FailureRule:
-    """The failure rule that a description tells."""
+    """The failure rule that a description tells: of a run that began with an older one, that."""
     species, molecules = tuple(description["species"].split()), tuple(description.get("molecules", ()))
     bonds = np.array(description["bonds"], dtype=int).reshape(-1, 2)
 
@@ -220,7 +220,9 @@ def rule_of(description: dict[str, Any]) -> FailureRule:
         return matrix
 
     lengths = np.array(description["bond_lengths"], dtype=float)
-    return FailureRule(species, bonds, lengths, mask(description["near"]), mask(description["held"]), molecules)
+    told = description.get("coordination")
+    coordination = None if told is None else np.array(told, dtype=float)
+    return FailureRule(species, bonds, lengths, mask(description["near"]), mask(description["held"]), molecules, coordination)
 
 
 def description_of(rule: FailureRule) -> dict[str, Any]:
@@ -236,6 +238,8 @@ def description_of(rule: FailureRule) -> dict[str, Any]:
         "near": told(rule.near_at_rest),
         "held": told(rule.held_at_rest),
     }
+    if rule.coordination is not None:
+        description["coordination"] = rule.coordination.tolist()
     return description | ({"molecules": list(rule.molecules)} if rule.molecules else {})
 
 

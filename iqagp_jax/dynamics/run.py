@@ -256,18 +256,21 @@ def _atoms(
     given: System | FailureRule, potential: Any, starts: np.ndarray, directory: Path
 ) -> tuple[System, FailureRule, dict[str, Any]]:
     """The system, when a replica has failed, and what a description tells of both beside the rule."""
+    there = read_description(directory)
+    # A run that began with an older rule, before 2026-12 perhaps of the best training geometry, goes on with it.
+    began = there is not None and "coordination" not in there and there["species"] == " ".join(given.species)
     if isinstance(given, FailureRule):
+        given = replace(given, coordination=None) if began else given
         # A potential of one molecule knows its charge, the rule does not.
         known = getattr(potential, "system", None)
         state = (known.charge, known.spin) if isinstance(known, System) else (0, 0)
         return System(given.species, starts[0], *state, molecules=given.molecules), given, {}
     cell = None if given.cell is None else given.cell.tolist()
     told = {"charge": given.charge, "spin": given.spin, "molecules": list(given.molecules), "cell": cell}
-    there = read_description(directory)
-    if there and "at_rest" not in there and there["species"] == " ".join(given.species):
-        # A run that began with another rule, perhaps of the best training geometry, goes on with it.
+    if began and "at_rest" not in there:
         return given, rule_of(there), told
-    return given, given.failure_rule, told | {"at_rest": given.positions.tolist()}
+    rule = replace(given.failure_rule, coordination=None) if began else given.failure_rule
+    return given, rule, told | {"at_rest": given.positions.tolist()}
 
 
 def _bound(potential: Any, system: System, dtype: Any, geometries: np.ndarray) -> Bound:

@@ -18,8 +18,8 @@ STARTS = ("equilibrium", "dataset", "displaced", "stretched")
 AT_REST = 0.01
 """A minimum has forces below this, eV/angstrom."""
 
-CLOSEST_START = 0.6
-"""Random starts with two atoms nearer than this (angstrom) are drawn again."""
+CLOSEST_START = 1.2
+"""Random starts with two atoms nearer than this multiple of what is a contact are drawn again."""
 
 MAX_REDRAWS = 1000
 """Draws of one random start before its amplitude is refused."""
@@ -64,7 +64,7 @@ def random_displacements(
 ) -> tuple[np.ndarray, int]:
     """Starts (R, N, 3) with every coordinate moved by up to ``amplitude`` either way, uniformly, and the redraws it took.
 
-    A draw with atoms nearer than 0.6 angstrom or a broken bond is drawn again. Start k depends on ``seed`` and k only.
+    A draw that is nearly or quite a failure by the rule, with atoms close to contact or a broken bond, is drawn again. Start k depends on ``seed`` and k only.
 
     Parameters
     ----------
@@ -85,10 +85,11 @@ def random_displacements(
 def _random_start(
     rule: FailureRule, positions: np.ndarray, amplitude: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-    pairs = np.triu_indices(len(positions), 1)
+    i, j = np.triu_indices(len(positions), 1)
+    closest = CLOSEST_START * rule.contact[i, j]
     for redraws in range(MAX_REDRAWS):
         start = positions + rng.uniform(-amplitude, amplitude, size=positions.shape)
-        if pair_distances(start)[pairs].min() >= CLOSEST_START and failure_status(rule, start) == Status.ALIVE:
+        if (pair_distances(start)[i, j] >= closest).all() and failure_status(rule, start) == Status.ALIVE:
             return start, redraws
     raise ValueError(
         f"expected an amplitude that leaves the molecule whole, found {amplitude:g} angstrom, which broke it in"

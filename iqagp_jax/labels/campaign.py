@@ -207,7 +207,7 @@ def collect(
         origin={key: np.array([info[key] for info in infos]) for key in ORIGIN if all(key in i for i in infos)},
         extra=extra,
         level=replace(
-            plan.level,
+            plan.level_of(geometries[0].get_chemical_symbols()),
             programs="; ".join(sorted({label.get("programs", plan.level.programs) for _, label in kept})),
             # The geometries may be a dataset's, whose level of theory and partition were others.
             sampler=infos[0].get("sampler", ""),

@@ -8,10 +8,13 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 
 from iqagp_jax.data.dataset import DECIMALS
 from iqagp_jax.labels.plan import LabelPlan
 from iqagp_jax.units import BOHR, HARTREE
+
+KRYPTON = 36
 
 MAX_REMAINDER = 0.5e-3
 """Largest accepted difference between the sum of the raw atomic energies and the total energy, in hartree."""
@@ -61,5 +64,7 @@ def label_key(species: Sequence[str], positions: np.ndarray, plan: LabelPlan) ->
     # Labels that were made before there were these settings keep their names.
     later = {"multipoles": False, "forces": True}
     settings = {name: value for name, value in asdict(plan).items() if name not in later or value != later[name]}
+    if max(atomic_numbers[s] for s in species) > KRYPTON:  # before 2026-12 densities were fitted there by functions without a core
+        settings["fitting"] = "with core"
     content = json.dumps([list(species), np.round(positions, DECIMALS).tolist(), settings])
     return hashlib.sha256(content.encode()).hexdigest()[:20]

@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -51,13 +52,17 @@ class LabelPlan:
 
     @property
     def level(self) -> Level:
-        """Level of theory of the labels and the program that makes them."""
+        """Level of theory of the labels of atoms up to krypton, and the program that makes them."""
+        return self.level_of(())
+
+    def level_of(self, species: Sequence[str]) -> Level:
+        """Level of theory of the labels of these atoms, and the program that makes them."""
         from iqagp_jax.labels.iqa import ATOM_GRID
-        from iqagp_jax.labels.scf import AUXILIARY_BASIS, is_cartesian
+        from iqagp_jax.labels.scf import fitting_of, is_cartesian
 
         functions = "cartesian" if is_cartesian(self.basis) else "spherical"
         grid = f"grid {ATOM_GRID['light']}/{ATOM_GRID['heavy']} nwchem-pruned"
-        details = f"{functions}, density fitting {AUXILIARY_BASIS}, {grid}"
+        details = f"{functions}, density fitting {fitting_of(species, self.basis)}, {grid}"
         # In a file a blank ends them: `Level.of_words`.
         method, basis = ("".join(words.split()) for words in (self.xc, self.basis))
         return Level(method, basis, details, self.charge, self.spin, programs=f"pyscf {version('pyscf')}")
@@ -208,8 +213,8 @@ def check_basis(atoms: Atoms, plan: LabelPlan) -> None:
                 scf.build_molecule(species, atoms.get_positions(), basis, plan.charge, plan.spin)
         except (BasisNotFoundError, KeyError, OSError, ValueError) as error:
             raise ValueError(f"basis {basis!r} is not there for all of {' '.join(elements)}") from error
-    if heavy := [symbol for symbol in elements if scf.has_core_potential(plan.basis, symbol)]:
+    if plan.partitions and (heavy := [symbol for symbol in elements if scf.has_core_potential(plan.basis, symbol)]):
         raise ValueError(
             f"basis {plan.basis!r} leaves the core of {' '.join(heavy)} to an effective potential, which is not partitioned"
-            " into atoms; choose an all-electron basis"
+            " into atoms; choose an all-electron basis, or no partition (energies and forces alone)"
         )

@@ -2,12 +2,12 @@
 
 import re
 import warnings
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from pyscf import dft, gto, lib, scf
 
-from iqagp_jax.labels.iqa import AUXILIARY_BASIS, atom_grids
+from iqagp_jax.labels.iqa import AUXILIARY_BASIS, LAST_WITH_CORE, atom_grids, fitting_basis
 from iqagp_jax.units import BOHR
 
 BLOCK_MEMORY = 6
@@ -31,12 +31,14 @@ def build_molecule(species, positions, basis, charge=0, spin=0):
     """PySCF molecule from species (N,) and positions (N, 3) in angstrom; ``spin`` is the number of unpaired electrons.
 
     Pople basis sets get six Cartesian d functions, as they were defined and as Gaussian and AIMAll users have them; 6-311G,
-    as there, five. (Their f functions would be ten then, Gaussian's are seven.)
+    as there, five. (Their f functions would be ten then, Gaussian's are seven.) A basis that was made for an effective core
+    potential gets it.
     """
     return gto.M(
         atom=list(zip(species, np.asarray(positions) / BOHR, strict=True)),
         unit="Bohr",
         basis=basis,
+        ecp={symbol: basis for symbol in sorted(set(species)) if has_core_potential(basis, symbol)},
         charge=charge,
         spin=spin,
         cart=is_cartesian(basis),
@@ -44,6 +46,7 @@ def build_molecule(species, positions, basis, charge=0, spin=0):
     )
 
 
+@cache
 def has_core_potential(basis, symbol):
     """Whether a basis was made for an effective core potential at an element, as the def2 sets from rubidium on."""
     try:
@@ -53,13 +56,20 @@ def has_core_potential(basis, symbol):
         return False
 
 
+def fitting_of(species, basis=""):
+    """What densities of these atoms in an orbital basis are fitted by, in words; see `iqa.fitting_basis`."""
+    beyond = [s for s in sorted(set(species)) if gto.charge(s) > LAST_WITH_CORE]
+    heavy = [s for s in beyond if not (basis and has_core_potential(basis, s))]
+    return " and even-tempered on ".join(filter(None, (AUXILIARY_BASIS, " ".join(heavy))))
+
+
 def mean_field(mol, xc):
     """Unconverged Kohn-Sham (or, for ``xc='hf'``, Hartree-Fock) mean field with density fitting."""
     if xc.lower() == "hf":
         method = scf.rhf.RHF if mol.spin == 0 else scf.uhf.UHF  # scf.UHF gives a lone electron no density fitting
     else:
         method = partial(dft.RKS if mol.spin == 0 else dft.UKS, xc=xc)
-    return method(mol).density_fit(auxbasis=AUXILIARY_BASIS)
+    return method(mol).density_fit(auxbasis=fitting_basis(mol))
 
 
 def converge(mf, tolerance=FOR_ATOMS):

@@ -86,7 +86,7 @@ def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charg
         energy=np.array([mf.e_tot for mf in fields]) * HARTREE,
         extra={name: np.array(values) for name, values in extra.items()},
         level=Level(
-            f"{fields[0].xc} of read orbitals, density fitting {scf.AUXILIARY_BASIS}",
+            f"{fields[0].xc} of read orbitals, density fitting {scf.fitting_of(species)}",
             charge=charge,
             spin=spin,
             programs=f"pyscf {version('pyscf')}",

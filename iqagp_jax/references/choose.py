@@ -46,7 +46,7 @@ def reference_of(
     from iqagp_jax.references.dft import DFT
 
     plan = LabelPlan(level.method, level.basis, level.charge, level.spin, partitions=())
-    if not plan.level.same_energies(level):
+    if not plan.level_of(species).same_energies(level):
         raise ValueError(f"expected a model trained on labels of `iqagp label`, found one of {level}; take another --reference")
     return DFT(plan, species, folder, pool, workers)
 

@@ -29,7 +29,7 @@ class DFT:
 
     def __init__(self, plan: LabelPlan, species: Sequence[str], folder: str | Path, pool: Executor | None, workers: int):
         self.relax = XTB(species, plan.charge, plan.spin, pool).relax
-        self.name, self.plan, self.species = str(plan.level), plan, tuple(species)
+        self.name, self.plan, self.species = str(plan.level_of(species)), plan, tuple(species)
         self.folder, self.pool, self.workers = Path(folder), pool, workers
 
     def labels(
