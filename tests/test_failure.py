@@ -63,7 +63,9 @@ def test_crushed_and_exploded_molecules_fail(species, positions):
     assert not statuses(rule, [k * positions for k in (0.9, 0.95, 1.0, 1.05, 1.1)]).any()
 
 
-@pytest.mark.parametrize(("symbols", "rest", "close"), [("C C", 1.2, 0.55), ("I I", 2.66, 0.6), ("N N", 1.1, 0.7), ("H H", 0.74, 0.49)])
+@pytest.mark.parametrize(
+    ("symbols", "rest", "close"), [("C C", 1.2, 0.55), ("I I", 2.66, 0.6), ("N N", 1.1, 0.7), ("H H", 0.74, 0.49)]
+)
 def test_a_contact_depends_on_the_elements(symbols, rest, close):
     rule = failure_rule(*diatomic(symbols, rest))
     assert statuses(rule, [diatomic(symbols, close)[1]]) == Status.CONTACT

@@ -64,7 +64,7 @@ def random_displacements(
 ) -> tuple[np.ndarray, int]:
     """Starts (R, N, 3) with every coordinate moved by up to ``amplitude`` either way, uniformly, and the redraws it took.
 
-    A draw that is nearly or quite a failure by the rule, with atoms close to contact or a broken bond, is drawn again. Start k depends on ``seed`` and k only.
+    A draw that fails by the rule, or has atoms close to contact, is drawn again. Start k depends on ``seed`` and k only.
 
     Parameters
     ----------

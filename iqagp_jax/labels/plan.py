@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
 from ase.io import iread
 from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
@@ -57,11 +58,12 @@ class LabelPlan:
 
     def level_of(self, species: Sequence[str]) -> Level:
         """Level of theory of the labels of these atoms, and the program that makes them."""
-        from iqagp_jax.labels.iqa import ATOM_GRID
+        from iqagp_jax.labels.iqa import ATOM_GRID, LAST_WITH_CORE
         from iqagp_jax.labels.scf import fitting_of, is_cartesian
 
         functions = "cartesian" if is_cartesian(self.basis) else "spherical"
-        grid = f"grid {ATOM_GRID['light']}/{ATOM_GRID['heavy']} nwchem-pruned"
+        sizes = ["light", "heavy"] + ["heaviest"] * any(atomic_numbers[s] > LAST_WITH_CORE for s in species)
+        grid = f"grid {'/'.join(str(ATOM_GRID[size]) for size in sizes)} nwchem-pruned"
         details = f"{functions}, density fitting {fitting_of(species, self.basis)}, {grid}"
         # In a file a blank ends them: `Level.of_words`.
         method, basis = ("".join(words.split()) for words in (self.xc, self.basis))
