@@ -107,7 +107,7 @@ def test_a_methyl_group_may_be_exchanged():
     hydrogens = 1.07 * np.array([[np.cos(t), np.sin(t), 0] for t in 2 * np.pi * np.arange(3) / 3])
 
     def complex_at(chlorine, bromine, tilt):
-        ends = [[0, 0, 0], *(hydrogens + [0, 0, tilt]), [0, 0, -chlorine], [0, 0, bromine]]
+        ends = [[0, 0, 0], *(hydrogens + np.array([0, 0, tilt])), [0, 0, -chlorine], [0, 0, bromine]]
         return np.array(ends, float)
 
     species = ("C", "H", "H", "H", "Cl", "Br")

@@ -3,8 +3,8 @@
 A replica has failed when one of these holds, checked in this order:
 
 1. the energy, a position, momentum or force is not finite;
-2. two atoms are in contact: nearer than 0.65 sums of covalent radii (0.99 angstrom for C-C, 1.81 for I-I), or than 0.85 of their
-   bond where that is shorter, but in any case than 0.5 angstrom;
+2. two atoms are in contact: nearer than 0.65 sums of covalent radii (0.99 angstrom for C-C, 1.81 for I-I), or than 0.85 of
+   their bond where that is shorter, but in any case than 0.5 angstrom;
 3. a bond of the reference geometry has twice its length there, or more, unless another has formed: one of its atoms
    is held by an atom (within 1.6 sums of covalent radii) that it was not near in the reference (1.35), and the molecule has
    not come apart into more pieces. An atom that lay between 1.35 and 1.6 at rest, as across a ring, must come within 1.35
@@ -18,17 +18,17 @@ Of several molecules each has rules 3 and 4 for itself: bonds, partners, pieces 
 Rule 4 counts neighbours. A pair of atoms counts as one within 1.2 sums of covalent radii, not beyond 1.5, and linearly in the
 squared distance in between; C_i is the sum for an atom. With n = sum_i C_i / 2 of the molecule at rest it is distorted where
 
-- an atom has more neighbours than its valence and one bond that is being exchanged: C_i is 1.5 above what it is at rest and above 2
-  (H, F), 3 (O), 4 (C, N) or 6 (all else);
+- an atom has more neighbours than its valence and a bond that is being exchanged: C_i is 1.5 above what it is at rest and
+  above 2 (H, F), 3 (O), 4 (C, N) or 6 (all else);
 - too many bonds have been lost or formed: sum_i abs(C_i - C_i at rest) / 2 > min(1.75 + n / 8, (n + 1) / 2), one at least. A
   transferred proton makes 1, an opened ring 1, an electrocyclic reaction 1 to 2;
 - its B bonds are crushed: the squared shares by which they are too short sum to more than (B + 1) / 40, or are torn: the shares
   by which they are too long, each half at most, sum to more than half of the limit above and B / 20.
 
-The limits rest on 14,000 geometries: all embedded ones (hot, compressed, stretched, up to 8 eV above the minimum) and GFN2-xTB
-dynamics of 50 molecules at 1000 K and of nine at 2000 to 3000 K, proton transfers, ring openings and an SN2 complex among them. None of
-those that held together fails; of random heaps of the atoms of molecules of nine atoms and more less than 1% pass
-(docs/measurements/2026-11-failure-rule.md).
+The limits rest on 18,000 geometries: all embedded ones (hot, compressed, stretched, up to 8 eV above the minimum) and GFN2-xTB
+dynamics of 54 molecules at 1000 K and of nine at 2000 to 3000 K, proton transfers, opened rings and an SN2 complex among
+them. None that holds together fails; of random heaps of the atoms of a molecule of nine atoms hardly any pass. In a molecule of
+two to five atoms many heaps are mere hot geometries (docs/measurements/2026-11-failure-rule.md).
 
 Rules 3 to 5 rest for the first 0.1 ps, in which a distorted start may still relax. Rule 2 does not.
 """
@@ -58,7 +58,7 @@ CONTACT_DISTANCE = 0.5
 """Any two atoms nearer than this (angstrom) have collapsed onto each other."""
 
 CONTACT, CONTACT_OF_BOND = 0.65, 0.85
-"""Also those within this multiple of the sum of covalent radii, or of a short bond: bonds of hot molecules reach 0.69 and 0.87."""
+"""Also those within this multiple of the sum of covalent radii, or of a short bond: hot bonds reach 0.69 and 0.87."""
 
 FULL, NONE = 1.2, 1.5
 """A pair counts as neighbours within the first multiple of the sum of covalent radii, not beyond the second."""
