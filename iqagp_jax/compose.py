@@ -63,8 +63,7 @@ class _Several:
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Any:
         """From what a file holds."""
-        (parts,) = fields.values()
-        return cls(*parts)
+        return cls(*next(iter(fields.values())))
 
     def check_content(self) -> None:
         """ValueError, in a sentence, unless it is made of potentials: of one that was read."""

@@ -1,8 +1,8 @@
 """Models as files: every array bit for bit in safetensors, the structure as JSON beside them, nothing executable.
 
 A family of potentials names the dataclasses that its models consist of in ``PARTS`` of its module ``families.<name>.parts``; a
-class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds; what
-it holds must make sense too: a part that has ``check_content`` says so, when it is read and never later.
+class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds. What
+it holds must make sense, too: a part that has ``check_content`` says so, when it is read and never later.
 """
 
 import json
@@ -59,11 +59,11 @@ def load_model(path):
         found = "a folder" if path.is_dir() else "nothing"
         raise FileNotFoundError(f"expected a model file, found {found} at {str(path)!r}; `iqagp train` makes one")
     header, tensors = _read(path)
-    found = header.get("format") if isinstance(header, dict) else header
-    if found not in READ:
-        raise ValueError(f"expected a model of format {FORMAT}, found {found!r} in {path}")
+    told = header.get("format") if isinstance(header, dict) else header
+    if told not in READ:
+        raise ValueError(f"expected a model of format {FORMAT}, found {told!r} in {path}")
     structure = header.get("structure")
-    if found == FORMAT and header.get("checksum") != checksum(json.dumps(structure), tensors):
+    if told == FORMAT and header.get("checksum") != checksum(json.dumps(structure), tensors):
         raise ValueError(f"expected the numbers that were saved, found others in {path}: its checksum is wrong; take a copy")
     try:
         model = _put_together(structure, tensors)
@@ -131,7 +131,7 @@ def _part(name: str, found: dict[str, Any]) -> Any:
     try:
         part = getattr(kind, "from_fields", lambda fields: kind(**fields))(found)
         getattr(part, "check_content", lambda: None)()
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, KeyError, AttributeError, IndexError, StopIteration) as error:
         raise ValueError(f"expected what makes a {name}, found something else ({error})") from error
     return part
 

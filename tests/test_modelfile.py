@@ -234,7 +234,7 @@ def test_other_families_too(model, morse, both, tmp_path):
     with pytest.raises(ValueError, match="expected finite numbers as weights"):
         load_model(rewritten(path, fflux, with_number("atoms.2.weights", np.inf)))
     with pytest.raises(
-        ValueError, match="expected a distance in bohr from 0.2 to 10000 as feature 1, found 0 in training point"
+        ValueError, match=r"expected a distance in bohr from 0.2 to 10000 as feature 1, found 0 in training point"
     ):
         load_model(rewritten(path, fflux, with_number("atoms.1.x", 0.0)))
     with pytest.raises(ValueError, match="expected one model for each of 4 atoms"):
@@ -268,7 +268,7 @@ def test_a_damaged_header_gets_a_sentence(what, distance_model, tmp_path, capsys
     header, tensors = header_of(path)
     HEADERS[what](header)
     write(path, header, tensors)
-    with pytest.raises(ValueError, match="expected|is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"expected|is not a whole safetensors file"):
         load_model(path)
 
 

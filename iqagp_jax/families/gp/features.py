@@ -51,7 +51,7 @@ class ALF:
         return np.array([[b for b in range(n) if b not in frame] for frame in self.frames], dtype=int).reshape(n, -1)
 
     def check_fit(self, n_atoms):
-        """ValueError, in a sentence, unless there is a frame for each of so many atoms; asked where they were read from a file."""
+        """ValueError, in a sentence, unless there is a frame for each of so many atoms; for what was read from a file."""
         frames = numbers("atomic local frames", self.frames, (n_atoms, 3), least=0, kinds="iu")
         if (frames >= n_atoms).any() or (frames[:, 0] != np.arange(n_atoms)).any() or any(len(set(f)) < 3 for f in self.frames):
             raise ValueError(f"expected three different atoms as frame of each of {n_atoms}, found {self.frames}")
@@ -157,7 +157,7 @@ class InverseDistances:
         return number
 
     def check_fit(self, n_atoms):
-        """ValueError, in a sentence, unless they are of so many atoms; asked where they were read from a file."""
+        """ValueError, in a sentence, unless they are of so many atoms; for what was read from a file."""
         if self.n_atoms != n_atoms:
             raise ValueError(f"expected features of {n_atoms} atoms, found those of {self.n_atoms}")
         if self.weights is not None:

@@ -26,7 +26,6 @@ They join with "+", as in "mf5+born-mayer". The constant of a sum is that of wha
 the Gaussian process sees the same kind of residual with and without them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -59,7 +58,7 @@ class ConstantMean:
         return self.values
 
     def check_fit(self, n_atoms):
-        """ValueError, in a sentence, unless it is one of so many atoms and makes sense; asked where one was read from a file."""
+        """ValueError, in a sentence, unless it is of so many atoms and makes sense; for what was read from a file."""
         numbers("atomic energies of the prior mean", self.values, (n_atoms,))
 
 
@@ -68,8 +67,8 @@ class ConstantMean:
 class SumOfMeans:
     """m_1(R) + m_2(R)."""
 
-    first: Callable
-    second: Callable
+    first: Any
+    second: Any
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,) eV"""

@@ -92,7 +92,7 @@ class Model(OfOneMolecule):
     species: tuple[str, ...]
     features: ALF | InverseDistances
     kernel: Kernel
-    mean: Callable
+    mean: Any
     train_features: np.ndarray
     """(N, n, D)"""
     weights: np.ndarray
