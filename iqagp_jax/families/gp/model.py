@@ -3,7 +3,6 @@
 The plain formula is `Model.atomic_energies`; `fast` has the same numbers by matrix products, tested against it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
