@@ -28,6 +28,9 @@ def numbers(
     """
     try:
         found = np.asarray(value)
+        # Among numbers in a list NumPy would take "yes" for 1.
+        if isinstance(value, list) and "b" not in kinds and any(isinstance(x, bool) for x in np.array(value, object).flat):
+            found = np.asarray(None)
     except ValueError:  # lists of several lengths
         found = np.asarray(None)
     if found.dtype.kind not in kinds and not (found.size == 0 and not isinstance(value, np.ndarray)):
