@@ -32,6 +32,9 @@ TOLERANCE = 1e-6
 """Geometries (angstrom), their energies (eV) and the like are the same within this: other processors round otherwise."""
 
 
+TOLD = {"time_ps", "timestep_fs", "temperatures_K", "species", "starts", "bonds", "bond_lengths", "near", "held"}
+"""What all descriptions tell."""
+
 UNTOLD = ("kinds", "model", "precision", "charge", "spin", "molecules", "cell", "at_rest")
 """What folders of before 2026-12 do not tell: where only one of two runs tells it, they may be the same."""
 
@@ -82,10 +85,15 @@ def read_description(directory):
         return None
     try:
         there = json.loads(path.read_text())
-        _check_description(there)
-        return there
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"expected the description of a run, found {path} ({error!r}); restore it") from error
+    if not isinstance(there, dict) or not there.keys() >= TOLD:
+        raise ValueError(f"expected the description of a run, found something else in {path}; restore it")
+    try:
+        _check_description(there)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"expected the description of a run, found nonsense in {path} ({error}); restore it") from error
+    return there
 
 
 def _check_description(there):
