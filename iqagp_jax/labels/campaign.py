@@ -121,14 +121,14 @@ class Campaign:
         """`collect` of what is finished so far."""
         atoms = {symbol: self.label(task) for symbol, task in self.free_atoms.items()}
         energies = {symbol: label["energy"] for symbol, label in atoms.items() if label and "energy" in label}
+        labels = [self.label(task) for task in self.tasks]
+        dataset, rejected = collect(self.geometries, labels, self.plan, energies)
         if lacking := [symbol for symbol, label in atoms.items() if label is None]:
             warnings.warn(
                 f"no energy of a free atom {' or '.join(lacking)} is in {self.folder}: the dataset is without; run the campaign"
                 " again to make it",
                 stacklevel=2,
             )
-        labels = [self.label(task) for task in self.tasks]
-        dataset, rejected = collect(self.geometries, labels, self.plan, energies)
         bad = [(f"free {symbol}", label["rejected"]) for symbol, label in atoms.items() if label and "rejected" in label]
         return dataset, bad + rejected
 
