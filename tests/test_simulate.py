@@ -417,6 +417,7 @@ SPOILT = {
     ),
     "alive again": ({"alive": at((0, 0), False)}, "expected replicas to stay as they failed, found one alive again"),
     "alive in numbers": ({"alive": lambda a: a.astype(float)}, "expected yes or no as which replicas are alive"),
+    "times in whole numbers": ({"times": lambda a: a.astype(int)}, "expected numbers as times, found an array of int64"),
     "no positions": ({"positions": None}, "positions"),
     "an array too many": ({"more": np.zeros(3)}, "more"),
     "fewer energies": ({"energies": lambda a: a[:-1]}, "expected energies of shape"),

@@ -75,15 +75,15 @@ def check_content(piece):
     """ValueError, in a sentence, unless a `Trajectory` makes sense: numbers where a replica lives, none where it failed."""
     frames, replicas = len(piece.times), len(piece.target_temperatures)
     check_species(piece.species.tolist())
-    numbers("masses", piece.masses, (len(piece.species),), SMALLEST)
-    numbers("target temperatures", piece.target_temperatures, (replicas,), least=0)
-    numbers("times", piece.times, (frames,), least=0)
+    numbers("masses", piece.masses, (len(piece.species),), SMALLEST, kinds="f")
+    numbers("target temperatures", piece.target_temperatures, (replicas,), least=0, kinds="f")
+    numbers("times", piece.times, (frames,), least=0, kinds="f")
     alive = numbers("which replicas are alive", piece.alive, (frames, replicas), kinds="b")
     if (alive[1:] > alive[:-1]).any():
         raise ValueError("expected replicas to stay as they failed, found one alive again")
     for name, least in (("positions", -np.inf), ("energies", -np.inf), ("temperatures", 0.0), ("kinetic_energies", -SUMS)):
         array = getattr(piece, name)
-        numbers(f"{name} of what is alive", array[alive], (alive.sum(), *array.shape[2:]), least)
+        numbers(f"{name} of what is alive", array[alive], (alive.sum(), *array.shape[2:]), least, kinds="f")
         if np.isfinite(array[~alive]).any():
             raise ValueError(f"expected no {name} of a replica that failed, found numbers")
 

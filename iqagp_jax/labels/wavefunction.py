@@ -13,6 +13,7 @@ A ``.molden`` file is read by PySCF's own reader.
 """
 
 import re
+import warnings
 from importlib.metadata import version
 from itertools import combinations_with_replacement
 from math import factorial
@@ -336,8 +337,16 @@ def _read_molden(path):
         if len(tokens) != 6:
             raise file.error(k, f"expected element, number, charge and position of an atom, found {file.lines[k].strip()!r}")
         _check_charge(file, k, re.sub(r"\d", "", tokens[0]), file.number(k, tokens[2]))
+    for k in range(sections["GTO"] + 1, len(file.lines)):
+        tokens = file.lines[k].split()
+        if tokens and tokens[0].startswith("["):
+            break
+        if len(tokens) == 2 and re.match(r"[-+.\d]", tokens[0]) and not file.number(k, tokens[0]) > 0:
+            raise file.error(k, f"expected exponents of Gaussians, which are positive, found {tokens[0]}")
     try:
-        mol, _, mo, occupations, _, _ = molden.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # NumPy's, at what is no number
+            mol, _, mo, occupations, _, _ = molden.load(path)
         occupations = tuple(map(np.asarray, occupations)) if isinstance(mo, tuple) else np.asarray(occupations)
     except Exception as error:  # whatever a broken file makes PySCF do
         raise ValueError(f"{path} is not a molden file that PySCF can read ({error!r}); was it cut off?") from error

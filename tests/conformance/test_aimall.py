@@ -131,18 +131,18 @@ def test_other_line_ends_and_exponents_are_read(copied, change):
         ("WATER_MONOMER0000.sum", "\nH3       -4.86", "\nH4       -4.86", "expected a row for O1 H2 H3, found O1 H2 H4"),
         ("WATER_MONOMER0000.sum", "-4.8619221042E-01", "", r"line \d+: expected 8 numbers .* found 7"),
         ("WATER_MONOMER0000.sum", "H3         1.0", "H3         nan", r"line \d+: expected a number, found 'nan'"),
-        ("WATER_MONOMER0000.sum", "O1         8.0", "O1         9.0", "line 40: expected the nuclear charge 8 of O1, found 9"),
+        ("WATER_MONOMER0000.sum", "O1         8.0", "O1         9.0", "line 39: expected the nuclear charge 8 of O1, found 9"),
         (
             "WATER_MONOMER0000.sum",
             "O1         8.0",
             "O1         0.5",
-            "line 40: expected the nuclear charge 8 of O1, found 0.5",
+            "line 39: expected the nuclear charge 8 of O1, found 0.5",
         ),
         (
             "WATER_MONOMER0000.sum",
             "O1         8.0",
             "O1       200.0",
-            "line 40: expected the nuclear charge 8 of O1, found 200",
+            "line 39: expected the nuclear charge 8 of O1, found 200",
         ),
         ("WATER_MONOMER0000.sum", "O1         8.0", "Q1         8.0", "expected an atom named by its element and a number"),
         (
