@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.data.level import Level
-from iqagp_jax.potential import Bound, MadeBy, Uncertainty
+from iqagp_jax.potential import Bound, MadeBy, Potential, Uncertainty
 from iqagp_jax.system.system import System
 
 
@@ -64,6 +64,14 @@ class _Several:
     def from_fields(cls, fields: dict[str, Any]) -> Any:
         """From what a file holds."""
         return cls(*next(iter(fields.values())))
+
+    def check_content(self) -> None:
+        """ValueError, in a sentence, unless it is made of potentials: of one that was read."""
+        parts = next(iter(vars(self).values()))
+        if not parts or (other := [part for part in parts if not isinstance(part, Potential)]):
+            raise ValueError(
+                f"expected potentials in a {type(self).__name__}, found {type(other[0]).__name__ if parts else 'none'}"
+            )
 
 
 @jax.tree_util.register_pytree_node_class

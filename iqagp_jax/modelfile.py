@@ -2,6 +2,7 @@
 
 A family of potentials names the dataclasses that its models consist of in ``PARTS`` of its module ``families.<name>.parts``; a
 class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds.
+What it holds must make sense, too: a part that has ``check_content`` says so, when it is read and never later.
 """
 
 import json
@@ -9,6 +10,7 @@ from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -47,21 +49,41 @@ def save_model(model, path):
 
 
 def load_model(path):
-    """Read a model as `save_model` wrote it. Raises ValueError, in a sentence, if the file is something else, or damaged."""
+    """Read a model as `save_model` wrote it.
+
+    Raises ValueError, in a sentence, if the file is something else or damaged, or if what it holds is no model: arrays that do
+    not fit together, numbers that are not finite or make no sense.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected a model file, found nothing at {str(path)!r}; `iqagp train` makes one")
+        found = "a folder" if path.is_dir() else "nothing"
+        raise FileNotFoundError(f"expected a model file, found {found} at {str(path)!r}; `iqagp train` makes one")
+    header, tensors = _read(path)
+    told = header.get("format") if isinstance(header, dict) else header
+    if told not in READ:
+        raise ValueError(f"expected a model of format {FORMAT}, found {told!r} in {path}")
+    structure = header.get("structure")
+    if told == FORMAT and header.get("checksum") != checksum(json.dumps(structure), tensors):
+        raise ValueError(f"expected the numbers that were saved, found others in {path}: its checksum is wrong; take a copy")
+    try:
+        model = _put_together(structure, tensors)
+        if not _is_part(model):
+            raise ValueError(f"expected a potential, found {type(model).__name__}")
+        if tensors:
+            raise ValueError(f"expected the arrays of a {type(model).__name__} alone, found also {', '.join(sorted(tensors))}")
+    except ValueError as error:
+        raise ValueError(f"{path} holds no model that could be used: {error}; take a copy, or a later version") from error
+    return model
+
+
+def _read(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+    """Our part of the header, and the arrays by name."""
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get("iqagp", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); was it cut off?") from error
-    if header.get("format") not in READ:
-        raise ValueError(f"expected a model of format {FORMAT}, found {header.get('format')!r} in {path}")
-    if header["format"] == FORMAT and header.get("checksum") != checksum(json.dumps(header.get("structure")), tensors):
-        raise ValueError(f"expected the numbers that were saved, found others in {path}: its checksum is wrong; take a copy")
-    return _put_together(header["structure"], tensors)
 
 
 def _take_apart(value, name, tensors):
@@ -86,20 +108,32 @@ def _is_part(value):
     return type(value) is parts().get(_name(type(value)))
 
 
-def _put_together(description, tensors):
-    if "array" in description:
-        return tensors[description["array"]]
-    if "tuple" in description:
-        return tuple(_put_together(item, tensors) for item in description["tuple"])
-    if "value" in description:
-        return _tuples(description["value"])
-    kind = parts().get(description["type"])
-    if kind is None:
-        raise ValueError(
-            f"expected parts that this version knows in a model file, found {description['type']}; install a later version"
-        )
-    known = {name: _put_together(part, tensors) for name, part in description["fields"].items()}
-    return getattr(kind, "from_fields", lambda fields: kind(**fields))(known)
+def _put_together(description: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """What `_take_apart` took apart; arrays that have found their place are taken out of ``tensors``."""
+    match description:
+        case {"array": str(name)} if name in tensors:
+            return tensors.pop(name)
+        case {"tuple": list(items)}:
+            return tuple(_put_together(item, tensors) for item in items)
+        case {"value": value}:
+            return _tuples(value)
+        case {"type": str(name), "fields": dict(found)}:
+            if name not in parts():
+                raise ValueError(f"expected parts that this version knows in a model file, found {name}")
+            return _part(name, {field: _put_together(part, tensors) for field, part in found.items()})
+    words = json.dumps(description)
+    raise ValueError(f"expected a part of a model or an array of the file, found {words[:60]}{' ...' * (len(words) > 60)}")
+
+
+def _part(name: str, found: dict[str, Any]) -> Any:
+    """A part of its fields, whose content makes sense."""
+    kind = parts()[name]
+    try:
+        part = getattr(kind, "from_fields", lambda fields: kind(**fields))(found)
+        getattr(part, "check_content", lambda: None)()
+    except (TypeError, KeyError, AttributeError, IndexError, StopIteration) as error:
+        raise ValueError(f"expected what makes a {name}, found something else ({error})") from error
+    return part
 
 
 def _tuples(value):

@@ -61,7 +61,8 @@ def quick(monkeypatch):
         zeros = [[0.0] * 3] * len(species)
         energies = {name: [0.0] * len(species) for name in plan.partitions}
         sums = dict.fromkeys(plan.partitions, 0.0)
-        return {"energy": 0.0, "forces": zeros, "raw": energies, "charges": energies, "remainder": sums}
+        charges = {name: [plan.charge / len(species)] * len(species) for name in plan.partitions}
+        return {"energy": 0.0, "forces": zeros, "raw": energies, "charges": charges, "remainder": sums}
 
     monkeypatch.setattr(queue, "label_geometry", label_geometry)
     return begun
@@ -428,6 +429,7 @@ def test_jobs_that_have_not_begun_are_cancelled_by_a_stop(tmp_path):
         (("water.xyz", "fire.xyz"), "expected a file of geometries, found nothing"),
         (("water.xyz", "plan.toml"), "is not a whole file of geometries"),
         (("geometries =", "# geometries ="), "found no entry 'geometries'"),
+        (("water.xyz", "../water.xyz"), "expected the name of a file of geometries in this folder, found '../water.xyz'"),
     ],
 )
 def test_plans_of_nonsense_get_a_sentence(tmp_path, capsys, edit, sentence):
@@ -475,7 +477,10 @@ def test_packed_labels_are_read_as_before(tmp_path, quick, monkeypatch, capsys):
         label = label_geometry(species, positions, plan)
         if positions[0, 0] == worse.positions[0, 0]:
             return {"rejected": "the SCF did not converge"}
-        return {"energy": 1 / 0} if positions[0, 0] == bad.positions[0, 0] else {**label, "energy": float(positions[0, 0])}
+        if positions[0, 0] == bad.positions[0, 0]:
+            return {"energy": 1 / 0}
+        energy = float(positions[0, 0])
+        return {**label, "energy": energy, "raw": {"becke": [energy, *[0.0] * (len(species) - 1)]}}
 
     monkeypatch.setattr(queue, "label_geometry", label)
     with ThreadPoolExecutor(1) as executor:
@@ -501,6 +506,84 @@ def test_packed_labels_are_read_as_before(tmp_path, quick, monkeypatch, capsys):
     assert quick == [bad.positions[0, 0]]
     assert begun.pack() == (8, 1) and begun.pack() == (8, 0)
     assert numbers(begun.progress()) == (6, 5, 1, 0)
+
+
+GOOD = {
+    "energy": -3.0,
+    "forces": [[0.0] * 3] * 3,
+    "raw": {"becke": [-1.0, -1.0, -0.9]},
+    "charges": {"becke": [-0.5, 0.25, 0.25]},
+    "remainder": {"becke": -0.1},
+}
+
+BAD = {
+    "NaN": ({"energy": float("nan")}, "expected finite numbers as energy, found nan"),
+    "null": ({"energy": None}, "expected numbers as energy, found None"),
+    "text": ({"energy": "-3.0"}, "expected numbers as energy, found '-3.0'"),
+    "no forces": ({"forces": ...}, "expected numbers as forces, found None"),
+    "forces of two": ({"forces": [[0.0] * 3] * 2}, r"expected forces of shape \(3, 3\), found \(2, 3\)"),
+    "uneven forces": ({"forces": [[0.0] * 3, [0.0]]}, "expected numbers as forces, found"),
+    "1e300": ({"forces": [[1e300, 0.0, 0.0]] * 3}, r"as forces, found 1e\+300"),
+    "no raw": ({"raw": ...}, "expected numbers as raw of becke atoms, found None"),
+    "raw of another": ({"raw": {"hirshfeld": [0.0] * 3}}, "expected numbers as raw of becke atoms, found None"),
+    "raw of two": ({"raw": {"becke": [0.0] * 2}}, "expected raw of becke atoms of shape"),
+    "no remainder": ({"remainder": ...}, "expected numbers as remainder of becke atoms"),
+    "no charges": ({"charges": ...}, "expected numbers as charges of becke atoms"),
+    "another energy": ({"energy": -4.0}, "expected becke energies and remainder that sum to the energy, found -1 eV"),
+    "other charges": ({"charges": {"becke": [9.0, 0.0, 0.0]}}, "expected becke charges that sum to 0, found 9 e too much"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_labels_that_make_no_sense_get_a_sentence(what, tmp_path, capsys):
+    changes, sentence = BAD[what]
+    begun = begin(tmp_path, 1)
+    (task,) = begun.tasks
+    begun.folder.mkdir(exist_ok=True)
+    task.path.write_text(json.dumps(GOOD))
+    with pytest.warns(UserWarning, match="no energy of a free atom H or O is in .*: the dataset is without"):
+        assert begun.dataset()[0].energy == -3.0
+    task.path.write_text(json.dumps({key: value for key, value in {**GOOD, **changes}.items() if value is not ...}))
+    for read_it in (begun.dataset, begun.progress):
+        with pytest.raises(ValueError, match=f"label {task.key} in .*: .*{sentence}.*; remove it to label anew"):
+            read_it()
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "null", "[]", "3", '{"rejected": 3}', '{"energy": -3.0, "for', "[" * 100_000, "\x00\xff"]
+)
+def test_what_is_no_label_gets_a_sentence(text, tmp_path):
+    begun = begin(tmp_path, 1)
+    (task,) = begun.tasks
+    task.path.write_bytes(text.encode("latin-1"))
+    for read_it in (begun.dataset, begun.progress, begun.pack):
+        with pytest.raises(ValueError, match=r"expected a label .*; remove it to label anew"):
+            read_it()
+    task.path.unlink()
+    task.path.mkdir()
+    with pytest.raises(ValueError, match=r"expected a label in .*, found a folder"):
+        begun.dataset()
+
+
+def test_a_pack_tells_its_checksum(tmp_path, quick):
+    made = labelled(tmp_path, 2)
+    made.pack()
+    path = made.folder / PACK
+    *lines, told = lzma.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+    assert set(json.loads(told)) == {"checksum"}
+    path.write_bytes(lzma.compress("".join(lines).encode()))
+    assert len(pack.read_pack(path)) == 4  # one of before 2026-12
+    for spoilt in (
+        [*lines[1:], told],
+        [*lines, '{"checksum": "0"}'],
+        ["[3, null]\n"],
+        ['["a"]\n'],
+        ["{}\n"],
+        [*lines, lines[0]],
+    ):
+        path.write_bytes(lzma.compress("".join(spoilt).encode()))
+        with pytest.raises(ValueError, match=r"expected labels packed by .*, found a damaged file"):
+            pack.read_pack(path)
 
 
 def test_the_same_labels_make_the_same_pack(tmp_path, quick):

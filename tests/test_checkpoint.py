@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ase.io import read
 from jax.experimental.compilation_cache import compilation_cache
-from test_simulate import GEOMETRY, SPECIES, energy, run
+from test_simulate import GEOMETRY, SPECIES, at, energy, rewrite, run
 
 from iqagp_jax.dynamics import folder as checkpoint
 from iqagp_jax.dynamics import replicas, trajectory
@@ -49,6 +49,12 @@ def compiled_once(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+def changed(folder, **changes):
+    """The arrays of a checkpoint, some of them others, and its old checksum."""
+    with np.load(folder / "checkpoint.npz") as archive:
+        return {**{name: archive[name] for name in archive.files}, **changes}
 
 
 def pieces(folder):
@@ -212,6 +218,19 @@ def test_folder_has_one_owner(finished):
         (lambda d: np.savez(d / "checkpoint.npz", step=3), "expected a checkpoint of this version, found another replicas"),
         (lambda d: (d / "trajectory-0001.npz").unlink(), "trajectory-0001.npz is missing"),
         (lambda d: os.truncate(d / "trajectory-0002.npz", 900), "trajectory-0002.npz damaged"),
+        (lambda d: rewrite(d / "checkpoint.npz", **{"replicas.status": at(0, 9)}), "expected a status from 0 to 5"),
+        (lambda d: rewrite(d / "checkpoint.npz", **{"replicas.status": at(0, -1)}), "as status, found -1"),
+        (
+            lambda d: rewrite(d / "checkpoint.npz", **{"replicas.dynamics.position": at((1, 0), np.nan)}),
+            "as replicas.dynamics.position of what is alive, found nan",
+        ),
+        (lambda d: rewrite(d / "checkpoint.npz", **{"replicas.dynamics.momentum": at(0, 1e300)}), "momentum of what is alive"),
+        (lambda d: rewrite(d / "checkpoint.npz", step=np.int64(-3)), "as step, found -3"),
+        (lambda d: rewrite(d / "checkpoint.npz", step=None), "expected a checkpoint of this version, found another step"),
+        (lambda d: np.savez(d / "checkpoint.npz", **changed(d, seconds=np.float64(7))), "damaged .its checksum is wrong"),
+        (lambda d: (d / "run.log").unlink() or (d / "run.log").mkdir(), "expected a file run.log in .*, found a folder"),
+        (lambda d: (d / "failures.extxyz").write_bytes(b"\xff\x00" * 99), "expected the geometries that failed, found"),
+        (lambda d: (d / "failures.extxyz").write_text("1\n\nO 0 0 0\n"), "expected the geometries that failed, found"),
     ],
 )
 def test_spoilt_runs_do_not_go_on(finished, tmp_path, spoil, sentence):
@@ -222,6 +241,51 @@ def test_spoilt_runs_do_not_go_on(finished, tmp_path, spoil, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(tmp_path)
     assert pieces(tmp_path) == before
+
+
+def test_a_checkpoint_without_a_checksum_is_read(finished, tmp_path):
+    np.savez(tmp_path / "checkpoint.npz", **{k: v for k, v in changed(finished.directory).items() if k != "checksum"})
+    there, here = (checkpoint.read_checkpoint(folder) for folder in (finished.directory, tmp_path))
+    assert there.keys() == here.keys() and "checksum" not in here
+
+
+DESCRIPTIONS = {
+    "no time": {"time_ps": None},
+    "time in words": {"time_ps": "long"},
+    "no step": {"timestep_fs": 0.0},
+    "NaN kelvin": {"temperatures_K": [float("nan")] * 3},
+    "two temperatures of three": {"temperatures_K": [300.0] * 2},
+    "no element": {"species": "O Xx H"},
+    "species a number": {"species": 3},
+    "starts NaN": {"starts": [[[float("nan")] * 3] * 3] * 3},
+    "starts of two atoms": {"starts": [[[0.0] * 3] * 2] * 3},
+    "no starts": {"starts": []},
+    "a bond to nowhere": {"bonds": [[0, 9]]},
+    "a length too few": {"bond_lengths": []},
+    "near": {"near": [[True]]},
+    "molecules": {"molecules": [0]},
+    "a flat cell": {"cell": [[1.0] * 3]},
+    "kinds": {"kinds": ["start"]},
+}
+
+
+@pytest.mark.parametrize("what", DESCRIPTIONS)
+def test_a_description_that_makes_no_sense_gets_a_sentence(what, finished, tmp_path):
+    told = json.loads((finished.directory / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    assert checkpoint.read_description(tmp_path) == told
+    (tmp_path / "run.json").write_text(json.dumps({**told, **DESCRIPTIONS[what]}))
+    with pytest.raises(ValueError, match=r"expected the description of a run, found .*; restore it"):
+        checkpoint.read_description(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"3", b"{}", b'{"time_ps": 1', b"\xff\xfe\x00", b"[" * 100_000])
+def test_what_is_no_description_gets_a_sentence(content, tmp_path):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match="expected the description of a run, found"):
+        checkpoint.read_description(tmp_path)
+    with pytest.raises(ValueError, match="expected the description of a run, found"):
+        check_same_run(tmp_path, {"time_ps": 1.0})
 
 
 # Failures

@@ -244,7 +244,7 @@ def test_models_of_moments_are_electrostatics(molecule):
     """Charges and dipoles from a folder: the energy of two molecules is that of the moments; forces are its gradient."""
     for name in ("q00", "q10", "q11c", "q11s"):
         for path in list(molecule.glob("TOY_iqa_*.model")):
-            text = path.read_text().replace("property iqa", f"property {name}")
+            text = path.read_text().replace("property iqa", f"property {name}").replace("units.y Ha", "units.y unknown")
             (molecule / path.name.replace("iqa", name)).write_text(text)
     moments = ferebus.read_moments(molecule, max_rank=1)
     one = ferebus.read_folder(molecule).reference
@@ -317,6 +317,12 @@ def test_windows_and_fortran_are_read(tmp_path):
     np.testing.assert_allclose(0.5 / ferebus.read_model(path).kernel.kernel.lengthscale ** 2, THETA, rtol=1e-14)
 
 
+def with_feature(column, value):
+    """A change of the first training point's feature in a file's text."""
+    words = list(map(repr, map(float, X[0])))
+    return lambda text: text.replace(" ".join(words), " ".join([*words[:column], repr(value), *words[column + 1 :]]))
+
+
 BROKEN = {
     "truncated weights": (lambda t: t[: t.rindex("\n", 0, -40)], r"line \d+: expected 12 rows in \[weights\], found 1\d"),
     "no weights": (lambda t: t[: t.index("[weights]")], r"expected a section \[weights\]"),
@@ -337,6 +343,27 @@ BROKEN = {
     "mean": (lambda t: t.replace("type constant", "type cubic"), r"line \d+: expected a mean zero"),
     "scaling": (lambda t: t.replace("scaling.x none", "scaling.x log"), r"expected scaling.x none or standardise"),
     "empty": (lambda t: "", r"expected a section \[system\]"),
+    "no element": (lambda t: t.replace("atom O1", "atom Xx1"), r"line 8: expected an atom's name as O1, .* found 'Xx1'"),
+    "another atom": (lambda t: t.replace("atom O1", "atom O2"), r"line 8: expected atom 2 as the first of its ALF, found 1"),
+    "angstrom": (
+        lambda t: t.replace("units.x bohr bohr", "units.x bohr angstrom"),
+        r"line \d+: expected units.x bohr, as FEREBUS and DL_FFLUX take all files .* found angstrom",
+    ),
+    "degrees": (lambda t: t.replace("radians bohr", "degrees bohr"), r"expected units.x radians, .* found degrees"),
+    "eV": (lambda t: t.replace("units.y Ha", "units.y eV"), r"expected units.y Ha, .* found eV"),
+    "few units": (lambda t: t.replace("radians radians\nunits.y", "radians\nunits.y"), r"expected the units of 6 numbers"),
+    "zero distance": (with_feature(0, 0.0), r"line \d+: expected a distance in bohr from 0.2 to 10000 as feature 1, found 0"),
+    "9 rad": (with_feature(2, 9.0), r"line \d+: expected an angle in radian from 0 to pi as feature 3, found 9"),
+    "9 rad of phi": (with_feature(5, 9.0), r"expected an angle in radian from -2 pi to 2 pi as feature 6, found 9"),
+    "1e200": (with_feature(3, 1e200), r"as feature 4, found 1e\+200"),
+    "huge value": (lambda t: t.replace("value -75.01", "value 1e300"), r"expected finite numbers as offset of the mean"),
+    "negative nugget": (lambda t: t.replace(f"nugget {NUGGET}", "nugget -1"), r"as a nugget, found -1"),
+    "twice": (lambda t: t.replace("atom O1", "atom O1\natom H2"), r"expected 'atom' once in section \[system\]"),
+    "kernels": (lambda t: t.replace("number_of_kernels 1", "number_of_kernels 2"), r"expected 2 sections of kernels, found 1"),
+    "dimensions": (lambda t: t.replace("dimensions 6", "dimensions 5"), r"expected 5 active dimensions .* found 6"),
+    "no points": (lambda t: t.replace(f"points {N}", "points 0"), r"expected some rows in \[training_data.x\]"),
+    "deep": (lambda t: t.replace("composition k1", "composition " + "k1+" * 500 + "k1"), r"expected at most 100 sums"),
+    "last number cut": (lambda t: t.rstrip()[:-8], r"line \d+: expected a number as long as those above"),
 }
 
 
@@ -346,7 +373,7 @@ def test_broken_files_get_a_sentence(what, tmp_path):
     make_file(path)
     change, sentence = BROKEN[what]
     path.write_text(change(path.read_text()))
-    with pytest.raises(ValueError, match=rf"m\.model, .*{sentence}"):
+    with pytest.raises(ValueError, match=rf"m\.model[,:] .*{sentence}"):
         ferebus.read_model(path)
 
 
@@ -367,6 +394,73 @@ def test_models_of_two_systems_get_a_sentence(molecule):
     (molecule / "OTHER_iqa_O1.model").write_text(text.replace("name TOY", "name OTHER"))
     with pytest.raises(ValueError, match="expected models of one system, found OTHER, TOY"):
         ferebus.read_folder(molecule)
+
+
+@pytest.mark.parametrize(("name", "atom"), [("TOY", "S1"), ("AMMONIA", "N1")])
+def test_two_models_of_one_atom_number_are_refused(name, atom, molecule):
+    """The second replaced the first, whatever its element and molecule."""
+    text = (molecule / "TOY_iqa_O1.model").read_text().replace("name TOY", f"name {name}").replace("atom O1", f"atom {atom}")
+    (molecule / f"{name}_iqa_{atom}.model").write_text(text)
+    sentence = "found AMMONIA, TOY" if name != "TOY" else "expected one model for each atom, found O1 and S1 as atom 1"
+    with pytest.raises(ValueError, match=sentence):
+        ferebus.read_folder(molecule)
+
+
+@pytest.mark.parametrize(("old", "new"), [("property iqa", "property q00"), ("name", "")])
+def test_a_model_is_what_its_name_tells(old, new, molecule):
+    path = molecule / "TOY_iqa_H2.model"
+    if old == "name":
+        path.rename(molecule / "TOY_iqa_F2.model")
+    else:
+        path.write_text(path.read_text().replace(old, new).replace("units.y Ha", "units.y e"))
+    with pytest.raises(ValueError, match=r"expected the (property iqa|atom F2) that its name tells, found (q00|H2) in it"):
+        ferebus.read_folder(molecule)
+
+
+def test_files_of_other_names_are_told(molecule):
+    (molecule / "copy.model").write_text("")
+    with pytest.warns(UserWarning, match=r"as they are not named SYSTEM_iqa_ATOM.model: copy.model"):
+        assert len(ferebus.read_folder(molecule).species) == 4
+
+
+def test_a_property_is_no_pattern(molecule, tmp_path, capsys):
+    assert iqagp("convert", molecule, "-o", tmp_path / "m.safetensors", "--property", "(") == 2
+    assert "expected files *_(_*.model in the folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_moments_unit_is_its_own(molecule):
+    path = molecule / "TOY_iqa_H2.model"
+    for unit, read in (("e", True), ("unknown", True), ("Ha", False), ("debye", False)):
+        other = molecule / "TOY_q00_H2.model"
+        other.write_text(path.read_text().replace("property iqa", "property q00").replace("units.y Ha", f"units.y {unit}"))
+        if read:
+            assert ferebus.read_model(other).units[1] == 1
+        else:
+            with pytest.raises(ValueError, match=f"expected units.y e, .* found {unit}"):
+                ferebus.read_model(other)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_covariances_by_rows_are_those_at_once(kernel, tmp_path):
+    """What is looked at while a file is read, in less memory."""
+    make_file(tmp_path / "m.model", kernel)
+    model = ferebus.read_model(tmp_path / "m.model")
+    with ferebus.jax.enable_x64(True):
+        at_once = ferebus.regression.covariance_matrix(model.kernel, model.x, 0.0)
+    np.testing.assert_allclose(ferebus._covariance(model), at_once, rtol=1e-13)
+
+
+def test_a_refusal_makes_each_matrix_once(tmp_path, monkeypatch):
+    """A cyclic kernel is the same by all conventions, a product of two has four; nothing is made for what changes nothing."""
+    made = []
+    covariance = ferebus._covariance
+    monkeypatch.setattr(ferebus, "_covariance", lambda model: made.append(model) or covariance(model))
+    for kernel, matrices in (("cyclic", 1), ("product", 4)):
+        make_file(tmp_path / "m.model", kernel, weights=np.arange(N))
+        made.clear()
+        with pytest.raises(ValueError, match="under any known convention"):
+            ferebus.read_model(tmp_path / "m.model")
+        assert len(made) == matrices
 
 
 def test_units_do_not_depend_on_capitals(molecule):
@@ -393,6 +487,15 @@ HEADER = "," + ",".join(f"f{k}" for k in EVERY) + ",q00,iqa"
 CSV = "\n".join([HEADER, *(f"{i},{','.join(map(str, X[i]))},0.1,-75.{i}" for i in range(N))])
 
 
+def in_degrees(text):
+    """The same table with all angles in degrees."""
+    x = np.where(np.arange(D) % 3 == 2, np.degrees(X), X)
+    x[:, 4] = np.degrees(X[:, 4])
+    for old, new in zip(X, x, strict=True):
+        text = text.replace(",".join(map(str, old)), ",".join(map(str, new)))
+    return text
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -403,12 +506,33 @@ CSV = "\n".join([HEADER, *(f"{i},{','.join(map(str, X[i]))},0.1,-75.{i}" for i i
         (lambda t: t.splitlines()[0], "line 1: expected rows of data"),
         (lambda t: "", "line 1: expected columns f1"),
         (lambda t: t.replace("iqa", "aqi"), "line 1: expected a column 'iqa', found q00, aqi"),
+        (lambda t: t.replace("q00", "iqa"), "line 1: expected every column once, found iqa again"),
+        (lambda t: t.replace(f"3,{X[3, 0]}", "3,0.0"), "line 5: expected a distance in bohr from 0.2 to 10000 as f1, found 0"),
+        (lambda t: t.replace(f"3,{X[3, 0]}", "3,-1.5"), "line 5: expected a distance in bohr .* found -1.5"),
+        (lambda t: t.replace(f"3,{X[3, 0]}", "3,1e200"), "line 5: expected a finite number for f1, found '1e200'"),
+        (lambda t: t.replace(str(X[3, 4]), "9.0"), "line 5: expected an angle in radian from 0 to pi as f5, found 9"),
+        (lambda t: t.replace(str(X[3, 5]), "9.0"), "line 5: expected an angle in radian from -2 pi to 2 pi as f6, found 9"),
+        (in_degrees, r"line 2: expected an angle in radian from 0 to pi, in degrees\? as f3, found"),
+        (lambda t: t.replace("-75.3", "-7_5.3"), "line 5: expected a finite number for iqa"),
+        (lambda t: t.replace("-75.", "-75.1234567"), "line 13: expected a number as long as those above, found '75.12345'"),
+        (lambda t: t + "E-1", r"line 13: expected a number as long as those above, found '75.11E-1'"),
     ],
 )
 def test_broken_csv_files_get_a_sentence(change, sentence, tmp_path):
-    (tmp_path / "t.csv").write_text(change(CSV))
+    text = change(CSV)
+    (tmp_path / "t.csv").write_text(text[:-4] if "75.12345" in sentence else text)
     with pytest.raises(ValueError, match=f"t.csv, {sentence}"):
         ferebus.property_of(tmp_path / "t.csv", "iqa")
+
+
+def test_what_is_no_csv_file_gets_a_sentence(tmp_path):
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(ValueError, match=r"binary.csv, line 1: expected columns f1"):
+        ferebus.read_csv(tmp_path / "binary.csv")
+    with pytest.raises(FileNotFoundError, match="expected a csv file, found a folder at"):
+        ferebus.read_csv(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected a csv file, found nothing at"):
+        ferebus.read_csv(tmp_path / "none.csv")
 
 
 def test_training_from_a_csv_file(tmp_path, capsys):

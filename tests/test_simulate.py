@@ -24,6 +24,7 @@ from iqagp_jax.dynamics.ensembles import (
 from iqagp_jax.dynamics.run import simulate
 from iqagp_jax.dynamics.starts import random_displacements, stretch_bond
 from iqagp_jax.dynamics.trajectory import load_trajectory
+from iqagp_jax.machine.files import checksum
 from iqagp_jax.system.elements import masses_of
 from iqagp_jax.system.failure import Status, failure_rule, failure_status
 from iqagp_jax.system.system import System
@@ -385,6 +386,68 @@ def test_spoilt_trajectories_are_refused(pieces, spoil, sentence):
     spoil(pieces)
     with pytest.raises(ValueError, match=sentence):
         load_trajectory(pieces)
+
+
+def rewrite(path, **changes):
+    """Write a piece or checkpoint anew with some arrays replaced, or left out where they are None; its checksum fits."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays.update({name: change(arrays[name]) if callable(change) else change for name, change in changes.items()})
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    version = {name: arrays.pop(name) for name in ("format_version",) if name in arrays}
+    arrays.pop("checksum", None)
+    np.savez(path, checksum=np.bytes_(checksum("", arrays)), **version, **arrays)
+
+
+def at(index, value):
+    def change(array):
+        array[index] = value
+        return array
+
+    return change
+
+
+SPOILT = {
+    "NaN while alive": ({"positions": at((0, 0), np.nan)}, "expected finite numbers as positions of what is alive, found nan"),
+    "1e300 while alive": ({"energies": at((0, 0), 1e300)}, r"as energies of what is alive, found 1e\+300"),
+    "below zero kelvin": ({"temperatures": at((0, 0), -5.0)}, "as temperatures of what is alive, found -5"),
+    "numbers of the dead": (
+        {"alive": at((slice(None), 0), False)},
+        "expected no positions of a replica that failed, found numbers",
+    ),
+    "alive again": ({"alive": at((0, 0), False)}, "expected replicas to stay as they failed, found one alive again"),
+    "alive in numbers": ({"alive": lambda a: a.astype(float)}, "expected yes or no as which replicas are alive"),
+    "times in whole numbers": ({"times": lambda a: a.astype(int)}, "expected numbers as times, found an array of int64"),
+    "no positions": ({"positions": None}, "positions"),
+    "an array too many": ({"more": np.zeros(3)}, "more"),
+    "fewer energies": ({"energies": lambda a: a[:-1]}, "expected energies of shape"),
+    "masses of two": ({"masses": lambda a: a[:2]}, "expected masses of shape"),
+    "no mass": ({"masses": at(0, 0.0)}, "as masses, found 0"),
+    "no element": ({"species": at(0, "Xx")}, "expected chemical symbols as species, found 'Xx'"),
+    "times NaN": ({"times": at(0, np.nan)}, "as times, found nan"),
+    "a scalar": ({"times": np.float64(3.0)}, "damaged"),
+    "words": ({"positions": np.array("none")}, "damaged"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_numbers_that_make_no_sense_are_refused(what, pieces):
+    changes, sentence = SPOILT[what]
+    rewrite(pieces / "trajectory-0001.npz", **changes)
+    with pytest.raises(ValueError, match=f"found .*trajectory-0001.npz damaged .*{sentence}"):
+        load_trajectory(pieces)
+
+
+def test_a_piece_tells_a_checksum(pieces, trajectory):
+    path = pieces / "trajectory-0001.npz"
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez(path, **{**arrays, "energies": arrays["energies"] + 1e-9})
+    with pytest.raises(ValueError, match="its checksum is wrong"):
+        load_trajectory(pieces)
+    del arrays["checksum"]
+    np.savez(path, **arrays)  # one of before 2026-12
+    np.testing.assert_array_equal(load_trajectory(pieces).positions, trajectory.positions)
 
 
 def test_altered_bytes_are_noticed(pieces):

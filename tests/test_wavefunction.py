@@ -1,5 +1,7 @@
 """Wave function files written by PySCF are read back as the calculation that they came from."""
 
+import re
+
 import numpy as np
 import pytest
 from pyscf import gto
@@ -148,6 +150,19 @@ def test_labels_of_an_ion_tell_its_charge_and_spin(tmp_path):
             "expected a number from 1 to 56 in the type assignments, found '99'",
         ),
         ("GAUSSIAN", "SLATER", "line 2: expected 'GAUSSIAN"),
+        ("EXPONENTS  2.2661768E+03", "EXPONENTS  0.0000000E+00", r"line \d+: expected exponents of Gaussians.* found 0"),
+        ("EXPONENTS  2.2661768E+03", "EXPONENTS -2.2661768E+03", r"line \d+: expected exponents of Gaussians.* found -2266"),
+        ("EXPONENTS  2.2661768E+03", "EXPONENTS  2.266176E+300", r"expected exponents of Gaussians.* found 2.26618e\+300"),
+        ("CHARGE = 8.0", "CHARGE = 200.", "line 3: expected an element with its nuclear charge, found O with 200"),
+        ("CHARGE = 8.0", "CHARGE = 0.5", "line 3: expected an element with its nuclear charge, found O with 0.5"),
+        ("OCC NO =   2.0000", "OCC NO =   -1.000", "found -1; natural orbitals"),
+        (
+            "CENTRE ASSIGNMENTS    1",
+            "CENTRE ASSIGNMENTS    9",
+            "expected a number from 1 to 3 in the centre assignments, found '9'",
+        ),
+        (" 3 NUCLEI", " 0 NUCLEI", "expected orbitals, primitives and nuclei, found 5, 39 and 0"),
+        (" 3 NUCLEI", " 9 NUCLEI", "expected a nucleus with its position and charge"),
     ],
 )
 def test_broken_wfn_gets_a_sentence(wfn, old, new, sentence):
@@ -158,6 +173,36 @@ def test_broken_wfn_gets_a_sentence(wfn, old, new, sentence):
         read_wavefunction(wfn, "pbe")
 
 
+def test_atoms_in_one_place_get_a_sentence(wfn):
+    lines = wfn.read_text().splitlines(keepends=True)
+    lines[4] = lines[3].replace("2    (CENTRE  2)", "3    (CENTRE  3)")
+    wfn.write_text("".join(lines))
+    with pytest.raises(ValueError, match=r"expected atoms at least 0.1 bohr from each other, found 0"):
+        read_wavefunction(wfn, "pbe")
+
+
+@pytest.mark.parametrize("suffix", ["wfn", "molden"])
+def test_what_is_cut_off_or_something_else_gets_a_sentence(suffix, wfn, molden_file, water, tmp_path):
+    path = wfn if suffix == "wfn" else molden_file
+    whole = path.read_bytes()
+    for size in (0, 1, 60, 200, *range(300, len(whole) - 300, len(whole) // 9)):
+        path.write_bytes(whole[:size])
+        try:
+            energy = read_wavefunction(path, "pbe").e_tot
+        except ValueError as error:
+            assert re.search("expected|cut off", str(error))
+        else:  # of a molden file only empty orbitals were lost
+            assert suffix == "molden" and energy == pytest.approx(water.e_tot, abs=1e-6)
+    path.write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(ValueError, match="expected"):
+        read_wavefunction(path, "pbe")
+    with pytest.raises(FileNotFoundError, match="expected a file, found nothing at"):
+        read_wavefunction(tmp_path / f"none.{suffix}", "pbe")
+    (tmp_path / f"folder.{suffix}").mkdir()
+    with pytest.raises(FileNotFoundError, match="expected a file, found a folder at"):
+        read_wavefunction(tmp_path / f"folder.{suffix}", "pbe")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -166,6 +211,10 @@ def test_broken_wfn_gets_a_sentence(wfn, old, new, sentence):
         ("[5d]", "[6d]", "found a mixture"),
         ("Occup=    2.00000", "Occup=    0.00000", "expected 10 electrons, 0 of them unpaired.* found 8 and 0"),
         ("Ene=", "Ene= two", "is not a molden file that PySCF can read"),
+        ("Occup=    2.00000", "Occup=    nan", "expected the occupations of a single determinant"),
+        ("1   8", "1   200", "expected an element with its nuclear charge, found O with 200"),
+        ("2266.1767785", "0.0", r"line \d+: expected exponents of Gaussians, which are positive, found 0"),
+        ("2266.176", "-2266.176", r"line \d+: expected exponents of Gaussians, which are positive, found -2266"),
     ],
 )
 def test_broken_molden_gets_a_sentence(molden_file, old, new, sentence):

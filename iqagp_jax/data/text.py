@@ -5,15 +5,26 @@ from pathlib import Path
 
 
 class TextFile:
-    """The ``lines`` of a text file, whatever their ends."""
+    """The ``lines`` of a text file, whatever their ends; ``what`` it should be, for the sentence where there is none."""
 
-    def __init__(self, path):
+    def __init__(self, path, what="a file"):
         self.path = Path(path)
-        self.lines = self.path.read_text(errors="replace").splitlines()
+        if not self.path.is_file():
+            found = "a folder" if self.path.is_dir() else "nothing"
+            raise FileNotFoundError(f"expected {what}, found {found} at {str(path)!r}")
+        text = self.path.read_text(encoding="utf-8-sig", errors="replace")
+        self.lines = text.splitlines()
+        self.ends_amid_a_line = bool(text) and not text.endswith(("\n", "\r"))
 
     def error(self, line, reason):
         """The ValueError of a line, numbered from 0, to be raised."""
-        return ValueError(f"{self.path}, line {min(line, len(self.lines) - 1) + 1}: {reason}")
+        return ValueError(f"{self.path}, line {max(min(line, len(self.lines) - 1), 0) + 1}: {reason}")
+
+    def line(self, number):
+        """A line, numbered from 0; an error where the file ends before."""
+        if number >= len(self.lines):
+            raise self.error(number, f"expected line {number + 1}, found the end of the file; was it cut off?")
+        return self.lines[number]
 
     def find(self, text, start=0, at_start=False):
         """Number of the first line from ``start`` that contains ``text`` or begins with it; an error where there is none."""

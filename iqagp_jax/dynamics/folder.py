@@ -13,22 +13,27 @@ Each is replaced as a whole or not at all.
 import io
 import json
 import zipfile
-import zlib
 from datetime import datetime
 from pathlib import Path
 
 import jax
 import numpy as np
 from ase import Atoms
+from ase.io.extxyz import XYZError
 
+from iqagp_jax.data.content import SMALLEST, numbers, one_molecule
 from iqagp_jax.dynamics.trajectory import piece_paths
-from iqagp_jax.machine.files import clear_unfinished, write_atomically
+from iqagp_jax.machine.files import BROKEN_FILE, checksum, clear_unfinished, write_atomically
+from iqagp_jax.system.failure import Status
 
 DESCRIPTION, CHECKPOINT, LOG, FAILURES = "run.json", "checkpoint.npz", "run.log", "failures.extxyz"
 
 TOLERANCE = 1e-6
 """Geometries (angstrom), their energies (eV) and the like are the same within this: other processors round otherwise."""
 
+
+TOLD = {"time_ps", "timestep_fs", "temperatures_K", "species", "starts", "bonds", "bond_lengths", "near", "held"}
+"""What all descriptions tell."""
 
 UNTOLD = ("kinds", "model", "precision", "charge", "spin", "molecules", "cell", "at_rest")
 """What folders of before 2026-12 do not tell: where only one of two runs tells it, they may be the same."""
@@ -45,6 +50,10 @@ def check_same_run(directory, description):
     description: name -> number, string, None or list of numbers, nested or not; ``time_ps`` is the length.
     """
     directory = Path(directory)
+    for name in (DESCRIPTION, CHECKPOINT, LOG, FAILURES):
+        if (directory / name).exists() and not (directory / name).is_file():
+            raise ValueError(f"expected a file {name} in {directory}, found a folder; move it away")
+    read_failures(directory)
     if not (directory / DESCRIPTION).exists():
         if piece_paths(directory):
             raise ValueError(
@@ -57,7 +66,7 @@ def check_same_run(directory, description):
         compared = [name for name in description if name not in NOTES and (name in there or name not in UNTOLD)]
         different = [name for name in compared if _differ(there.get(name), description[name])]
         shorter = description["time_ps"] < there["time_ps"]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
         raise ValueError(f"expected the description of a run, found {directory / DESCRIPTION} ({error!r})") from error
     words = [_difference(name, there.get(name), description[name]) for name in different + ["time_ps"] * shorter]
     if words:
@@ -76,11 +85,37 @@ def read_description(directory):
         return None
     try:
         there = json.loads(path.read_text())
-        if {"time_ps", "timestep_fs", "temperatures_K", "species", "starts"} <= there.keys():
-            return there
-    except (ValueError, AttributeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"expected the description of a run, found {path} ({error!r}); restore it") from error
-    raise ValueError(f"expected the description of a run, found something else in {path}; restore it")
+    if not isinstance(there, dict) or not there.keys() >= TOLD:
+        raise ValueError(f"expected the description of a run, found something else in {path}; restore it")
+    try:
+        _check_description(there)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"expected the description of a run, found nonsense in {path} ({error}); restore it") from error
+    return there
+
+
+def _check_description(there):
+    """An error unless it tells times, atoms, temperatures, starts and a failure rule that go together."""
+    for name in ("time_ps", "timestep_fs"):
+        numbers(name, there[name], (), SMALLEST)
+    species = there["species"].split()
+    n_atoms = one_molecule(tuple(species), there["starts"][0])
+    replicas = len(numbers("temperatures_K", there["temperatures_K"], (None,), least=0))
+    numbers("starts", there["starts"], (replicas, n_atoms, 3))
+    bonds = numbers("bonds", there["bonds"], (None, 2) if there["bonds"] else (0,), least=0)
+    numbers("bond_lengths", there["bond_lengths"], (len(bonds),), least=0)
+    if (np.array(there["bonds"]) >= n_atoms).any():
+        raise ValueError(f"expected bonds of {n_atoms} atoms, found {there['bonds']}")
+    for name in ("near", "held"):
+        if there.get("molecules"):
+            numbers(name, there[name], (None, 2) if there[name] else (0,), least=0)
+        else:
+            numbers(name, there[name], (n_atoms, n_atoms), kinds="b")
+    for name, shape in (("molecules", (n_atoms,)), ("at_rest", (n_atoms, 3)), ("cell", (3, 3)), ("kinds", (replicas,))):
+        if there.get(name) and np.shape(there[name]) != shape:
+            raise ValueError(f"expected {name} of shape {shape}, found {np.shape(there[name])}")
 
 
 def describe(directory, description):
@@ -95,22 +130,45 @@ def describe(directory, description):
 
 
 def save_checkpoint(directory, state):
-    """Write a pytree of arrays."""
-    data = io.BytesIO()
-    np.savez(data, allow_pickle=False, **_named(state))
+    """Write a pytree of arrays, and a checksum of them."""
+    data, arrays = io.BytesIO(), _named(state)
+    np.savez(data, allow_pickle=False, checksum=np.bytes_(checksum("", arrays)), **arrays)
     write_atomically(Path(directory) / CHECKPOINT, data.getbuffer())
 
 
 def read_checkpoint(directory):
-    """The arrays that `save_checkpoint` wrote, by name; None where there is no checkpoint."""
+    """The arrays that `save_checkpoint` wrote, by name; None where there is no checkpoint, ValueError for damage.
+
+    Those of before 2026-12 tell no checksum.
+    """
     path = Path(directory) / CHECKPOINT
     if not path.exists():
         return None
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: archive[name] for name in archive.files}
+        told = arrays.pop("checksum", None)
+        if told is not None and told.item() != checksum("", arrays).encode():
+            raise ValueError("its checksum is wrong")
+        _check_state(arrays)
+        return arrays
+    except (TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, *BROKEN_FILE) as error:
         raise ValueError(f"expected a whole checkpoint, found {path} damaged ({error}); restore it") from error
+
+
+def _check_state(arrays):
+    """ValueError, in a sentence, for steps, statuses and living replicas that make no sense, where a checkpoint tells them."""
+    if not {"step", "replicas.status", "replicas.dynamics.position"} <= arrays.keys():
+        return  # of another version, or of something else: `from_arrays` says so
+    numbers("step", arrays["step"], (), least=0, kinds="iu")
+    status = numbers("status", arrays["replicas.status"], (None,), least=0, kinds="iu")
+    if (status > max(Status)).any():
+        raise ValueError(f"expected a status from 0 to {max(Status):d} for every replica, found {status.max()}")
+    living = status == Status.ALIVE
+    numbers("positions", arrays["replicas.dynamics.position"], (len(status), None, 3))
+    for name, array in arrays.items():
+        if name.startswith("replicas.") and array.dtype.kind == "f":
+            numbers(f"{name} of what is alive", array[living], (living.sum(), *array.shape[1:]))
 
 
 def from_arrays(found, state):
@@ -129,7 +187,7 @@ def from_arrays(found, state):
 def log(directory, line):
     """Add a line, with the date, to the log."""
     path = Path(directory) / LOG
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(errors="replace") if path.exists() else ""
     write_atomically(path, f"{text}{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
 
 
@@ -151,7 +209,10 @@ def read_failures(directory):
     from ase.io import read
 
     path = Path(directory) / FAILURES
-    return {frame.info["replica"]: frame.info["reason"] for frame in (read(path, index=":") if path.exists() else [])}
+    try:
+        return {frame.info["replica"]: frame.info["reason"] for frame in (read(path, index=":") if path.exists() else [])}
+    except (TypeError, AttributeError, XYZError, *BROKEN_FILE) as error:
+        raise ValueError(f"expected the geometries that failed, found {path} damaged ({error}); restore it") from error
 
 
 def _named(state):

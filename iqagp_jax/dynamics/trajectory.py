@@ -1,21 +1,26 @@
 """Trajectories of replicas on disk: ``DIR/trajectory-NNNN.npz``, numbered from 0000 without gaps.
 
 Every piece is a plain uncompressed ``.npz`` that NumPy reads without pickle and without this package. It holds the
-arrays of `Trajectory`, for its own frames only, and ``format_version``. A piece appears whole or not at all, and the
-same run writes the same bytes. All pieces hold the same number of frames but the last, which grows with the run.
+arrays of `Trajectory`, for its own frames only, ``format_version``, and a ``checksum`` of them, which pieces of before 2026-12
+lack. A piece appears whole or not at all, and the same run writes the same bytes. All pieces hold the same number of frames but
+the last, which grows with the run.
 """
 
 import io
 import zipfile
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from iqagp_jax.machine.files import write_atomically
+from iqagp_jax.data.content import SMALLEST, numbers
+from iqagp_jax.machine.files import BROKEN_FILE, checksum, write_atomically
+from iqagp_jax.system.elements import check_species
 
 FORMAT_VERSION = 2
+
+SUMS = 1e-6
+"""A kinetic energy (eV) that is what others leave of a sum may be below zero by this."""
 
 PER_RUN = ("species", "masses", "target_temperatures")
 """The fields of a `Trajectory` without a frame axis, equal in all pieces of a run."""
@@ -66,6 +71,23 @@ class Trajectory:
                 raise ValueError(f"expected {name} of shape {shape}, found {getattr(self, name).shape}")
 
 
+def check_content(piece):
+    """ValueError, in a sentence, unless a `Trajectory` makes sense: numbers where a replica lives, none where it failed."""
+    frames, replicas = len(piece.times), len(piece.target_temperatures)
+    check_species(piece.species.tolist())
+    numbers("masses", piece.masses, (len(piece.species),), SMALLEST, kinds="f")
+    numbers("target temperatures", piece.target_temperatures, (replicas,), least=0, kinds="f")
+    numbers("times", piece.times, (frames,), least=0, kinds="f")
+    alive = numbers("which replicas are alive", piece.alive, (frames, replicas), kinds="b")
+    if (alive[1:] > alive[:-1]).any():
+        raise ValueError("expected replicas to stay as they failed, found one alive again")
+    for name, least in (("positions", -np.inf), ("energies", -np.inf), ("temperatures", 0.0), ("kinetic_energies", -SUMS)):
+        array = getattr(piece, name)
+        numbers(f"{name} of what is alive", array[alive], (alive.sum(), *array.shape[2:]), least, kinds="f")
+        if np.isfinite(array[~alive]).any():
+            raise ValueError(f"expected no {name} of a replica that failed, found numbers")
+
+
 class Recorder:
     """Writes the frames of a run to a folder in pieces: piece k holds the frames k F to (k + 1) F - 1, F a piece."""
 
@@ -99,7 +121,9 @@ class Recorder:
 def write_piece(directory, number, piece):
     """Write a `Trajectory` as piece ``number``; a crash at any moment leaves either what was there or the whole file."""
     data = io.BytesIO()
-    np.savez(data, allow_pickle=False, format_version=np.int64(FORMAT_VERSION), **vars(piece))
+    arrays = {name: np.asarray(array) for name, array in vars(piece).items()}
+    told = np.bytes_(checksum("", arrays))
+    np.savez(data, allow_pickle=False, format_version=np.int64(FORMAT_VERSION), checksum=told, **arrays)
     write_atomically(Path(directory) / f"trajectory-{number:04d}.npz", data.getbuffer())
 
 
@@ -124,12 +148,15 @@ def read_pieces(directory):
     if not numbers:
         raise ValueError(f"expected trajectory-0000.npz and following in {directory}, found none; check the folder")
     paths = _complete(directory, max(numbers) + 1)
-    first, times = None, []
+    first, last, times = None, None, []
     for number in sorted(paths):
         piece = _read_piece(paths[number])
         first = first or piece
         times.append(piece.times)
         _check_one_run(directory, first, piece, np.concatenate(times))
+        if last and (piece.alive[:1] > last.alive[-1:]).any():
+            raise ValueError(f"expected replicas to stay as they failed, found one alive again in {paths[number]}; restore it")
+        last = piece
         yield piece
 
 
@@ -160,11 +187,15 @@ def _read_piece(path):
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        version = int(arrays.pop("format_version"))
+        version, told = int(arrays.pop("format_version")), arrays.pop("checksum", None)
         if version == FORMAT_VERSION:
-            return Trajectory(**arrays)
+            if told is not None and told.item() != checksum("", arrays).encode():
+                raise ValueError("its checksum is wrong")
+            piece = Trajectory(**arrays)
+            check_content(piece)
+            return piece
     # What numpy and zipfile raise for truncated or altered files and for other people's .npz.
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, *BROKEN_FILE) as error:
         raise ValueError(
             f"expected a whole trajectory piece, found {path} damaged ({error}); restore it, or move it and the pieces"
             " after it away"

@@ -21,7 +21,7 @@ from math import isqrt
 from pathlib import Path
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.data.level import Level
@@ -33,6 +33,9 @@ MAX_REMAINDER = 1e-3
 
 ROUNDING = 1e-5
 """Difference in hartree that sums of printed energies may have."""
+
+CHARGES = 0.01
+"""Difference in e that integrated charges may have from what they sum to."""
 
 REQUIRED = (
     *("E_IQA(A)", "E_IQA_Intra(A)", "E_IQA_Inter(A)", "T(A)", "Vne(A,Mol)/2", "Ven(A,Mol)/2", "Vnn(A,Mol)/2"),
@@ -151,7 +154,8 @@ def read_int(path):
     """The `AIMAllAtom` of an ``.int`` file.
 
     Raises ValueError with file, line and reason where the file is cut off, lacks a section, holds something else than
-    finite numbers, or where its energies do not sum to E_IQA.
+    finite numbers, or where its energies do not sum to E_IQA or its electrons and charge not to the nuclear charge;
+    FileNotFoundError where there is no file.
     """
     file = TextFile(path)
     file.find("AIMInt is Done")
@@ -174,6 +178,12 @@ def read_int(path):
         components=_named_numbers(file, _iqa_section(file)),
     )
     _check(file, atom)
+    nuclear = _nuclear_charge(file, results, atom.name)
+    if abs(atom.population + charge - nuclear) > ROUNDING or atom.population < 0:
+        raise file.error(
+            file.find("q =", results),
+            f"expected electrons and charge that sum to {nuclear} of {atom.name}, found {atom.population:g} and {charge:g}",
+        )
     return atom
 
 
@@ -185,8 +195,15 @@ def read_sum(path, folder=None):
     """
     file = TextFile(path)
     file.find("Total time for AIMSum")
-    names, nuclei = _table(file, file.find("Nuclear Charges and Cartesian Coordinates:"))
-    _, properties = _table(file, file.find("Some Atomic Properties:"), names)
+    table = file.find("Nuclear Charges and Cartesian Coordinates:")
+    names, nuclei = _table(file, table, columns=("Charge", "X", "Y", "Z"))
+    for name, charge in zip(names, nuclei["Charge"], strict=True):
+        if charge != (expected := _nuclear_charge(file, table, name)):
+            raise file.error(
+                file.find(f"{name} ", table, at_start=True),
+                f"expected the nuclear charge {expected} of {name}, found {charge:g}; core potentials are not partitioned",
+            )
+    _, properties = _table(file, file.find("Some Atomic Properties:"), names, ("q(A)", "L(A)"))
     components = {}
     for k in range(_iqa_section(file), len(file.lines)):
         if "IQA" in file.lines[k] and file.lines[k].endswith("Components:"):
@@ -204,15 +221,21 @@ def read_sum(path, folder=None):
         components=components,
     )
     _check(file, molecule)
+    total = "Molecular charge q(Mol) from the wfn file:"
+    excess = molecule.charges.sum() - _value(file, total)
+    if abs(excess) > CHARGES:
+        raise file.error(file.find(total), f"expected this as the sum of the atomic charges, found {excess:g} e more")
     if folder is None:
         return molecule
     atoms = [read_int(Path(folder) / f"{name.lower()}.int") for name in names]
-    for atom, energy in zip(atoms, molecule.energy, strict=True):
-        if abs(atom.energy - energy) > ROUNDING:
+    for name, atom, energy, charge in zip(names, atoms, molecule.energy, molecule.charges, strict=True):
+        if abs(atom.energy - energy) > ROUNDING or abs(atom.charge - charge) > ROUNDING or atom.name != name:
             raise ValueError(
-                f"expected E_IQA({atom.name}) = {energy:.6f} in {folder} as in {path}, found {atom.energy:.6f};"
-                " give the folder of the same geometry"
+                f"expected E_IQA({name}) = {energy:.6f} and q({name}) = {charge:.6f} in {folder} as in {path}, found"
+                f" {atom.energy:.6f} and {atom.charge:.6f} of {atom.name}; give the folder of the same geometry"
             )
+    if other := [atom.name for atom in atoms if atom.moments.keys() != atoms[0].moments.keys()]:
+        raise ValueError(f"expected the moments of {names[0]} for every atom in {folder}, found others of {', '.join(other)}")
     return replace(molecule, moments={q: np.array([atom.moments[q] for atom in atoms]) for q in atoms[0].moments})
 
 
@@ -259,8 +282,22 @@ def _check(file, result):
         raise file.error(section, f"expected the IQA energies {', '.join(REQUIRED)}, found no {', '.join(missing)}")
     halves = result.nucleus_electrons + result.electrons_nuclei + result.coulomb + result.nuclear_repulsion
     difference = np.max(np.abs(result.energy - (result.kinetic + halves / 2 + result.exchange_correlation)))
-    if difference > ROUNDING:
+    if not difference <= ROUNDING:
         raise file.error(section, f"expected components that sum to E_IQA, found a difference of {difference:.3g} hartree")
+    difference = np.max(np.abs(result.energy - result.intra - result.inter))
+    if not difference <= ROUNDING:
+        raise file.error(
+            section, f"expected E_IQA_Intra and E_IQA_Inter that sum to E_IQA, found a difference of {difference:.3g}"
+        )
+
+
+def _nuclear_charge(file, line, name):
+    """That of the element in an atom's name such as O1."""
+    found = re.fullmatch(r"([A-Za-z]+)\d+", name)
+    number = atomic_numbers.get(found[1].capitalize(), 0) if found else 0
+    if not number:
+        raise file.error(line, f"expected an atom named by its element and a number, as O1, found {name!r}")
+    return number
 
 
 def _version(file):
@@ -297,10 +334,13 @@ def _named_numbers(file, start):
     return numbers
 
 
-def _table(file, start, expected=None):
+def _table(file, start, expected=None, columns=()):
     """Names (N,) and column -> (N,) array of the first table of atoms behind line ``start``; errors if not as expected."""
+    wanted = columns
     header = file.find("Atom ", start, at_start=True)
     columns = file.lines[header].removeprefix("Atom A").removeprefix("Atom").split()
+    if lacking := [name for name in wanted if name not in columns]:
+        raise file.error(header, f"expected columns {', '.join(wanted)}, found no {', '.join(lacking)}")
     rows = {}
     for k in range(header + 2, len(file.lines)):
         if not file.lines[k].strip("- "):
@@ -308,6 +348,8 @@ def _table(file, start, expected=None):
         name, *tokens = file.lines[k].split()
         if len(tokens) != len(columns):
             raise file.error(k, f"expected {len(columns)} numbers ({' '.join(columns)}), found {len(tokens)}")
+        if name in rows:
+            raise file.error(k, f"expected one row for each atom, found another of {name}")
         rows[name] = [file.number(k, token) for token in tokens]
     names = tuple(rows)
     if not names or names != (expected or names):

@@ -1,6 +1,7 @@
 """Campaigns: folders that make many labels, each on disk before the next begins, and the datasets that come of them."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from ase.data import atomic_numbers, ground_state_magnetic_moments
 
 from iqagp_jax.data.dataset import DECIMALS, ORIGIN, Dataset
 from iqagp_jax.labels.executors import Jobs
+from iqagp_jax.labels.label import check_label
 from iqagp_jax.labels.pack import Labels, pack
 from iqagp_jax.labels.plan import PLAN, LabelPlan, check, owned_by_a_campaign, read_geometries, read_plan, write_plan
 from iqagp_jax.labels.queue import Queue, Task, label_to_files
@@ -46,6 +48,16 @@ class Campaign:
     def labels(self) -> Labels:
         """What there is of labels, by the keys of tasks."""
         return Labels(self.folder)
+
+    def label(self, task: Task) -> dict[str, Any] | None:
+        """What there is of a task's label; None where it is not made. ValueError, in a sentence, where it makes no sense."""
+        label = self.labels.get(task.key)
+        if label and "rejected" not in label:
+            try:
+                check_label(label, task.species, task.plan)
+            except ValueError as error:
+                raise ValueError(f"label {task.key} in {self.folder}: {error}; remove it to label anew") from error
+        return label
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -107,10 +119,16 @@ class Campaign:
 
     def dataset(self) -> tuple[Dataset, list[tuple[Any, str]]]:
         """`collect` of what is finished so far."""
-        atoms = {symbol: self.labels.get(task.key) for symbol, task in self.free_atoms.items()}
+        atoms = {symbol: self.label(task) for symbol, task in self.free_atoms.items()}
         energies = {symbol: label["energy"] for symbol, label in atoms.items() if label and "energy" in label}
-        labels = [self.labels.get(task.key) for task in self.tasks]
+        labels = [self.label(task) for task in self.tasks]
         dataset, rejected = collect(self.geometries, labels, self.plan, energies)
+        if lacking := [symbol for symbol, label in atoms.items() if label is None]:
+            warnings.warn(
+                f"no energy of a free atom {' or '.join(lacking)} is in {self.folder}: the dataset is without; run the campaign"
+                " again to make it",
+                stacklevel=2,
+            )
         bad = [(f"free {symbol}", label["rejected"]) for symbol, label in atoms.items() if label and "rejected" in label]
         return dataset, bad + rejected
 
@@ -127,7 +145,7 @@ class Campaign:
 
     def progress(self) -> "Progress":
         """How far it is, also while it runs."""
-        labels = [self.labels.get(task.key) for task in self.tasks]
+        labels = [self.label(task) for task in self.tasks]
         failed = sum(self.labels.is_set_aside(task.key) for task in self.tasks)
         rejected = sum("rejected" in label for label in labels if label) - failed
         made = sum(label is not None for label in labels) - rejected - failed

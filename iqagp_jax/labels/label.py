@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers
 
+from iqagp_jax.data.content import numbers
 from iqagp_jax.data.dataset import DECIMALS
 from iqagp_jax.labels.plan import LabelPlan
+from iqagp_jax.system.harmonics import rank
 from iqagp_jax.units import BOHR, HARTREE
 
 KRYPTON = 36
 
 MAX_REMAINDER = 0.5e-3
 """Largest accepted difference between the sum of the raw atomic energies and the total energy, in hartree."""
+
+SUMS = 1e-5
+"""Difference in eV between sums of one label's numbers that rounding may leave."""
 
 MAX_MISSING_ELECTRONS = 0.002
 """Largest accepted difference between the sum of the atomic populations and the electron number."""
@@ -57,6 +62,33 @@ def label_geometry(species: Sequence[str], positions: np.ndarray, plan: LabelPla
     if plan.multipoles:
         label["multipoles"] = {name: a.multipoles.tolist() for name, a in atoms.items()}
     return label
+
+
+def check_label(label: dict[str, Any], species: Sequence[str], plan: LabelPlan) -> None:
+    """ValueError, in a sentence, unless a label that was read is one of these atoms after this plan, and makes sense.
+
+    Its energies are finite, and those of the atoms and the remainder sum to the molecule's; charges sum to the plan's.
+    """
+    n_atoms = len(species)
+    energy = numbers("energy", label.get("energy"), ())
+    if plan.forces:
+        numbers("forces", label.get("forces"), (n_atoms, 3))
+    for name in plan.partitions:
+
+        def of(what: str, shape: tuple[int | None, ...], name: str = name) -> np.ndarray:
+            each = label.get(what)
+            return numbers(f"{what} of {name} atoms", each.get(name) if isinstance(each, dict) else each, shape)
+
+        missing = energy - of("raw", (n_atoms,)).sum() - of("remainder", ())
+        if abs(missing) > SUMS:
+            raise ValueError(
+                f"expected {name} energies and remainder that sum to the energy, found {missing:g} eV between them"
+            )
+        excess = of("charges", (n_atoms,)).sum() - plan.charge
+        if abs(excess) > 2 * MAX_MISSING_ELECTRONS:
+            raise ValueError(f"expected {name} charges that sum to {plan.charge}, found {excess:g} e too much")
+        if plan.multipoles:
+            rank(of("multipoles", (n_atoms, None)))
 
 
 def label_key(species: Sequence[str], positions: np.ndarray, plan: LabelPlan) -> str:

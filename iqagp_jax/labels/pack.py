@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from iqagp_jax.machine.files import BROKEN_FILE, rename_durably, write_atomically
+from iqagp_jax.machine.files import BROKEN_FILE, checksum, rename_durably, write_atomically
 
 PACK = "labels.jsonl.xz"
-"""A line for every label, [key, text of its file], in the order of the keys: the same labels are the same bytes."""
+"""A line for every label, [key, text of its file], in the order of the keys: the same labels are the same bytes. The last line
+tells a checksum of them all, which packs of before 2026-12 lack."""
 
 
 class Labels:
@@ -45,6 +46,8 @@ class Labels:
             now = os.stat(self.folder / PACK)
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise ValueError(f"expected packed labels in {self.folder / PACK}, found what cannot be read ({error})") from error
         stamp = now.st_ino, now.st_size, now.st_mtime_ns
         if stamp != self._stamp:
             self._packed, self._stamp = read_pack(self.folder / PACK), stamp
@@ -53,9 +56,11 @@ class Labels:
     def _text(self, key: str) -> str | None:
         # Packing writes the pack before it removes files: who looks in this order misses none.
         try:
-            return self._file(key).read_text()
+            return self._file(key).read_text(errors="replace")
         except FileNotFoundError:
             return self.packed.get(key)
+        except IsADirectoryError as error:
+            raise ValueError(f"expected a label in {self._file(key)}, found a folder; remove it to label anew") from error
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.json"
@@ -72,7 +77,7 @@ def pack(folder: str | Path) -> tuple[int, int]:
     """
     folder = Path(folder)
     files = [path for path in folder.glob("*.json") if re.fullmatch("[0-9a-f]{20}", path.stem)]
-    loose = {path.stem: path.read_bytes().decode() for path in files}
+    loose = {path.stem: path.read_text(errors="replace") for path in files if path.is_file()}
     for key, text in loose.items():
         _parsed(text, key, folder)
     texts = {**Labels(folder).packed, **loose}
@@ -82,8 +87,8 @@ def pack(folder: str | Path) -> tuple[int, int]:
         if read_pack(fresh) != texts:
             raise OSError(f"{fresh} does not read back as what was written; the labels are left as they were")
         rename_durably(fresh, folder / PACK)
-        for path in files:
-            path.unlink(missing_ok=True)
+        for key in loose:
+            (folder / f"{key}.json").unlink(missing_ok=True)
     return len(texts), len(loose)
 
 
@@ -91,8 +96,14 @@ def read_pack(path: Path) -> dict[str, str]:
     """{key: text of the label} of a pack. Raises ValueError, in a sentence, for one that is cut off or damaged."""
     try:
         lines = [json.loads(line) for line in lzma.decompress(path.read_bytes()).decode().splitlines()]
-        return {str(key): str(text) for key, text in lines}
-    except (TypeError, *BROKEN_FILE) as error:
+        told = lines.pop()["checksum"] if lines and isinstance(lines[-1], dict) else None
+        texts = dict(lines)
+        if not all(isinstance(word, str) for pair in texts.items() for word in pair) or len(texts) < len(lines):
+            raise ValueError("lines that are no pairs of a label's name and its text")
+        if told not in (None, checksum(json.dumps(texts), {})):
+            raise ValueError("its checksum is wrong")
+        return texts
+    except (TypeError, RecursionError, *BROKEN_FILE) as error:
         raise ValueError(
             f"expected labels packed by `iqagp campaign pack` in {path}, found a damaged file ({error}); take it from a copy,"
             " or remove it and label again"
@@ -100,14 +111,23 @@ def read_pack(path: Path) -> dict[str, str]:
 
 
 def _compressed(texts: dict[str, str]) -> bytes:
-    lines = "".join(f"{json.dumps([key, texts[key]])}\n" for key in sorted(texts))
+    ordered = {key: texts[key] for key in sorted(texts)}
+    entries = [*map(list, ordered.items()), {"checksum": checksum(json.dumps(ordered), {})}]
+    lines = "".join(f"{json.dumps(entry)}\n" for entry in entries)
     return lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME)
 
 
 def _parsed(text: str, key: str, folder: Path) -> dict[str, Any]:
+    """A label; that its numbers make sense `label.check_label` says, which knows the plan."""
     try:
-        return json.loads(text)
-    except ValueError as error:
+        label = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"expected a label in {folder / key}.json, found no JSON ({error}); remove it to label anew"
         ) from error
+    if not isinstance(label, dict) or not ("energy" in label or isinstance(label.get("rejected"), str)):
+        raise ValueError(
+            f"expected a label with its energy, or why it was rejected, in {folder / key}.json, found {text[:40]}; remove it to"
+            " label anew"
+        )
+    return label

@@ -89,6 +89,8 @@ def read_plan(folder: str | Path) -> tuple[Path, LabelPlan, int]:
             raise ValueError(f"{path}: expected {key} like {json.dumps(examples[key])}, found {value!r}")
     if "geometries" not in plan:
         raise ValueError(f"{path}: expected the name of a file of geometries, found no entry 'geometries'")
+    if Path(plan["geometries"]).name != plan["geometries"] or plan["geometries"] in ("", ".."):
+        raise ValueError(f"{path}: expected the name of a file of geometries in this folder, found {plan['geometries']!r}")
     attempts = plan.pop("attempts", 3)
     if attempts < 1:
         raise ValueError(f"{path}: expected attempts of at least 1, found {attempts}")

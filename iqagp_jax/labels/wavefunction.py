@@ -13,6 +13,7 @@ A ``.molden`` file is read by PySCF's own reader.
 """
 
 import re
+import warnings
 from importlib.metadata import version
 from itertools import combinations_with_replacement
 from math import factorial
@@ -31,6 +32,7 @@ from iqagp_jax.labels import iqa, scf
 from iqagp_jax.labels.label import MAX_MISSING_ELECTRONS, MAX_REMAINDER
 from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.labels.plan import check_functional
+from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.units import BOHR, HARTREE
 
 PRIMITIVES = (
@@ -48,6 +50,13 @@ MAX_OVERLAP_ERROR = 1e-5
 
 MAX_ENERGY_DIFFERENCE = 1e-3
 """Largest accepted difference in hartree between the energy of the orbitals and the file's, for density fitting and grid."""
+
+
+NEAREST = 0.1
+"""Least distance of two atoms, in bohr."""
+
+EXPONENTS = (1e-8, 1e12)
+"""Between these (1/bohr^2) lie the exponents of all basis sets, by far."""
 
 
 def label_wavefunctions(paths, xc=None, partitions=("becke", "hirshfeld"), charge=0, spin=0):
@@ -109,6 +118,7 @@ def read_wavefunction(path, xc=None, charge=0, spin=0):
     if suffix not in (".wfn", ".molden"):
         raise ValueError(f"expected a wave function file that ends in .wfn or .molden, found {str(path)!r}")
     mol, coefficients, occupations, energy, named = (_read_wfn if suffix == ".wfn" else _read_molden)(path)
+    _check_molecule(path, mol)
     xc = xc or named
     if not xc:
         raise ValueError(f"{path} does not name its functional; give xc, as in xc='b3lyp' or xc='hf'")
@@ -129,12 +139,29 @@ def read_wavefunction(path, xc=None, charge=0, spin=0):
                 f" {spin} right, and does its program normalise basis functions as the format asks?"
             )
     mf = _mean_field(mol, xc, charge, spin, alpha, beta)
+    if not np.isfinite(mf.e_tot):
+        raise ValueError(f"{path}: expected orbitals with an energy, found {mf.e_tot}; is the file whole?")
     if energy and abs(mf.e_tot - energy) > MAX_ENERGY_DIFFERENCE:
         raise ValueError(
             f"{path}: expected an energy of {energy:.6f} hartree as the file says, found {mf.e_tot:.6f} for its orbitals"
             f" with {xc}; give the functional they were made with"
         )
     return mf
+
+
+def _check_molecule(path, mol):
+    """ValueError, in a sentence, for atoms in one place, and for Gaussians that are none."""
+    near = pair_distances(mol.atom_coords()) + np.eye(mol.natm) * NEAREST
+    if not (near >= NEAREST).all():
+        raise ValueError(
+            f"{path}: expected atoms at least {NEAREST} bohr from each other, found {near.min():g}; is the file whole?"
+        )
+    least, most = EXPONENTS
+    for exponent in (x for shell in range(mol.nbas) for x in mol.bas_exp(shell)):
+        if not least < exponent < most:
+            raise ValueError(
+                f"{path}: expected exponents between {least:g} and {most:g}, found {exponent:g}; is the file whole?"
+            )
 
 
 def _mean_field(mol, xc, charge, spin, alpha, beta):
@@ -165,7 +192,7 @@ def _spin_orbitals(path, coefficients, occupations, n_alpha):
     """
     every = np.concatenate(occupations) if isinstance(occupations, tuple) else occupations
     allowed = (0, 1) if isinstance(occupations, tuple) else (0, 1, 2)
-    strange = every[np.abs(every[:, None] - allowed).min(1) > 1e-6]
+    strange = every[~(np.abs(every[:, None] - allowed).min(1) <= 1e-6)]
     if len(strange):
         raise ValueError(
             f"{path}: expected the occupations of a single determinant ({', '.join(map(str, allowed))}), found {strange[0]:g};"
@@ -185,14 +212,16 @@ def _read_wfn(path):
     """Molecule of bare primitives, orbitals (nao, n), occupations (n,), energy, and the functional for AIMAll or ''."""
     file = TextFile(path)
     end = file.find("END DATA")
-    counts = re.match(r"\s*(\w+)\s+(\d+) MOL ORBITALS\s+(\d+) PRIMITIVES\s+(\d+) NUCLEI\s*(\S*)", file.lines[1])
+    counts = re.match(r"\s*(\w+)\s+(\d+) MOL ORBITALS\s+(\d+) PRIMITIVES\s+(\d+) NUCLEI\s*(\S*)", file.line(1))
     if not counts or counts[1] not in ("GAUSSIAN", "GTO"):
         raise file.error(1, f"expected 'GAUSSIAN ... MOL ORBITALS ... PRIMITIVES ... NUCLEI', found {file.lines[1].strip()!r}")
     n_orbitals, n_primitives, n_atoms = (int(count) for count in counts.group(2, 3, 4))
+    if not (n_orbitals and n_primitives and n_atoms):
+        raise file.error(1, f"expected orbitals, primitives and nuclei, found {n_orbitals}, {n_primitives} and {n_atoms}")
 
     atoms = []
     for k in range(2, 2 + n_atoms):
-        nucleus = re.match(r"\s*([A-Za-z]+).*\(CENTRE.*?\)(.*)CHARGE\s*=\s*(\S+)", file.lines[k])
+        nucleus = re.match(r"\s*([A-Za-z]+).*\(CENTRE.*?\)(.*)CHARGE\s*=\s*(\S+)", file.line(k))
         # Fixed columns leave no space between two coordinates below -100.
         position = re.findall(r"[-+]?\d*\.\d+", nucleus[2]) if nucleus else []
         if not nucleus or len(position) != 3:
@@ -204,10 +233,12 @@ def _read_wfn(path):
     centres, line = _integers(file, line, "CENTRE ASSIGNMENTS", n_primitives, n_atoms)
     types, line = _integers(file, line, "TYPE ASSIGNMENTS", n_primitives, len(PRIMITIVES))
     exponents, line = _numbers(file, line, "EXPONENTS", n_primitives)
+    if odd := [exponent for exponent in exponents if not EXPONENTS[0] < exponent < EXPONENTS[1]]:
+        raise file.error(line - 1, f"expected exponents of Gaussians, which are positive, found {odd[0]:g}")
     occupations: list[float] = []
     orbitals: list[list[float]] = []
     for _ in range(n_orbitals):
-        found = re.match(r"\s*MO\b.*OCC NO\s*=\s*(\S+)", file.lines[line])
+        found = re.match(r"\s*MO\b.*OCC NO\s*=\s*(\S+)", file.line(line))
         if not found:
             raise file.error(line, f"expected orbital {len(orbitals) + 1} of {n_orbitals}, found {file.lines[line].strip()!r}")
         occupations.append(file.number(line, found[1]))
@@ -249,12 +280,12 @@ def _integers(file, line, label, count, largest):
     """``count`` numbers from 1 to ``largest`` in fixed columns of three behind a label, and the line after them."""
     values: list[int] = []
     while len(values) < count:
-        text = file.lines[line]
+        text = file.line(line)
         fields = [text[k : k + 3] for k in range(20, len(text.rstrip()), 3)]
         if not text.startswith(label) or not fields:
             raise file.error(line, f"expected {count} {label.lower()}, found {len(values)}")
         for field in fields:
-            if not field.strip().isdigit() or not 1 <= int(field) <= largest:
+            if not field.strip().isdecimal() or not 1 <= int(field) <= largest:
                 raise file.error(line, f"expected a number from 1 to {largest} in the {label.lower()}, found {field.strip()!r}")
             values.append(int(field))
         line += 1
@@ -265,7 +296,7 @@ def _numbers(file, line, label, count):
     """``count`` numbers behind a label, and the line after them."""
     values: list[float] = []
     while len(values) < count:
-        tokens = file.lines[line].removeprefix(label).split()
+        tokens = file.line(line).removeprefix(label).split()
         if not file.lines[line].startswith(label) or not tokens:
             raise file.error(line, f"expected {count} {label.lower() or 'coefficients'}, found {len(values)}")
         values += [file.number(line, token) for token in tokens]
@@ -306,10 +337,18 @@ def _read_molden(path):
         if len(tokens) != 6:
             raise file.error(k, f"expected element, number, charge and position of an atom, found {file.lines[k].strip()!r}")
         _check_charge(file, k, re.sub(r"\d", "", tokens[0]), file.number(k, tokens[2]))
+    for k in range(sections["GTO"] + 1, len(file.lines)):
+        tokens = file.lines[k].split()
+        if tokens and tokens[0].startswith("["):
+            break
+        if len(tokens) == 2 and re.match(r"[-+.\d]", tokens[0]) and not file.number(k, tokens[0]) > 0:
+            raise file.error(k, f"expected exponents of Gaussians, which are positive, found {tokens[0]}")
     try:
-        mol, _, mo, occupations, _, _ = molden.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # NumPy's, at what is no number
+            mol, _, mo, occupations, _, _ = molden.load(path)
         occupations = tuple(map(np.asarray, occupations)) if isinstance(mo, tuple) else np.asarray(occupations)
-    except (ValueError, KeyError, IndexError, TypeError, RuntimeError, StopIteration, AssertionError) as error:
+    except Exception as error:  # whatever a broken file makes PySCF do
         raise ValueError(f"{path} is not a molden file that PySCF can read ({error!r}); was it cut off?") from error
     pairs = zip(mo, occupations, strict=True) if isinstance(mo, tuple) else [(mo, occupations)]
     if any(c.shape[1] != len(n) for c, n in pairs):

@@ -131,6 +131,40 @@ def test_other_line_ends_and_exponents_are_read(copied, change):
         ("WATER_MONOMER0000.sum", "\nH3       -4.86", "\nH4       -4.86", "expected a row for O1 H2 H3, found O1 H2 H4"),
         ("WATER_MONOMER0000.sum", "-4.8619221042E-01", "", r"line \d+: expected 8 numbers .* found 7"),
         ("WATER_MONOMER0000.sum", "H3         1.0", "H3         nan", r"line \d+: expected a number, found 'nan'"),
+        ("WATER_MONOMER0000.sum", "O1         8.0", "O1         9.0", "line 39: expected the nuclear charge 8 of O1, found 9"),
+        (
+            "WATER_MONOMER0000.sum",
+            "O1         8.0",
+            "O1         0.5",
+            "line 39: expected the nuclear charge 8 of O1, found 0.5",
+        ),
+        (
+            "WATER_MONOMER0000.sum",
+            "O1         8.0",
+            "O1       200.0",
+            "line 39: expected the nuclear charge 8 of O1, found 200",
+        ),
+        ("WATER_MONOMER0000.sum", "O1         8.0", "Q1         8.0", "expected an atom named by its element and a number"),
+        (
+            "WATER_MONOMER0000.sum",
+            "\nH3         1.0",
+            "\nH2         1.0",
+            "expected one row for each atom, found another of H2",
+        ),
+        (
+            "WATER_MONOMER0000.sum",
+            "Atom A          q(A)",
+            "Atom A          p(A)",
+            r"expected columns q\(A\), L\(A\), found no q",
+        ),
+        ("WATER_MONOMER0000.sum", "O1       -1.0519", "O1       -9.0519", "as the sum of the atomic charges, found -8 e more"),
+        ("o1.int", "q = -1.0519", "q = -0.0519", r"line 128: expected electrons and charge that sum to 8 of O1, found 9.05"),
+        (
+            "o1.int",
+            "E_IQA_Intra(A)                    = -7",
+            "E_IQA_Intra(A) = -6",
+            "expected E_IQA_Intra and E_IQA_Inter that sum",
+        ),
     ],
 )
 def test_broken_file_gets_a_sentence(copied, name, old, new, sentence):
@@ -140,6 +174,31 @@ def test_broken_file_gets_a_sentence(copied, name, old, new, sentence):
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError, match=sentence):
         read_int(path) if path.suffix == ".int" else read_sum(path)
+
+
+@pytest.mark.parametrize("name", ["o1.int", "WATER_MONOMER0000.sum"])
+def test_what_is_cut_off_or_something_else_gets_a_sentence(copied, name):
+    path = copied / name
+    read_it, whole = read_int if path.suffix == ".int" else read_sum, path.read_bytes()
+    for size in (0, 1, 60, *range(300, len(whole) - 300, len(whole) // 20)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"line \d+: expected"):
+            read_it(path)
+    path.write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(ValueError, match=r"line \d+: expected"):
+        read_it(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="expected a file, found nothing at"):
+        read_it(path)
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match="expected a file, found a folder at"):
+        read_it(path)
+
+
+def test_a_missing_atom_gets_a_sentence(copied):
+    (copied / "h3.int").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected a file, found nothing at '.*h3.int'"):
+        read_sum(copied / "WATER_MONOMER0000.sum", copied)
 
 
 def test_atoms_of_another_geometry_get_a_sentence(reference_folder):

@@ -20,19 +20,22 @@ Programs differ in how they read the same file. `CONVENTIONS` names the readings
 
 import ast
 import re
-import string
+import warnings
 from dataclasses import replace
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.data.content import LARGEST
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.text import TextFile
-from iqagp_jax.families.fflux.models import AtomGP, Atomwise, Moments, PolynomialMean, is_length, told
+from iqagp_jax.families.fflux.models import AtomGP, Atomwise, Moments, PolynomialMean, is_length, odd_feature, parse_atom, told
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.features import ALF
 from iqagp_jax.families.gp.kernels import (
@@ -43,6 +46,7 @@ from iqagp_jax.families.gp.kernels import (
     Linear,
     Periodic,
     Product,
+    Radial,
     RBFCyclic,
     Restrict,
     Select,
@@ -64,11 +68,16 @@ CONVENTIONS = {
 }
 """Readings of a file other than FEREBUS' own, by name."""
 
+CONVENTIONS_OF_KERNELS = ("wrap", "half-periodic")
+
 NUGGET = 1e-10
 """FEREBUS' nugget, where a file states none."""
 
 REPRODUCED = 1e-4
 """Weights are reproduced when they agree within this share of the largest."""
+
+FAR = 100
+"""A value as many times the quartiles' distance from the middle is told: it may be a damaged one."""
 
 NOTES = ("program", "version", "likelihood", "method", "basis-set")
 """Comments that are kept."""
@@ -78,9 +87,7 @@ class _File(TextFile):
     """The sections of a .model file, lines with their numbers, and its comments."""
 
     def __init__(self, path):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"expected a .model file, found nothing at {str(path)!r}")
-        super().__init__(path)
+        super().__init__(path, "a .model file")
         self.sections: dict[str, Any] = {}
         self.comments: dict[str, tuple[int, str]] = {}
         lines: list[Any] = []
@@ -100,12 +107,12 @@ class _File(TextFile):
 
     def value(self, section, key, optional=False):
         """(line number, words) of the line that begins with ``key``."""
-        for number, line in self.section(section):
-            words = line.split()
-            if words[0].lower() == key.lower():
-                return number, words[1:]
-        if optional:
-            return None
+        rows = [(number, line.split()) for number, line in self.section(section)]
+        found = [(number, words[1:]) for number, words in rows if words[0].lower() == key.lower()]
+        if len(found) > 1:
+            raise self.error(found[1][0], f"expected {key!r} once in section [{section}], found it again")
+        if found or optional:
+            return found[0] if found else None
         raise self.error(len(self.lines), f"expected {key!r} in section [{section}], found none")
 
     def floats(self, number, words, count=None):
@@ -116,35 +123,135 @@ class _File(TextFile):
 
     def integer(self, section, key):
         number, words = self.value(section, key)
-        if len(words) != 1 or not words[0].isdigit():
+        if len(words) != 1 or not words[0].isdecimal():
             raise self.error(number, f"expected one whole number after {key!r}, found {' '.join(words)!r}")
         return int(words[0])
 
     def table(self, section, rows, columns):
         lines = self.section(section)
-        if len(lines) != rows:
+        if len(lines) != rows or not rows:
             number = lines[-1][0] if lines else len(self.lines)
-            raise self.error(number, f"expected {rows} rows in [{section}], found {len(lines)}; was the file cut off?")
+            raise self.error(
+                number, f"expected {rows or 'some'} rows in [{section}], found {len(lines)}; was the file cut off?"
+            )
+        last = [line.split()[-1] for _, line in lines]
+        if lines[-1][0] == len(self.lines) - 1:
+            _check_end(self, last)
         return np.array([self.floats(number, line.split(), columns) for number, line in lines])
+
+    @cached_property
+    def as_it_stands(self):
+        """The `AtomGP` that FEREBUS would take it for."""
+        number, alf = self.value("system", "ALF")
+        n_atoms, n = self.integer("dimensions", "number_of_atoms"), self.integer("dimensions", "number_of_training_points")
+        d = self.integer("dimensions", "number_of_features")
+        if n_atoms < 3 or d != 3 * n_atoms - 6:
+            at = self.value("dimensions", "number_of_features")[0]
+            raise self.error(at, f"expected 3N - 6 features of at least 3 atoms, found {d} of {n_atoms} atoms")
+        try:
+            frame = parse_frame(" ".join(alf), n_atoms)
+        except ValueError as error:
+            raise self.error(number, str(error)) from None
+        names = {key: " ".join(self.value("system", key)[1]) for key in ("name", "atom", "property")}
+        _check_atom(self, names["atom"], frame)
+        _check_units(self, d, names["property"].lower())
+        notes = {key: value for key, (_, value) in self.comments.items() if key in NOTES}
+        x, y = self.table("training_data.x", n, d), self.table("training_data.y", n, 1)[:, 0]
+        if odd := odd_feature(x):
+            row, column, wanted = odd
+            at = self.section("training_data.x")[row][0]
+            raise self.error(at, f"expected {wanted} as feature {column + 1}, found {x[row, column]:g}")
+        x_scaling = _scaling(self, "scaling.x", x)
+        stated = next((self.comments[key] for key in ("nugget", "noise", "jitter") if key in self.comments), None)
+        model = AtomGP(
+            frame=frame,
+            n_atoms=n_atoms,
+            kernel=_kernel(self, d, x_scaling[1], ()),
+            mean=_mean(self, d),
+            x=x,
+            y=y,
+            weights=self.table("weights", n, 1)[:, 0],
+            x_scaling=x_scaling,
+            y_scaling=_scaling(self, "scaling.y", y),
+            units=(np.where(is_length(d), BOHR, 1.0), np.array(HARTREE if names["property"].lower() == "iqa" else 1.0)),
+            noise=self.number(*stated) if stated else NUGGET,
+            labels=tuple({**names, **notes}.items()),
+        )
+        try:
+            model.check_content()
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}; is it the file that its program wrote?") from None
+        return model
+
+
+def _check_atom(file, atom, frame):
+    """ValueError unless an atom has an element's name, and a number that is its frame's centre."""
+    at = file.value("system", "atom")[0]
+    try:
+        _, number = parse_atom(atom)
+    except ValueError as error:
+        raise file.error(at, str(error)) from None
+    if number != frame[0] + 1:
+        raise file.error(at, f"expected atom {number} as the first of its ALF, found {frame[0] + 1}")
+
+
+OWN_UNITS = {
+    "bohr": ("bohr", "bohrs", "au", "a.u."),
+    "radians": ("radians", "radian", "rad"),
+    "Ha": ("ha", "hartree", "hartrees", "eh", "au", "a.u."),
+    "e": ("e", "unknown", "au", "a.u."),
+}
+"""The units of FEREBUS' files and how they are spelled; a moment's are e bohr^l, which begins with e."""
+
+
+def _check_units(file, d, property):
+    """ValueError where a file states other units. FFLUX' programs do not read them: the numbers' meaning would be unknown."""
+    stated = {key: file.value("training_data", key, optional=True) for key in ("units.x", "units.y")}
+    of_features = ["bohr" if length else "radians" for length in is_length(d)]
+    of_value = ["Ha"] if property == "iqa" else ["e"] if re.fullmatch(r"q\d\d[cs]?", property) else []
+    for (key, found), expected in zip(stated.items(), (of_features, of_value), strict=True):
+        if found is None or not expected:
+            continue
+        number, words = found
+        if len(words) < len(expected):
+            raise file.error(number, f"expected the units of {len(expected)} numbers after {key}, found {len(words)}")
+        for word, unit in zip(words, expected, strict=False):
+            if word.lower() not in OWN_UNITS[unit]:
+                raise file.error(
+                    number,
+                    f"expected {key} {unit}, as FEREBUS and DL_FFLUX take all files whatever they state, found {word}; convert"
+                    " the data, and fit the model again",
+                )
+
+
+def _check_end(file, column):
+    """ValueError where a file stops amid its last number: it has fewer digits by far than the others of its column."""
+    *others, last = (word.strip().lstrip("+-") for word in column)
+    if not file.ends_amid_a_line or not others:
+        return
+    short_exponent = re.compile(r"[eEdD][+-]?\d$")
+    half = short_exponent.search(last) and not any(map(short_exponent.search, others))
+    if half or len(last) + 2 < min(map(len, others)):
+        raise file.error(len(file.lines), f"expected a number as long as those above, found {last!r}; was the file cut off?")
 
 
 def read_model(path, conventions=(), accept_weights=False):
     """Read one ``.model`` file as an `AtomGP`.
 
     ``conventions`` (names of `CONVENTIONS`) choose how the file is read. The weights are recomputed; where they are not
-    the file's, ValueError says under which conventions they would be, unless ``accept_weights``.
+    the file's, ValueError says under which conventions they would be, unless ``accept_weights``. ValueError, in a sentence
+    that names the line, for files that are cut off, state other units or hold features that no geometry has.
     """
     if unknown := sorted(set(conventions) - set(CONVENTIONS)):
         raise ValueError(f"expected conventions among {', '.join(CONVENTIONS)}, found {', '.join(unknown)}")
     file = _File(path)
-    model = _interpret(file, conventions)
-    if accept_weights or reproduces_weights(model):
+    model, fits = _interpret(file, conventions), _fitting(file)
+    if accept_weights or fits(conventions):
         return model
-    constant = file.value("mean", "type")[1] == ["constant"]
-    possible = [name for name in CONVENTIONS if constant or name != "gls-mean"]
+    possible = [name for name in CONVENTIONS if _matters(file, name)]
     for n in range(len(possible) + 1):
         for others in combinations(possible, n):
-            if set(others) != set(conventions) and reproduces_weights(_interpret(file, others)):
+            if set(others) != set(conventions) and fits(others):
                 how = f"they are with the conventions {', '.join(others)}" if others else "they are without conventions"
                 raise ValueError(f"{path}: the weights are not those of the file's data and hyperparameters; {how}")
     raise ValueError(
@@ -155,48 +262,90 @@ def read_model(path, conventions=(), accept_weights=False):
 
 def reproduces_weights(model):
     """Whether w = (K + noise)^-1 r gives the weights of an `AtomGP` within `REPRODUCED` of the largest."""
-    with jax.enable_x64(True):
-        weights = np.asarray(regression.weights(model.factor(), model.residual))
+    return _agree(_solved(_covariance(model), model.noise, model.residual)[0], model)
+
+
+def _agree(weights, model):
     return bool(np.abs(weights - model.weights).max() <= REPRODUCED * np.abs(model.weights).max())
 
 
+def _covariance(model):
+    """k(x_i, x_j) (n, n) of an `AtomGP`'s training points; row by row, since differences of all features fill the memory."""
+
+    @jax.jit
+    def matrix(kernel, x):
+        if isinstance(kernel, Radial):
+            return regression.cross_covariance(kernel, x, x)
+        return jax.lax.map(lambda a: jax.vmap(lambda b: kernel(a, b))(x), x)
+
+    with jax.enable_x64(True):
+        return matrix(model.kernel, model.scaled(model.x))
+
+
+def _solved(covariance, noise, residual):
+    """(K + noise)^-1 r and (K + noise)^-1 1, both (n,)."""
+
+    @jax.jit
+    def solve(covariance, noise, residual):
+        factor = jnp.linalg.cholesky(covariance + noise * jnp.eye(len(residual)))
+        return regression.weights(factor, residual), regression.weights(factor, jnp.ones_like(residual))
+
+    with jax.enable_x64(True):
+        return tuple(map(np.asarray, solve(covariance, noise, residual)))
+
+
+def _matters(file, convention):
+    """Whether a file read with a convention is another than without."""
+    kinds = [file.value(section, "type")[1] for section in file.sections if section.startswith("kernel.")]
+    return {
+        "wrap": ["rbf"] in kinds,
+        "half-periodic": ["periodic"] in kinds,
+        "relative-noise": file.as_it_stands.y.std() > 0,
+        "gls-mean": file.value("mean", "type")[1] == ["constant"],
+    }[convention]
+
+
+def _fitting(file):
+    """A function that tells whether a file's weights are those of conventions; every matrix is made and solved once."""
+    model = file.as_it_stands
+
+    @cache
+    def covariance(of_kernel):
+        return _covariance(_interpret(file, of_kernel))
+
+    @cache
+    def solved(of_kernel, of_noise):
+        return _solved(covariance(of_kernel), _interpret(file, of_noise).noise, model.residual)
+
+    def fits(conventions):
+        of_kernel, of_noise = (
+            tuple(n for n in names if n in conventions) for names in (CONVENTIONS_OF_KERNELS, ("relative-noise",))
+        )
+        weights, ones = solved(of_kernel, of_noise)
+        if "gls-mean" in conventions:
+            weights = weights - weights.sum() / ones.sum() * ones
+        return _agree(weights, model)
+
+    return fits
+
+
 def _interpret(file, conventions):
-    number, alf = file.value("system", "ALF")
-    n_atoms, n = file.integer("dimensions", "number_of_atoms"), file.integer("dimensions", "number_of_training_points")
-    d = file.integer("dimensions", "number_of_features")
-    if n_atoms < 3 or d != 3 * n_atoms - 6:
-        at = file.value("dimensions", "number_of_features")[0]
-        raise file.error(at, f"expected 3N - 6 features of at least 3 atoms, found {d} of {n_atoms} atoms")
-    try:
-        frame = parse_frame(" ".join(alf), n_atoms)
-    except ValueError as error:
-        raise file.error(number, str(error)) from None
-    names = {key: " ".join(file.value("system", key)[1]) for key in ("name", "atom", "property")}
-    notes = {key: value for key, (_, value) in file.comments.items() if key in NOTES}
-    x, y = file.table("training_data.x", n, d), file.table("training_data.y", n, 1)[:, 0]
-    x_scaling = _scaling(file, "scaling.x", x)
-    stated = next((file.comments[key] for key in ("nugget", "noise", "jitter") if key in file.comments), None)
-    noise = file.number(*stated) if stated else NUGGET
-    model = AtomGP(
-        frame=frame,
-        n_atoms=n_atoms,
-        kernel=_kernel(file, d, x_scaling[1], conventions),
-        mean=_mean(file, d),
-        x=x,
-        y=y,
-        weights=file.table("weights", n, 1)[:, 0],
-        x_scaling=x_scaling,
-        y_scaling=_scaling(file, "scaling.y", y),
-        units=(np.where(is_length(d), BOHR, 1.0), np.array(HARTREE if names["property"].lower() == "iqa" else 1.0)),
-        noise=noise / y.std(ddof=1) if "relative-noise" in conventions else noise,
-        labels=tuple({**names, **notes}.items()),
-    )
+    """The `AtomGP` of a file that is read with ``conventions``."""
+    model = file.as_it_stands
+    if set(conventions) & set(CONVENTIONS_OF_KERNELS):
+        model = replace(model, kernel=_kernel(file, model.x.shape[1], model.x_scaling[1], conventions))
+    if "relative-noise" in conventions:
+        if not model.y.std() > 0:
+            raise ValueError(
+                f"{file.path}: expected values that differ for the convention relative-noise, found one; leave it out"
+            )
+        model = replace(model, noise=model.noise / model.y.std(ddof=1))
     if "gls-mean" not in conventions:
         return model
     if file.value("mean", "type")[1] != ["constant"]:
         raise ValueError(f"{file.path}: expected a constant mean for the convention gls-mean, found another; leave it out")
     with jax.enable_x64(True):
-        scaled = (y - model.y_scaling[0]) / model.y_scaling[1]
+        scaled = (model.y - model.y_scaling[0]) / model.y_scaling[1]
         offset = np.asarray(regression.generalised_least_squares_mean(model.factor(), scaled))
     return replace(model, mean=replace(model.mean, offset=offset))
 
@@ -206,6 +355,10 @@ def _scaling(file, key, data):
     if words == ["none"]:
         return np.zeros(data.shape[1:]), np.ones(data.shape[1:])
     if words == ["standardise"]:
+        if not (data.std(0) > 0).all():
+            raise file.error(
+                number, f"expected data that vary for {key} standardise, found a column of one value; leave it out"
+            )
         return data.mean(0), data.std(0)
     raise file.error(number, f"expected {key} none or standardise, found {' '.join(words)!r}")
 
@@ -236,14 +389,21 @@ def _kernel(file, d, x_scale, conventions):
             return first + second if isinstance(node.op, ast.Add) else first * second
         raise file.error(number, f"expected kernels joined by + and *, found {composition!r}")
 
+    if (stated := file.value("kernels", "number_of_kernels", optional=True)) is not None:
+        kernels = sum(name.startswith("kernel.") for name in file.sections)
+        if file.integer("kernels", "number_of_kernels") != kernels:
+            raise file.error(stated[0], f"expected {' '.join(stated[1])} sections of kernels, found {kernels}")
     unused = {name.removeprefix("kernel.") for name in file.sections if name.startswith("kernel.")}
     unused -= set(re.findall(r"\w+", composition.lower()))
     if unused:
         raise file.error(number, f"expected all kernels in the composition {composition!r}, found {', '.join(unused)} not used")
     try:
-        kernel = build(ast.parse(composition, mode="eval").body)
-    except SyntaxError:
-        raise file.error(number, f"expected kernels joined by + and *, found {composition!r}") from None
+        parsed = ast.parse(composition, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise file.error(number, f"expected kernels joined by + and *, found {composition[:80]!r}") from None
+    if (depth := composition.count("+") + composition.count("*")) > 100:
+        raise file.error(number, f"expected at most 100 sums and products of kernels, found {depth}")
+    kernel = build(parsed)
     prefactor = file.value("kernels", "prefactor", optional=True)  # ICHOR's
     factor = file.floats(*prefactor, 1)[0] if prefactor else 1.0
     return kernel if factor == 1 else Constant(np.asarray(factor)) * kernel
@@ -255,13 +415,15 @@ def _component(file, name, d, x_scale, conventions):
     if kind == ["constant"]:
         return Constant(file.floats(*file.value(section, "value"), 1)[0])
     at, dimensions = file.value(section, "active_dimensions")
-    if not all(k.isdigit() and 1 <= int(k) <= d for k in dimensions) or len(set(dimensions)) != len(dimensions):
+    if not all(k.isdecimal() and 1 <= int(k) <= d for k in dimensions) or len(set(dimensions)) != len(dimensions):
         raise file.error(at, f"expected different active dimensions from 1 to {d}, found {' '.join(dimensions)!r}")
     columns = tuple(int(k) - 1 for k in dimensions)
     size = len(columns)
+    if file.value(section, "number_of_dimensions", optional=True) and file.integer(section, "number_of_dimensions") != size:
+        found = file.integer(section, "number_of_dimensions")
+        raise file.error(at, f"expected {found} active dimensions as number_of_dimensions says, found {size}")
     if kind == ["linear"]:
-        found = file.value(section, "order", optional=True)
-        order = int(file.floats(*found, 1)[0]) if found else 1
+        order = file.integer(section, "order") if file.value(section, "order", optional=True) else 1
         return Restrict(Linear(file.floats(*file.value(section, "c"), size), order), columns)
     at, words = file.value(section, "theta", optional=True) or file.value(section, "thetas")
     theta = file.floats(at, words, size)
@@ -280,19 +442,33 @@ def _component(file, name, d, x_scale, conventions):
     raise file.error(number, f"expected a kernel rbf, rbf-cyclic, periodic, linear or constant, found {' '.join(kind)!r}")
 
 
+FILE_NAME = re.compile(r".+_(?P<property>[A-Za-z0-9]+)_(?P<atom>[A-Za-z]+\d+)\..*")
+"""SYSTEM_property_ATOM.model, with whatever else between the last two."""
+
+
 def read_folder(folder, property="iqa", conventions=(), accept_weights=False):
     """All models of one ``property`` (iqa, q00, ...) of a molecule in a folder as one potential, `Atomwise`.
 
-    The models of the atoms must be of the same system, one for each atom.
+    The models of the atoms must be of the same system, one for each atom, and be of the property and the atom that their
+    names tell. A warning names those whose names tell nothing.
     """
     folder = Path(folder)
-    paths = [p for p in sorted(folder.glob("*.model")) if re.search(rf"_{property}_[A-Z]+[a-z]?\d+\.", p.name, re.I)]
+    named = {path: FILE_NAME.fullmatch(path.name) for path in sorted(folder.glob("*.model"))}
+    paths = {path: found for path, found in named.items() if found and found["property"].lower() == property.lower()}
     if not paths:
         raise FileNotFoundError(f"expected files *_{property}_*.model in the folder {str(folder)!r}, found none")
+    if odd := [path.name for path, found in named.items() if not found]:
+        warnings.warn(
+            f"left out of {folder}, as they are not named SYSTEM_{property}_ATOM.model: {', '.join(odd)}", stacklevel=2
+        )
     models = {}
-    for path in paths:
+    for path, its_name in paths.items():
         model = read_model(path, conventions, accept_weights)
-        atom = dict(model.labels)["atom"]
+        told = dict(model.labels)
+        for what in ("property", "atom"):
+            if told[what].lower() != its_name[what].lower():
+                raise ValueError(f"{path}: expected the {what} {its_name[what]} that its name tells, found {told[what]} in it")
+        atom = told["atom"]
         if atom in models:
             raise ValueError(
                 f"{folder}: expected one {property} model for each atom, found two of {atom}, the second {path.name}"
@@ -308,23 +484,32 @@ def read_moments(folder, max_rank=4, conventions=(), accept_weights=False):
     frames = [tuple(atom.frame for atom in component.atoms) for component in components]
     if other := [name for name, frame in zip(names, frames, strict=True) if frame != frames[0]]:
         raise ValueError(f"{folder}: expected all moments in the frames of q00, found {', '.join(other)} in others")
+    if other := [name for name, c in zip(names, components, strict=True) if c.species != components[0].species]:
+        raise ValueError(f"{folder}: expected all moments of the atoms of q00, found {', '.join(other)} of others")
     return Moments(components)
 
 
 def assemble(models, origin="models"):
     """One potential from the `AtomGP` of all atoms of a molecule; ValueError where one is missing or foreign."""
-    by_number = {}
-    for model in models:
-        labels = dict(model.labels)
-        if not (found := re.fullmatch(r"([A-Za-z]+)(\d+)", labels["atom"])):
-            raise ValueError(f"{origin}: expected an atom's name as O1, found {labels['atom']!r}")
-        symbol, number = found.groups()
-        by_number[int(number)] = (symbol.capitalize(), model)
-    first = next(iter(by_number.values()))[1]
-    if len(systems := sorted({dict(model.labels).get("name", "") for _, model in by_number.values()})) > 1:
+    by_number: dict[int, Any] = {}
+    models = list(models)
+    if len(systems := sorted({dict(model.labels).get("name", "") for model in models})) > 1:
         raise ValueError(
             f"{origin}: expected models of one system, found {', '.join(systems)}; keep them in folders of their own"
         )
+    for model in models:
+        name = dict(model.labels)["atom"]
+        try:
+            symbol, number = parse_atom(name)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from None
+        if number in by_number:
+            other = dict(by_number[number][1].labels)["atom"]
+            raise ValueError(f"{origin}: expected one model for each atom, found {other} and {name} as atom {number}")
+        by_number[number] = (symbol, model)
+    if not by_number:
+        raise ValueError(f"{origin}: expected models of atoms, found none")
+    first = next(iter(by_number.values()))[1]
     missing = sorted(set(range(1, first.n_atoms + 1)) - set(by_number))
     strange = sorted(n for n, (_, m) in by_number.items() if m.n_atoms != first.n_atoms or m.frame[0] != n - 1)
     if missing or strange:
@@ -348,28 +533,36 @@ def geometries(x, frame, n_atoms):
 
 
 def read_csv(path):
-    """Features (n, 3N - 6) in bohr and radian and a dict of the properties (n,) of a training-set csv file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a csv file, found nothing at {str(path)!r}")
-    lines = [(k, line.strip().split(",")) for k, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    """Features (n, 3N - 6) in bohr and radian and a dict of the properties (n,) of a training-set csv file.
+
+    ValueError, in a sentence that names the line, for what is no number, for features that no geometry has (distances of zero,
+    angles in degrees), and for a file that ends amid its last number.
+    """
+    file = TextFile(path, "a csv file")
+    lines = [(k, [word.strip() for word in line.split(",")]) for k, line in enumerate(file.lines) if line.strip()]
     header, rows = lines[0][1] if lines else [], lines[1:]
     columns = [name for name in header if re.fullmatch(r"f\d+", name)]
     d = len(columns)
     if d < 3 or d % 3 or columns != [f"f{k}" for k in range(1, d + 1)]:
-        raise ValueError(f"{path}, line 1: expected columns f1 ... f(3N - 6) and properties, found {','.join(header)[:80]!r}")
+        raise file.error(0, f"expected columns f1 ... f(3N - 6) and properties, found {','.join(header)[:80]!r}")
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise file.error(0, f"expected every column once, found {twice[0]} again")
     if not rows:
-        raise ValueError(f"{path}, line 1: expected rows of data after the header, found none")
+        raise file.error(0, "expected rows of data after the header, found none")
     table = np.empty((len(rows), len(header)))
     for row, (k, words) in enumerate(rows):
         if len(words) != len(header):
-            raise ValueError(f"{path}, line {k}: expected {len(header)} columns, found {len(words)}")
+            raise file.error(k, f"expected {len(header)} columns, found {len(words)}")
         for column, word in enumerate(words):
             table[row, column] = _finite(word) if header[column] else 0.0
-            if not np.isfinite(table[row, column]):
-                raise ValueError(f"{path}, line {k}: expected a finite number for {header[column]}, found {word!r}")
-    properties = {name: table[:, k] for k, name in enumerate(header) if name and name not in columns}
-    return table[:, [header.index(name) for name in columns]], properties
+            if not abs(table[row, column]) < LARGEST:
+                raise file.error(k, f"expected a finite number for {header[column]}, found {word!r}")
+    _check_end(file, [words[-1] for _, words in rows])
+    x = table[:, [header.index(name) for name in columns]]
+    if odd := odd_feature(x):
+        row, column, wanted = odd
+        raise file.error(rows[row][0], f"expected {wanted} as {columns[column]}, found {x[row, column]:g}")
+    return x, {name: table[:, k] for k, name in enumerate(header) if name and name not in columns}
 
 
 def dataset_from_csv(paths, frames):
@@ -378,10 +571,11 @@ def dataset_from_csv(paths, frames):
     ``paths`` maps the atoms' names (O1, H2, ...) to their csv files, ``frames`` to their atomic local frames as text
     (1,2,3). Geometries are rebuilt from the first atom's features; ValueError where another atom's are of others.
     """
-    numbers = [int(found[1]) if (found := re.fullmatch(r"[A-Za-z]+(\d+)", name)) else 0 for name in paths]
+    symbols, numbers = zip(*map(parse_atom, paths), strict=True) if paths else ((), ())
     if sorted(numbers) != list(range(1, len(paths) + 1)) or set(frames) != set(paths):
         raise ValueError(f"expected a file and a frame for every atom, numbered from 1, found {', '.join(paths)}")
-    names = [name for _, name in sorted(zip(numbers, paths, strict=True))]
+    order = np.argsort(numbers)
+    names = [tuple(paths)[k] for k in order]
     energies: list[np.ndarray] = []
     positions: Any = None
     for name in names:
@@ -395,7 +589,7 @@ def dataset_from_csv(paths, frames):
             )
         energies.append(energy * HARTREE)
     atomic = np.stack(energies, axis=1)
-    species = tuple(name.rstrip(string.digits).capitalize() for name in names)
+    species = tuple(symbols[k] for k in order)
     return Dataset(species, positions, atomic.sum(1), atomic_energies=atomic, level=Level(partition="qtaim"))
 
 
@@ -404,13 +598,21 @@ def property_of(path, name):
     x, properties = read_csv(path)
     if name not in properties:
         raise ValueError(f"{path}, line 1: expected a column {name!r}, found {', '.join(properties) or 'no property'}")
-    return x, properties[name]
+    values = properties[name]
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    if high > low and len(far := np.flatnonzero(np.abs(values - middle) > FAR * (high - low))):
+        warnings.warn(
+            f"{path}: {name} of {len(far)} of {len(values)} rows is far from all others: {values[far[0]]:g} in the row"
+            f" {far[0] + 1} of data, {middle:g} in the middle; take it out if it is wrong",
+            stacklevel=2,
+        )
+    return x, values
 
 
 def parse_frame(text, n_atoms):
     """An atomic local frame counted from 0, from text such as ``1,2,4`` counted from 1."""
     words = text.replace(",", " ").split()
-    if len(set(words)) != 3 or not all(w.isdigit() and 1 <= int(w) <= n_atoms for w in words):
+    if len(set(words)) != 3 or not all(w.isdecimal() and 1 <= int(w) <= n_atoms for w in words):
         raise ValueError(f"expected three different atoms from 1 to {n_atoms}, as in 1,2,3, found {text!r}")
     return tuple(int(w) - 1 for w in words)
 
@@ -423,15 +625,17 @@ def predict(model, x):
 
 def _finite(word):
     """A number as Fortran or Python prints it; NaN for anything else."""
-    try:
-        return float(re.sub("[dD]", "e", word))
-    except ValueError:
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?", word):
         return np.nan
+    return float(re.sub("[dD]", "e", word))
 
 
 def write_model(model, path):
-    """Write an `AtomGP` as a ``.model`` file; ValueError where FEREBUS has no such kernel."""
+    """Write an `AtomGP` as a ``.model`` file; ValueError where FEREBUS has no such kernel, or for an atom of no element."""
     labels = dict(model.labels)
+    parse_atom(labels["atom"])
+    if len(labels["name"].split()) != 1:
+        raise ValueError(f"expected one word as the name of the molecule, found {labels['name']!r}")
     kernels: list[list[str]] = []
     composition = _describe(model.kernel, model.x.shape[1], kernels)
     units = ["bohr" if length else "radians" for length in is_length(model.x.shape[1])]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqagp_jax.families.fflux.models import AtomGP, PolynomialMean, is_length
+from iqagp_jax.families.fflux.models import AtomGP, PolynomialMean, is_length, parse_atom
 from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.kernels import build_kernel
@@ -32,6 +32,7 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         options: others of `AtomOptions`. A marginal likelihood has the sample mean, a concentrated one the generalised
             least-squares mean.
     """
+    parse_atom(dict(labels)["atom"])
     search = made_of(AtomOptions, (kernel,), options).search
     n, d = x.shape
     if d < 3 or d % 3 or len(y) != n:

@@ -5,24 +5,57 @@ data stay in the units they came in, so that hyperparameters and weights are kep
 this package, where all atoms share one structure, see `gp.model`.
 """
 
+import re
 from dataclasses import dataclass, field
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.data import atomic_numbers
 
+from iqagp_jax.data.content import SMALLEST, numbers, one_molecule
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.kernels import Kernel
 from iqagp_jax.machine.precision import double, exact, require_float64
 from iqagp_jax.potential import Bound, MadeBy, OfOneMolecule, Uncertainty, check_positions
 from iqagp_jax.system.frames import alf_features
+from iqagp_jax.system.harmonics import rank
+from iqagp_jax.units import BOHR
 
 
 def is_length(d):
     """Mask (D,) of the ALF features that are distances; the others are angles."""
     column = np.arange(d)
     return (column < 2) | ((column > 2) & (column % 3 == 0))
+
+
+SHORTEST, FARTHEST = 0.2, 1e4
+"""No two atoms of a training geometry are nearer, none are farther from each other (bohr)."""
+
+ROUNDING = 1e-5
+"""By which angles that programs print may leave their range (radian)."""
+
+
+def odd_feature(x):
+    """(row, column, what was expected) of the first of ALF features (n, 3N - 6) in bohr and radian that no geometry has.
+
+    None where all are sensible. The angle in the frame and theta lie between 0 and pi, phi within a turn either way.
+    """
+    column = np.arange(x.shape[1])
+    around = (column > 2) & (column % 3 == 2)
+    least = np.where(is_length(x.shape[1]), SHORTEST, np.where(around, -2 * np.pi, 0) - ROUNDING)
+    most = np.where(is_length(x.shape[1]), FARTHEST, np.where(around, 2 * np.pi, np.pi) + ROUNDING)
+    odd = np.argwhere(~((x >= least) & (x <= most)))
+    if not len(odd):
+        return None
+    row, k = odd[0]
+    if is_length(x.shape[1])[k]:
+        return row, k, f"a distance in bohr from {SHORTEST:g} to {FARTHEST:g}"
+    degrees = (
+        ", in degrees?" if np.abs(x[:, k]).max() <= 360 and (np.abs(x[:, ~is_length(x.shape[1])]) > 10).mean() > 0.5 else ""
+    )
+    return row, k, f"an angle in radian from {'-2 pi to 2 pi' if around[k] else '0 to pi'}{degrees}"
 
 
 @jax.tree_util.register_dataclass
@@ -74,6 +107,32 @@ class AtomGP:
     labels: tuple[tuple[str, str], ...] = ()
     """what else is known: names of system, atom and property, the program, its likelihood"""
 
+    def check_content(self):
+        """ValueError, in a sentence, unless all arrays are of one atom's features, finite, and make sense: when it was read."""
+        frame = numbers("an atomic local frame", self.frame, (3,), least=0, kinds="iu")
+        if len(set(self.frame)) < 3 or (frame >= self.n_atoms).any():
+            raise ValueError(f"expected three different ones of {self.n_atoms} atoms as a frame, found {self.frame}")
+        n, d = numbers("training features", self.x, (None, 3 * self.n_atoms - 6)).shape
+        if odd := odd_feature(self.x * self.units[0] / np.where(is_length(d), BOHR, 1.0)):
+            row, column, wanted = odd
+            raise ValueError(
+                f"expected {wanted} as feature {column + 1}, found {self.x[row, column]:g} in training point {row}"
+            )
+        self.kernel.check_fit((), d)
+        for name, shape in (("offset", ()), ("slopes", (d,)), ("origin", (d,))):
+            numbers(f"{name} of the mean", getattr(self.mean, name), shape)
+        numbers("training values", self.y, (n,))
+        numbers("weights", self.weights, (n,))
+        for what, of, shape in (("features", self.x_scaling, (d,)), ("values", self.y_scaling, ())):
+            centre, width = of
+            numbers(f"means of {what}", centre, shape)
+            numbers(f"standard deviations of {what}", width, shape, SMALLEST)
+        numbers("units of features", self.units[0], (d,), SMALLEST)
+        numbers("the unit of values", self.units[1], (), SMALLEST)
+        numbers("a nugget", self.noise, (), least=0)
+        if not all(isinstance(word, str) for label in self.labels for word in label):
+            raise ValueError(f"expected words as labels, found {self.labels}")
+
     @property
     def n_train(self):
         """Number of training points."""
@@ -116,6 +175,14 @@ class AtomGP:
         return variance * (self.units[1] * self.y_scaling[1]) ** 2
 
 
+def parse_atom(name):
+    """(chemical symbol, number) of an atom's name such as O1; ValueError, in a sentence, for other names."""
+    found = re.fullmatch(r"([A-Za-z]+)(\d+)", name)
+    if not found or atomic_numbers.get(found[1].capitalize(), 0) < 1:
+        raise ValueError(f"expected an atom's name as O1, an element and a number, found {name!r}")
+    return found[1].capitalize(), int(found[2])
+
+
 def told(labels):
     """`MadeBy` from the labels of an atom's model."""
     learned = {"iqa": "atomic_energies"}.get(labels.get("property", ""), labels.get("property", ""))
@@ -140,6 +207,13 @@ class Atomwise(OfOneMolecule):
             fields = {**fields, "made_by": told(dict(fields["provenance"]))}
             del fields["provenance"]
         return cls(**fields)
+
+    def check_content(self):
+        """ValueError, in a sentence, unless there is one model of each atom: of a potential that was read."""
+        n_atoms = one_molecule(self.species, self.reference)
+        found = [(type(atom).__name__, atom.n_atoms, atom.frame[0]) for atom in self.atoms]
+        if found != [("AtomGP", n_atoms, a) for a in range(n_atoms)]:
+            raise ValueError(f"expected one model for each of {n_atoms} atoms, found {len(found)} or those of others")
 
     @property
     def n_train(self):
@@ -193,6 +267,14 @@ class Moments:
 
     components: tuple[Atomwise, ...]
     """one for each of ``harmonics.component_names``: 1, 4, 9, 16 or 25"""
+
+    def check_content(self):
+        """ValueError, in a sentence, unless all moments up to some rank are of the same atoms in the same frames."""
+        rank(np.zeros(len(self.components)))
+        first = self.components[0]
+        for component in self.components:
+            if component.species != first.species or [a.frame for a in component.atoms] != [a.frame for a in first.atoms]:
+                raise ValueError("expected all moments of the same atoms in the same frames, found others")
 
     @property
     def species(self):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.data.content import SMALLEST, numbers
 from iqagp_jax.system.frames import TINY, in_frame, incidence_of, norm
 from iqagp_jax.system.geometry import bond_graph, graph_distances
 
@@ -48,6 +49,12 @@ class ALF:
         """For every atom the atoms outside its frame, ascending, (N, N - 3)."""
         n = len(self.frames)
         return np.array([[b for b in range(n) if b not in frame] for frame in self.frames], dtype=int).reshape(n, -1)
+
+    def check_fit(self, n_atoms):
+        """ValueError, in a sentence, unless there is a frame for each of so many atoms; for what was read from a file."""
+        frames = numbers("atomic local frames", self.frames, (n_atoms, 3), least=0, kinds="iu")
+        if (frames >= n_atoms).any() or (frames[:, 0] != np.arange(n_atoms)).any() or any(len(set(f)) < 3 for f in self.frames):
+            raise ValueError(f"expected three different atoms as frame of each of {n_atoms}, found {self.frames}")
 
     @property
     def angular(self):
@@ -148,6 +155,13 @@ class InverseDistances:
         number = np.zeros((self.n_atoms, self.n_atoms), dtype=int)
         number[a, b] = number[b, a] = np.arange(len(a))
         return number
+
+    def check_fit(self, n_atoms):
+        """ValueError, in a sentence, unless they are of so many atoms; for what was read from a file."""
+        if self.n_atoms != n_atoms:
+            raise ValueError(f"expected features of {n_atoms} atoms, found those of {self.n_atoms}")
+        if self.weights is not None:
+            numbers("weights of pairs", self.weights, (n_atoms * (n_atoms - 1) // 2,), SMALLEST)
 
     @property
     def angular(self):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.data.content import SMALLEST, numbers
 from iqagp_jax.machine.precision import Array
 
 _pytree = partial(jax.tree_util.register_dataclass)
@@ -26,6 +27,10 @@ class Kernel:
     """k(x, y) of two points (D,); kernels add and multiply."""
 
     __call__: ClassVar[Callable[..., Any]]
+
+    check_fit: ClassVar[Callable[..., Any]]
+    """(front, D): ValueError, in a sentence, unless its arrays are of shape ``front``, then D where every feature has one, and
+    make sense; for points (D,). Asked where a kernel was read from a file."""
 
     def __add__(self, other):
         return Sum(self, other)
@@ -79,6 +84,16 @@ class Scaled:
         """z = x / l"""
         return x / self.lengthscale
 
+    def check_fit(self, front, d):
+        """See `Kernel`."""
+        _check_lengthscale(self, front, d)
+
+
+def _check_lengthscale(kernel, front, d):
+    """One for all features (D,), or one a feature; infinite where a feature is not felt."""
+    one = np.ndim(kernel.lengthscale) == len(front)
+    numbers("length scales", kernel.lengthscale, front if one else (*front, d), SMALLEST, infinite=True)
+
 
 @_pytree
 @dataclass(frozen=True)
@@ -97,6 +112,10 @@ class Periodic(SquaredExponential):
     def embed(self, x):
         """z = (cos x, sin x) / l"""
         return jnp.concatenate([jnp.cos(x) / self.lengthscale, jnp.sin(x) / self.lengthscale], axis=-1)
+
+    def check_fit(self, front, d):
+        """See `Kernel`."""
+        _check_lengthscale(self, front, d)
 
 
 @_pytree
@@ -191,9 +210,35 @@ _matern92_slope.defjvps(lambda ds, value, s: Matern92.curvature(s) * ds)
 _matern92_curvature.defjvps(lambda ds, value, s: _matern92_third(s) * ds)
 
 
+class _OfColumns:
+    """What kernels of some columns share."""
+
+    kernel: Any
+    columns: tuple[int, ...]
+
+    def check_fit(self, front, d):
+        """See `Kernel`."""
+        columns = numbers("columns of a kernel", self.columns, (None,), least=0, kinds="iu")
+        if len(set(self.columns)) != len(columns) or (columns >= d).any():
+            raise ValueError(f"expected different columns from 0 to {d - 1} for a kernel, found {self.columns}")
+        self.kernel.check_fit(front, len(columns))
+
+
+class _OfTwo:
+    """What sums and products of kernels share."""
+
+    first: Any
+    second: Any
+
+    def check_fit(self, front, d):
+        """See `Kernel`."""
+        self.first.check_fit(front, d)
+        self.second.check_fit(front, d)
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["columns"])
 @dataclass(frozen=True)
-class Select(SquaredExponential):
+class Select(_OfColumns, SquaredExponential):
     """A squared-exponential kernel that sees only some ``columns`` of the features."""
 
     kernel: SquaredExponential
@@ -206,7 +251,7 @@ class Select(SquaredExponential):
 
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["columns"])
 @dataclass(frozen=True)
-class Restrict(Kernel):
+class Restrict(_OfColumns, Kernel):
     """Any kernel that sees only some ``columns`` of the features; for squared exponentials `Select` is faster."""
 
     kernel: Kernel
@@ -237,6 +282,11 @@ class RBFCyclic(Kernel):
         difference = difference - jnp.where(cyclic, period * jnp.round(difference / period), 0.0)
         return jnp.exp(-0.5 * jnp.sum((difference / self.lengthscale) ** 2))
 
+    def check_fit(self, front, d):
+        """See `Kernel`."""
+        _check_lengthscale(self, front, d)
+        numbers("periods", self.period, (*front, d), SMALLEST, infinite=True)
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["scale"], meta_fields=["order"])
 @dataclass(frozen=True)
@@ -250,6 +300,11 @@ class Linear(Kernel):
     def __call__(self, x, y):
         return jnp.sum((x * y) ** self.order / self.scale)
 
+    def check_fit(self, front, d):
+        """See `Kernel`."""
+        numbers("the order of a linear kernel", self.order, (), least=1, kinds="iu")
+        numbers("scales of a linear kernel", self.scale, (*front, d), SMALLEST, infinite=True)
+
 
 @_pytree
 @dataclass(frozen=True)
@@ -261,10 +316,14 @@ class Constant(Kernel):
     def __call__(self, x, y):
         return self.value
 
+    def check_fit(self, front, d):
+        """See `Kernel`."""
+        numbers("a constant covariance", self.value, front, least=0)
+
 
 @_pytree
 @dataclass(frozen=True)
-class Joint(SquaredExponential):
+class Joint(_OfTwo, SquaredExponential):
     """Product of two squared exponentials: one squared exponential in the joined embedding."""
 
     first: SquaredExponential
@@ -277,7 +336,7 @@ class Joint(SquaredExponential):
 
 @_pytree
 @dataclass(frozen=True)
-class Sum(Kernel):
+class Sum(_OfTwo, Kernel):
     """k1(x, y) + k2(x, y)"""
 
     first: Kernel
@@ -289,7 +348,7 @@ class Sum(Kernel):
 
 @_pytree
 @dataclass(frozen=True)
-class Product(Kernel):
+class Product(_OfTwo, Kernel):
     """k1(x, y) k2(x, y)"""
 
     first: Kernel
@@ -306,6 +365,12 @@ def covariance(kernel, x, y):
 
 NAMES = ("matern52", "matern92", "rbf", "rbf-periodic")
 """By which `build_kernel` knows them."""
+
+
+def name_of(kernel: Kernel) -> str:
+    """The name by which `build_kernel` makes such a kernel; empty where none does."""
+    names = {"RBF": "rbf", "Matern52": "matern52", "Matern92": "matern92", "Joint": "rbf-periodic"}
+    return names.get(type(kernel).__name__, "")
 
 
 def build_kernel(name, lengthscale, angular):

@@ -26,7 +26,6 @@ They join with "+", as in "mf5+born-mayer". The constant of a sum is that of wha
 the Gaussian process sees the same kind of residual with and without them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -36,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_numbers
 
+from iqagp_jax.data.content import SMALLEST, numbers
 from iqagp_jax.machine.precision import Array
 from iqagp_jax.system.geometry import sum_of_radii
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
@@ -57,18 +57,27 @@ class ConstantMean:
         """(N, 3) angstrom -> (N,) eV"""
         return self.values
 
+    def check_fit(self, n_atoms):
+        """ValueError, in a sentence, unless it is of so many atoms and makes sense; for what was read from a file."""
+        numbers("atomic energies of the prior mean", self.values, (n_atoms,))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SumOfMeans:
     """m_1(R) + m_2(R)."""
 
-    first: Callable
-    second: Callable
+    first: Any
+    second: Any
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,) eV"""
         return self.first(positions) + self.second(positions)
+
+    def check_fit(self, n_atoms):
+        """As of `ConstantMean`."""
+        self.first.check_fit(n_atoms)
+        self.second.check_fit(n_atoms)
 
 
 def pair_means(pair_energy, positions):
@@ -103,6 +112,12 @@ class BornMayer:
         """(N, 3) angstrom -> (N,) eV"""
         return pair_means(lambda r: self.height * jnp.exp((0.8 * self.radii - r) / self.width), positions)
 
+    def check_fit(self, n_atoms):
+        """As of `ConstantMean`."""
+        numbers("sums of covalent radii", self.radii, (n_atoms, n_atoms), least=0)
+        numbers("height of the repulsion", self.height, (), least=0)
+        numbers("width of the repulsion", self.width, (), SMALLEST)
+
 
 SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
 """(c_k, d_k) of the universal screening function phi(x) = sum_k c_k exp(-d_k x)."""
@@ -134,6 +149,10 @@ class ZBL:
             return HARTREE * BOHR * z[:, None] * z / r * screening
 
         return pair_means(pair_energy, positions)
+
+    def check_fit(self, n_atoms):
+        """As of `ConstantMean`."""
+        numbers("nuclear charges", self.charges, (n_atoms,), least=1)
 
 
 REPULSIONS: dict[str, Any] = {"born-mayer": BornMayer, "zbl": ZBL}

@@ -3,7 +3,6 @@
 The plain formula is `Model.atomic_energies`; `fast` has the same numbers by matrix products, tested against it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
+from iqagp_jax.data.content import numbers, one_molecule
 from iqagp_jax.data.level import Level
 from iqagp_jax.families.gp import fast, joint, regression
 from iqagp_jax.families.gp.features import ALF, InverseDistances
-from iqagp_jax.families.gp.kernels import Kernel, Radial
-from iqagp_jax.families.gp.options import GPOptions
+from iqagp_jax.families.gp.kernels import Kernel, Radial, name_of
+from iqagp_jax.families.gp.options import GPOptions, check_targets
 from iqagp_jax.machine.forks import computing
 from iqagp_jax.machine.precision import double, exact
 from iqagp_jax.potential import Bound, MadeBy, OfOneMolecule, Uncertainty, check_positions
@@ -45,6 +45,19 @@ class JointData:
     """(M,) noise of a geometry's observations, eV^2 and (eV/angstrom)^2"""
     directions: np.ndarray | None = None
     """(N, P n, D) b of `Model`'s formula, eV times the features' units; None for a model that has not seen forces"""
+
+    def check_fit(self, targets, train_features):
+        """ValueError, in a sentence, unless it is of the ``targets`` and training points (N, P n, D) of a model."""
+        n_atoms, points, _ = train_features.shape
+        images = len(numbers("permutations", self.permutations, (None, n_atoms), least=0, kinds="iu"))
+        if (np.sort(self.permutations, axis=1) != np.arange(n_atoms)).any() or not images or points % images:
+            raise ValueError(f"expected permutations of {n_atoms} atoms that {points} training points are images under")
+        observations = joint.count(targets, n_atoms)
+        numbers("training positions", self.positions, (points // images, n_atoms, 3))
+        numbers("what was observed", self.observed, (points // images * observations,), kinds="b")
+        numbers("noise variances", self.noise_variance, (observations,), least=0)
+        if self.directions is not None:
+            numbers("directions", self.directions, train_features.shape)
 
 
 def _of_joint(name, told):
@@ -78,7 +91,7 @@ class Model(OfOneMolecule):
     species: tuple[str, ...]
     features: ALF | InverseDistances
     kernel: Kernel
-    mean: Callable
+    mean: Any
     train_features: np.ndarray
     """(N, n, D)"""
     weights: np.ndarray
@@ -115,6 +128,39 @@ class Model(OfOneMolecule):
         if "joint" not in fields:
             fields = _with_joint(fields)
         return cls(**fields)
+
+    def check_content(self):
+        """ValueError, in a sentence, unless all arrays are of these atoms, finite, and make sense: of a model that was read."""
+        n_atoms = one_molecule(self.species, self.reference)
+        self.features.check_fit(n_atoms)
+        n, d = numbers("training features", self.train_features, (n_atoms, None, len(self.features.angular))).shape[1:]
+        self.kernel.check_fit((n_atoms,), d)
+        self.mean.check_fit(n_atoms)
+        numbers("weights", self.weights, (n_atoms, n))
+        numbers("signal variances", self.signal_variance, (n_atoms,), least=0)
+        if np.ndim(self.trace) != 2 or len(np.transpose(self.trace)) != n_atoms:
+            raise ValueError(f"expected the likelihood of each of {n_atoms} atoms, found shape {np.shape(self.trace)}")
+        if check_targets(self.targets) != self.targets:
+            raise ValueError(f"expected targets in their order, found {self.targets}")
+        numbers("noise", self.noise, (len(self.targets),) if isinstance(self.noise, tuple) else (), least=0)
+        if self.residual is not None:
+            numbers("residuals", self.residual, (n_atoms, n))
+        if self.joint is not None:
+            self.joint.check_fit(self.targets, self.train_features)
+        self._check_told()
+
+    def _check_told(self):
+        """ValueError, in a sentence, where it is another than its options tell."""
+        if not isinstance(self.made_by, MadeBy) or not isinstance(self.made_by.level, Level):
+            raise ValueError(f"expected where the model came from, found {self.made_by!r}")
+        numbers("copies of each geometry", self.made_by.copies, (), least=1, kinds="iu")
+        options = self.made_by.options
+        if options is None:
+            return
+        told = {"kernel": (options.kernel, name_of(self.kernel)), "features": (options.features, self.features.name)}
+        for what, (expected, found) in told.items():
+            if expected is not None and found != expected:
+                raise ValueError(f"expected the {what} {expected} that its options tell, found {found or 'another'}")
 
     @property
     def n_train(self):

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.data.content import SMALLEST, numbers, one_molecule
 from iqagp_jax.potential import Bound, MadeBy, OfOneMolecule
+from iqagp_jax.system.elements import check_species
 from iqagp_jax.system.frames import norm
 from iqagp_jax.system.geometry import pair_distances
 
@@ -54,6 +56,12 @@ class BondedMorse(OfOneMolecule):
         bonded[tuple(system.bonds.T)] = True
         deep = np.where(bonded | bonded.T, depth, 0.1 * depth)
         return cls(system.species, system.positions, deep, np.array(steepness))
+
+    def check_content(self):
+        """ValueError, in a sentence, unless its numbers are those of its atoms and make sense: of one that was read."""
+        n_atoms = one_molecule(self.species, self.reference)
+        numbers("depths", self.depth, (n_atoms, n_atoms), least=0)
+        numbers("steepness", self.steepness, (), SMALLEST)
 
     def bind(self, system, dtype=np.float64):
         """All pairs: nothing is kept from step to step."""
@@ -104,6 +112,12 @@ class NeighbourMorse:
     cutoff: np.ndarray
     """angstrom"""
     made_by: MadeBy = MadeBy()
+
+    def check_content(self):
+        """As of `BondedMorse`."""
+        check_species(self.elements)
+        for name in ("depth", "steepness", "rest", "cutoff"):
+            numbers(name, getattr(self, name), (), SMALLEST)
 
     def check(self, system):
         """ValueError for other elements, and for a cell."""
