@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers
+from scipy.sparse.csgraph import connected_components
 
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.machine.warn import warn
@@ -48,6 +49,15 @@ FORCES = {f"{unit}/angstrom": value for unit, value in ENERGIES.items()} | {
 
 RARE = ("meV", "cm^-1")
 """Units that are met together only."""
+
+USUAL = {
+    "hartree": ("hartree/bohr", "hartree/angstrom"),
+    **{unit: (f"{unit}/angstrom",) for unit in ENERGIES if unit != "hartree"},
+}
+"""Forces that are met beside energies; what is not costs `UNUSUAL`, and so do `RARE` units."""
+
+UNUSUAL = 2.0
+"""Logarithm of how much less often units are met."""
 
 STIFFNESS, STIFFNESS_SPREAD = 35.0, 0.7
 """Force constant of a bond to hydrogen, eV/angstrom^2 (O-H 49, C-H 31, Si-H 17), and the standard deviation of its"
@@ -104,7 +114,8 @@ def check_lengths(species: Sequence[str], positions: np.ndarray) -> None:
     if FAR_OFF[0] < middle < FAR_OFF[1] or not np.isfinite(middle):
         return
     for unit, value in LENGTHS.items():
-        if BONDED[0] < middle * value < BONDED[1]:
+        pieces = np.median([connected_components(value * frame < BONDED[1])[0] for frame in relative])
+        if BONDED[0] < middle * value < BONDED[1] and pieces <= max(1, len(counted) // 3):
             warn(
                 f"positions are those of a molecule if they are in {unit}, and not in angstrom: atoms are {middle:.2f} sums of"
                 f" covalent radii from their nearest neighbours (about 1 expected); multiply them by {value:.6g}"
@@ -176,7 +187,7 @@ def _energy(data: Dataset) -> np.ndarray:
 
 def _judges(data: Dataset) -> tuple[list[Callable[[Units], float]], list[str]]:
     """Log probabilities of units by all that the data allow to judge by, and what that is in words."""
-    judges: list[Callable[[Units], float]] = []
+    judges: list[Callable[[Units], float]] = [_log_of_use]
     told: list[str] = []
     energy = _energy(data)
     if np.isfinite(energy).any():
@@ -184,12 +195,17 @@ def _judges(data: Dataset) -> tuple[list[Callable[[Units], float]], list[str]]:
         judges.append(lambda u: _log_of_mean(share * ENERGIES[u.energy]))
         told.append(f"energies are {share:.3g} times those of the free atoms with all electrons")
     if (spread := relative_spread(data)) is not None:
-        judges.append(lambda u: _log_normal(spread * ENERGIES[u.energy], SPREAD, SPREAD_SPREAD))
+        uncertain = SPREAD_SPREAD * np.sqrt(1 + 2 * ENOUGH / len(data))
+        judges.append(lambda u: _log_normal(spread * ENERGIES[u.energy], SPREAD, uncertain))
         told.append(f"they vary by {spread:.3g} times what bonds make of it (about 2 expected)")
     if (k := stiffness(data)) is not None:
         judges.append(lambda u: _log_normal(abs(k) * FORCES[u.forces], STIFFNESS, STIFFNESS_SPREAD))
         told.append(f"forces hold hydrogens by {abs(k):.3g} eV/angstrom^2 (about 35 expected)")
     return judges, told
+
+
+def _log_of_use(units: Units) -> float:
+    return -UNUSUAL * ((units.forces not in USUAL[units.energy]) + (units.energy in RARE))
 
 
 def _log_normal(value: float, middle: float, spread: float) -> float:
