@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from scipy.spatial import cKDTree
 
+from iqagp_jax.data.scale import check_units
 from iqagp_jax.machine.warn import warn
 from iqagp_jax.potential import bind, energy_and_forces, potential_of, uncertainty
 from iqagp_jax.system.elements import same_atoms
@@ -164,8 +165,8 @@ def unseen(model, dataset):
         return dataset
     if known.any():
         warn(
-            f"{known.sum()} of {len(known)} geometries are among those that the model was trained on, rotations, mirror images and"
-            " the order of equal atoms aside; they are left out"
+            f"{known.sum()} of {len(known)} geometries are among those that the model was trained on, rotations, mirror images"
+            " and the order of equal atoms aside; they are left out"
         )
         return dataset[~known]
     return dataset
@@ -204,12 +205,23 @@ def validate(model, dataset, predictions=None):
 
     Raises ValueError where the dataset's atoms are not the model's.
     """
-    same_atoms(potential_of(model).system.species, dataset.species, "the dataset")
+    check_atoms(model, dataset)
+    check_units(dataset)
     whole, dataset = dataset, unseen(model, dataset)
     if predictions is None:
         predictions = predict(model, dataset.positions, dataset)
     elif len(dataset) < len(whole):
         predictions = predictions[~seen(model, whole.positions)]
+    return compared(model, dataset, predictions)
+
+
+def check_atoms(model, dataset):
+    """ValueError, in a sentence, where the atoms of a `Dataset` are not a model's."""
+    same_atoms(potential_of(model).system.species, dataset.species, "the dataset")
+
+
+def compared(model, dataset, predictions):
+    """The `Validation` of a model by its predictions for all geometries of a `Dataset`."""
     error = (predictions.energy - dataset.energy) / KCAL_MOL
     atoms = forces = energy_calibration = force_calibration = None
     if predictions.variance is not None:

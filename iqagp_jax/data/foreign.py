@@ -7,6 +7,7 @@ import lzma
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -75,8 +76,13 @@ def check_text(text: str, path: Path) -> None:
         )
 
 
+def _converted(path: Path) -> str:
+    """Name of an extxyz file that takes the place of none."""
+    return f"{path.stem}{'-converted' * (path.suffix == '.extxyz')}.extxyz"
+
+
 def _by_ase(path: Path) -> str:
-    return f"python -c \"from ase.io import read, write; write('{path.stem}.extxyz', read('{path.name}', ':'))\""
+    return f"python -c \"from ase.io import read, write; write('{_converted(path)}', read('{path.name}', ':'))\""
 
 
 def _binary(content: bytes, path: Path) -> str:
@@ -91,7 +97,7 @@ def _binary(content: bytes, path: Path) -> str:
         what = "a binary file"
     return what and (
         f"it is {what}; write each geometry as ase.Atoms(symbols, positions in angstrom), with info['REF_energy'] in eV and"
-        f" arrays['REF_forces'] in eV/angstrom, and all of them by ase.io.write('{path.stem}.extxyz', frames)"
+        f" arrays['REF_forces'] in eV/angstrom, and all of them by ase.io.write('{_converted(path)}', frames)"
     )
 
 
@@ -100,7 +106,7 @@ def _archive(content: bytes, path: Path) -> str:
     try:
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
             held = list(arrays)
-    except BROKEN_FILE:
+    except (BadZipFile, *BROKEN_FILE):
         return "it is a zip archive; unpack it first"
     name = {what: next((n for n in names if n in held), None) for what, names in ARRAYS.items()}
     told = f"it is a NumPy archive of {', '.join(held[:12])}"
@@ -112,7 +118,7 @@ def _archive(content: bytes, path: Path) -> str:
         f"{told}; convert it, u being its energy unit in eV (here kcal/mol, as in sGDML's and rMD17's files) and lengths in"
         " angstrom:"
         f" python -c \"import numpy, ase, ase.io; d = numpy.load('{path.name}'); u = 0.0433641;"
-        f" ase.io.write('{path.stem}.extxyz', {_frames(name)})\""
+        f" ase.io.write('{_converted(path)}', {_frames(name)})\""
     )
 
 

@@ -112,4 +112,4 @@ def alf_positions(features: Float[Array, "d"], frame, others) -> Float[Array, "n
 def alf_geometries(points, frame, others) -> np.ndarray:
     """`alf_positions` (n, N, 3) of many features (n, D), in float64 whatever JAX's mode."""
     with jax.enable_x64(True):
-        return np.asarray(jax.vmap(lambda x: alf_positions(x, frame, jnp.asarray(others)))(jnp.asarray(points, float)))
+        return np.asarray(jax.vmap(lambda x: alf_positions(x, frame, np.asarray(others, int)))(jnp.asarray(points, float)))

@@ -24,8 +24,10 @@ LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 def check_labels(data, targets):
     """Warn where labels are likelier in other units, or forces with the other sign; see `scale` and `agreement`.
 
-    Raises ValueError, in a sentence, for forces that are all zero.
+    Raises ValueError, in a sentence, where there are no labels, and for forces that are all zero.
     """
+    if not any(np.isfinite(x).any() for x in (getattr(data, target) for target in targets) if x is not None):
+        raise ValueError(f"expected labels, found no {' and no '.join(targets)} in {len(data)} geometries; label them")
     if "forces" in targets and not np.nan_to_num(data.forces).any():
         raise ValueError(
             "expected forces, found zeros in all geometries, which are no labels; leave them out (forces=None), or learn other"
