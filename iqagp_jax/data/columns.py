@@ -171,8 +171,8 @@ def labels_of(frames: Sequence[Entries], target: str, key: str, shape: tuple[int
     if empty and (target == "forces" or (target == "energy" and len(empty) == len(found) > 1)):
         of = "all" if len(empty) == len(found) else str(len(empty))
         warn(
-            f"{name}: {key} is exactly zero in {of} of {len(frames)} frames, which is no label and left out; write the {target} of"
-            " the calculation there, or nothing"
+            f"{name}: {key} is exactly zero in {of} of {len(frames)} frames, which is no label and left out; write the {target}"
+            " of the calculation there, or nothing"
         )
         values[empty] = np.nan
     return values if np.isfinite(values).any() else None

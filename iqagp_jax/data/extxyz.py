@@ -24,7 +24,7 @@ from iqagp_jax.data.columns import LABELS, entries_of, label_names, labels_of, n
 from iqagp_jax.data.dataset import DECIMALS, ORIGIN, Dataset
 from iqagp_jax.data.foreign import check_text, text_of
 from iqagp_jax.data.level import Level
-from iqagp_jax.data.order import tell_exchanged
+from iqagp_jax.data.order import tell_exchanged, tell_odd
 from iqagp_jax.data.scale import check_lengths
 from iqagp_jax.data.state import STATE, state_of_frames
 from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
@@ -44,6 +44,9 @@ SAME_LEVEL = ("level_of_theory", "partition")
 
 LEVEL = (*SAME_LEVEL, *STATE, "programs", "sampler")
 """Entries of a frame's info that tell of all frames."""
+
+FARTHEST = 1e6
+"""Coordinates are smaller than this (angstrom)."""
 
 SUM_ERROR = 1e-6
 """Atomic energies sum to the energy within this (eV)."""
@@ -153,6 +156,7 @@ def _geometries(frames: Sequence[Atoms], name: str) -> Dataset:
     positions = whole_positions(frames, name)
     check_lengths(species, positions)
     tell_exchanged(species, positions, name)
+    tell_odd(positions, name)
     return Dataset(
         species=species,
         positions=positions,
@@ -239,6 +243,10 @@ def whole_positions(frames: Sequence[Atoms], name: str) -> np.ndarray:
     positions = np.array([atoms.get_positions() for atoms in frames])
     if bad := np.flatnonzero(~np.isfinite(positions).all((1, 2))).tolist():
         raise ValueError(f"{name}: expected finite positions, found a NaN or infinity in frame {bad[0]}; remove that frame")
+    if (far := np.abs(positions).max((1, 2), initial=0.0)).max() > FARTHEST:
+        raise ValueError(
+            f"{name}: expected positions in angstrom, found {far.max():.3g} in frame {far.argmax()}; remove that frame"
+        )
     periodic = [k for k, atoms in enumerate(frames) if (atoms.pbc & atoms.cell.any(1)).any()]
     if not periodic:
         return positions

@@ -1,4 +1,5 @@
-"""Whether atoms stand in one order in all frames, judged by their bonds."""
+"""Frames that do not fit the others: atoms in another order, judged by their bonds, atoms far away, geometries that come"
+" twice."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,10 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from iqagp_jax.machine.warn import warn
-from iqagp_jax.system.geometry import bond_graph
+from iqagp_jax.system.geometry import BOND_FACTOR, bond_graph, pair_distances, sum_of_radii
 
 FAR = 10
 """Bonds that an atom's surroundings reach."""
+
+SMALL = 40
+"""Atoms of molecules in which two of different elements are sought that have changed places, at most."""
+
+FARTHER = (5.0, 20.0)
+"""A frame is odd that is so many times, and by so much (angstrom), larger than others are."""
+
+MANY = 10
+"""Frames from which on geometries that come twice are told."""
+
+REPEATED = 0.01
+"""Share of the frames that may come twice."""
 
 MOST_NAMED = 5
 """Frames that a sentence names."""
@@ -32,17 +45,60 @@ def tell_exchanged(species: Sequence[str], positions: np.ndarray, name: str) -> 
     number = Counter(graph.tobytes() for graph in graphs)
     usual = next(graph for graph in graphs if graph.tobytes() == number.most_common(1)[0][0])
     kept = _surroundings(species, usual)
-    moved = {graph.tobytes(): _exchanged(species, usual, kept, graph) for graph in graphs if number[graph.tobytes()]}
-    frames = [k for k, graph in enumerate(graphs) if moved[graph.tobytes()]]
-    if frames:
-        atoms = ", ".join(f"{species[a]}{a + 1}" for a in moved[graphs[frames[0]].tobytes()])
-        more = f" and {len(frames) - MOST_NAMED} more" if len(frames) > MOST_NAMED else ""
+    found = {graph.tobytes(): _exchanged(species, usual, kept, graph) for graph in graphs}
+    moved = [
+        found[graph.tobytes()] or _other_elements(species, usual, r, graph) for graph, r in zip(graphs, positions, strict=True)
+    ]
+    if frames := [k for k, atoms in enumerate(moved) if atoms]:
+        atoms = ", ".join(f"{species[a]}{a + 1}" for a in moved[frames[0]])
         warn(
             f"{name}: expected the atoms in one order in all frames, found {atoms} in each other's places, by their bonds, in"
-            f" frame{'s' * (len(frames) > 1)} {', '.join(map(str, frames[:MOST_NAMED]))}{more} of {len(graphs)}; put the"
-            " atoms of"
-            " these frames in the order of the others"
+            f" {_named(frames)} of {len(graphs)}; put the atoms of these frames in the order of the others"
         )
+
+
+def tell_odd(positions: np.ndarray, name: str) -> None:
+    """Warn of geometries (n, N, 3) that are many times larger than the others, and of many that come twice."""
+    sizes = np.linalg.norm(positions - positions.mean(1, keepdims=True), axis=-1).max(1)
+    usual = np.median(sizes)
+    if frames := np.flatnonzero(sizes > np.maximum(FARTHER[0] * usual, usual + FARTHER[1])).tolist():
+        warn(
+            f"{name}: an atom is {sizes[frames[0]]:.0f} angstrom from the others' middle in {_named(frames)}, where"
+            f" {usual:.1f} is usual;"
+            " remove what is no geometry of the molecule"
+        )
+    twice = len(positions) - len({r.tobytes() for r in positions})
+    if len(positions) >= MANY and twice > REPEATED * len(positions):
+        warn(f"{name}: {twice} of {len(positions)} frames repeat the geometry of an earlier one; give each once")
+
+
+def _named(frames: Sequence[int]) -> str:
+    more = f" and {len(frames) - MOST_NAMED} more" if len(frames) > MOST_NAMED else ""
+    return f"frame{'s' * (len(frames) > 1)} {', '.join(map(str, frames[:MOST_NAMED]))}{more}"
+
+
+def _other_elements(species: Sequence[str], usual: np.ndarray, positions: np.ndarray, bonded: np.ndarray) -> list[int]:
+    """Two atoms of different elements whose places give the usual bonds if they are exchanged; none where bonds are usual."""
+    if len(species) > SMALL or (usual == bonded).all():
+        return []
+    distances, limits = pair_distances(positions), BOND_FACTOR * sum_of_radii(species)
+    for i in range(len(species)):
+        for j in range(i):
+            if species[i] != species[j]:
+                order = np.arange(len(species))
+                order[[i, j]] = j, i
+                # The first rows that differ are enough, nearly always.
+                near = distances[order[i]][order] < limits[i]
+                near[i] = False
+                if (near == usual[i]).all() and _same_bonds(distances[np.ix_(order, order)], limits, usual):
+                    return [j, i]
+    return []
+
+
+def _same_bonds(distances: np.ndarray, limits: np.ndarray, usual: np.ndarray) -> bool:
+    bonded = distances < limits
+    np.fill_diagonal(bonded, False)
+    return bool((bonded == usual).all())
 
 
 def _surroundings(species: Sequence[str], bonded: np.ndarray) -> list[int]:

@@ -59,13 +59,17 @@ USUAL = {
 UNUSUAL = 2.0
 """Logarithm of how much less often units are met."""
 
-STIFFNESS, STIFFNESS_SPREAD = 35.0, 0.7
-"""Force constant of a bond to hydrogen, eV/angstrom^2 (O-H 49, C-H 31, Si-H 17), and the standard deviation of its"
-" logarithm."""
+STIFFNESS = 35.0
+"""Force constant of a bond to hydrogen, eV/angstrom^2: O-H 49, C-H 31, Si-H 17, Na-H 5."""
 
-SPREAD, SPREAD_SPREAD = 1.7, 0.9
-"""Spread of energies in multiples of what bonds make of it: three coordinates an atom, one of them a bond. And of its"
-" logarithm."""
+STIFFNESS_SPREAD = (1.1, 0.7)
+"""Standard deviation of its logarithm, below and above."""
+
+SPREAD = 1.7
+"""Spread of energies in multiples of what bonds make of it: three coordinates an atom, one of them a bond."""
+
+SPREAD_SPREAD = (1.3, 0.9)
+"""Standard deviation of its logarithm, below and above."""
 
 FLOOR = 0.02
 """Spread of energies, eV, that shapes of unchanged bonds have, as in a scan of torsions."""
@@ -73,10 +77,10 @@ FLOOR = 0.02
 PRECISION = 0.02
 """Relative error of the energy of all electrons by the formula, and by small basis sets."""
 
-VALENCE = 0.05
+VALENCE = 0.03
 """Probability per ln of an energy that leaves electrons out, where that of all electrons together has a half."""
 
-SURE = 4.0
+SURE = 5.0
 """Logarithm of how much likelier another unit must be."""
 
 
@@ -195,8 +199,8 @@ def _judges(data: Dataset) -> tuple[list[Callable[[Units], float]], list[str]]:
         judges.append(lambda u: _log_of_mean(share * ENERGIES[u.energy]))
         told.append(f"energies are {share:.3g} times those of the free atoms with all electrons")
     if (spread := relative_spread(data)) is not None:
-        uncertain = SPREAD_SPREAD * np.sqrt(1 + 2 * ENOUGH / len(data))
-        judges.append(lambda u: _log_normal(spread * ENERGIES[u.energy], SPREAD, uncertain))
+        few = 1 + 2 * ENOUGH / len(data)
+        judges.append(lambda u: _log_normal(spread * ENERGIES[u.energy], SPREAD, SPREAD_SPREAD) / few)
         told.append(f"they vary by {spread:.3g} times what bonds make of it (about 2 expected)")
     if (k := stiffness(data)) is not None:
         judges.append(lambda u: _log_normal(abs(k) * FORCES[u.forces], STIFFNESS, STIFFNESS_SPREAD))
@@ -208,8 +212,9 @@ def _log_of_use(units: Units) -> float:
     return -UNUSUAL * ((units.forces not in USUAL[units.energy]) + (units.energy in RARE))
 
 
-def _log_normal(value: float, middle: float, spread: float) -> float:
-    return -0.5 * (np.log(max(value, 1e-12) / middle) / spread) ** 2
+def _log_normal(value: float, middle: float, spread: tuple[float, float]) -> float:
+    away = np.log(max(value, 1e-12) / middle)
+    return -0.5 * (away / spread[int(away > 0)]) ** 2
 
 
 def _log_of_mean(share: float) -> float:
