@@ -153,7 +153,7 @@ def dataset_from_frames(
 def _geometries(frames: Sequence[Atoms], name: str) -> Dataset:
     """All of a `Dataset` but its labels."""
     species = _species(frames, name)
-    positions = whole_positions(frames, name)
+    positions, level = whole_positions(frames, name), _level(frames, name)
     check_lengths(species, positions)
     tell_exchanged(species, positions, name)
     tell_odd(positions, name)
@@ -162,7 +162,7 @@ def _geometries(frames: Sequence[Atoms], name: str) -> Dataset:
         positions=positions,
         energy=np.full(len(frames), np.nan),
         origin={key: _column(frames, key, name) for key in ORIGIN if any(key in atoms.info for atoms in frames)},
-        level=_level(frames, name),
+        level=level,
     )
 
 

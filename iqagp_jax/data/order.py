@@ -3,17 +3,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
 from iqagp_jax.machine.warn import warn
-from iqagp_jax.system.geometry import BOND_FACTOR, bond_graph, pair_distances, sum_of_radii
+from iqagp_jax.system.geometry import bond_graph, pair_distances
 
 FAR = 10
 """Bonds that an atom's surroundings reach."""
 
 SMALL = 40
 """Atoms of molecules in which two of different elements are sought that have changed places, at most."""
+
+OFF = (0.2, 0.4)
+"""A bond is at its length that differs by less from the usual one, as a share, and far from it by more."""
 
 FARTHER = (5.0, 20.0)
 """A frame is odd that is so many times, and by so much (angstrom), larger than others are."""
@@ -46,9 +50,11 @@ def tell_exchanged(species: Sequence[str], positions: np.ndarray, name: str) -> 
     usual = next(graph for graph in graphs if graph.tobytes() == number.most_common(1)[0][0])
     kept = _surroundings(species, usual)
     found = {graph.tobytes(): _exchanged(species, usual, kept, graph) for graph in graphs}
-    moved = [
-        found[graph.tobytes()] or _other_elements(species, usual, r, graph) for graph, r in zip(graphs, positions, strict=True)
-    ]
+    moved = [found[graph.tobytes()] for graph in graphs]
+    if len(species) <= SMALL:
+        bonds = np.argwhere(np.triu(usual))
+        lengths = np.median(np.linalg.norm(positions[:, bonds[:, 0]] - positions[:, bonds[:, 1]], axis=-1), axis=0)
+        moved = [atoms or _other_elements(species, bonds, lengths, r) for atoms, r in zip(moved, positions, strict=True)]
     if frames := [k for k, atoms in enumerate(moved) if atoms]:
         atoms = ", ".join(f"{species[a]}{a + 1}" for a in moved[frames[0]])
         warn(
@@ -77,28 +83,24 @@ def _named(frames: Sequence[int]) -> str:
     return f"frame{'s' * (len(frames) > 1)} {', '.join(map(str, frames[:MOST_NAMED]))}{more}"
 
 
-def _other_elements(species: Sequence[str], usual: np.ndarray, positions: np.ndarray, bonded: np.ndarray) -> list[int]:
-    """Two atoms of different elements whose places give the usual bonds if they are exchanged; none where bonds are usual."""
-    if len(species) > SMALL or (usual == bonded).all():
+def _other_elements(species: Sequence[str], bonds: np.ndarray, lengths: np.ndarray, positions: np.ndarray) -> list[int]:
+    """Two atoms of different elements whose exchange brings all ``bonds`` (B, 2) to their usual ``lengths`` (B,) from far"
+    " away."""
+    distances = pair_distances(positions)
+
+    def off(order: np.ndarray) -> float:
+        return float(np.abs(distances[order[bonds[:, 0]], order[bonds[:, 1]]] / lengths - 1).max(initial=0.0))
+
+    own = np.arange(len(species))
+    if off(own) < OFF[1]:
         return []
-    distances, limits = pair_distances(positions), BOND_FACTOR * sum_of_radii(species)
-    for i in range(len(species)):
-        for j in range(i):
-            if species[i] != species[j]:
-                order = np.arange(len(species))
-                order[[i, j]] = j, i
-                # The first rows that differ are enough, nearly always.
-                near = distances[order[i]][order] < limits[i]
-                near[i] = False
-                if (near == usual[i]).all() and _same_bonds(distances[np.ix_(order, order)], limits, usual):
-                    return [j, i]
+    for i, j in combinations(range(len(species)), 2):
+        if species[i] != species[j]:
+            order = own.copy()
+            order[[i, j]] = j, i
+            if off(order) < OFF[0]:
+                return [i, j]
     return []
-
-
-def _same_bonds(distances: np.ndarray, limits: np.ndarray, usual: np.ndarray) -> bool:
-    bonded = distances < limits
-    np.fill_diagonal(bonded, False)
-    return bool((bonded == usual).all())
 
 
 def _surroundings(species: Sequence[str], bonded: np.ndarray) -> list[int]:
