@@ -33,7 +33,7 @@ LENGTHS = {"bohr": BOHR, "nanometre": 10.0, "picometre": 0.01, "angstrom that wa
 BONDED = (0.8, 1.3)
 """Distances of bonded atoms at rest, in sums of covalent radii."""
 
-FAR_OFF = (0.65, 1.6)
+FAR_OFF = (0.65, 1.72)
 """Beyond these the nearest neighbours of half of all atoms are at no distance of molecules."""
 
 NOBLE = ("He", "Ne", "Ar", "Kr", "Xe", "Rn")
