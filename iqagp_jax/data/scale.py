@@ -50,10 +50,7 @@ FORCES = {f"{unit}/angstrom": value for unit, value in ENERGIES.items()} | {
 RARE = ("meV", "cm^-1")
 """Units that are met together only."""
 
-USUAL = {
-    "hartree": ("hartree/bohr", "hartree/angstrom"),
-    **{unit: (f"{unit}/angstrom",) for unit in ENERGIES if unit != "hartree"},
-}
+USUAL = {unit: f"{unit}/angstrom" for unit in ENERGIES} | {"hartree": "hartree/bohr"}
 """Forces that are met beside energies; what is not costs `UNUSUAL`, and so do `RARE` units."""
 
 UNUSUAL = 2.0
@@ -73,6 +70,9 @@ SPREAD_SPREAD = (1.3, 0.9)
 
 FLOOR = 0.02
 """Spread of energies, eV, that shapes of unchanged bonds have, as in a scan of torsions."""
+
+BOUND_HYDROGEN = -0.57
+"""Energy of a hydrogen in a molecule, hartree."""
 
 PRECISION = 0.02
 """Relative error of the energy of all electrons by the formula, and by small basis sets."""
@@ -130,12 +130,12 @@ def check_lengths(species: Sequence[str], positions: np.ndarray) -> None:
 def all_electrons(species: Sequence[str]) -> float:
     """Energy in eV of free atoms, all electrons counted, E = -0.768745 Z^(7/3) + Z^2/2 - 0.2699 Z^(5/3) hartree for each.
 
-    Thomas and Fermi's with the corrections of Scott and Schwinger (doi:10.1103/PhysRevA.24.2353), within 1% but for hydrogen
-    (8% too low).
+    Thomas and Fermi's with the corrections of Scott and Schwinger (doi:10.1103/PhysRevA.24.2353), within 1%. Hydrogen, of which a
+    bond is a large share, counts as in molecules.
     """
     z = np.array([atomic_numbers[s] for s in species], dtype=float)
     each = -0.768745 * z ** (7 / 3) + z**2 / 2 - 0.2699 * z ** (5 / 3)
-    return float(np.where(z == 1, -0.5, each).sum() * HARTREE)
+    return float(np.where(z == 1, BOUND_HYDROGEN, each).sum() * HARTREE)
 
 
 def check_units(data: Dataset, factor: float | None = None) -> None:
@@ -209,7 +209,7 @@ def _judges(data: Dataset) -> tuple[list[Callable[[Units], float]], list[str]]:
 
 
 def _log_of_use(units: Units) -> float:
-    return -UNUSUAL * ((units.forces not in USUAL[units.energy]) + (units.energy in RARE))
+    return -UNUSUAL * ((units.forces != USUAL[units.energy]) + (units.energy in RARE))
 
 
 def _log_normal(value: float, middle: float, spread: tuple[float, float]) -> float:
