@@ -1,17 +1,23 @@
 """How good a model is on labelled geometries it has not seen: errors, calibration of its uncertainty, report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import jax
 import numpy as np
+from scipy.spatial import cKDTree
 
+from iqagp_jax.data.scale import check_units
+from iqagp_jax.machine.warn import warn
 from iqagp_jax.potential import bind, energy_and_forces, potential_of, uncertainty
 from iqagp_jax.system.elements import same_atoms
 from iqagp_jax.units import KCAL_MOL
 
 BATCH = 64
-"""Geometries predicted at once."""
+"""Geometries predicted at once, at most."""
+
+SAME = 2e-4
+"""Distances of a geometry that differ by less (angstrom) are those of another one: files have four decimals at least."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,10 @@ class Predictions:
     atomic_energies: np.ndarray | None = None
     """(n, N), of a potential that has learned them"""
 
+    def __getitem__(self, index):
+        """Those of the geometries that ``index`` selects."""
+        return Predictions(*(None if x is None else x[index] for x in (getattr(self, f.name) for f in fields(self))))
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -87,21 +97,79 @@ class Validation:
         return asdict(self)
 
 
-def predict(model, positions):
-    """`Predictions` for geometries (n, N, 3) in angstrom."""
-    known = uncertainty(model)
-    asked = {"variance": known and known.energy, "force_variance": known and known.forces}
-    if learned_atomic_energies(model):
+def predict(model, positions, dataset=None, progress=lambda steps: steps):
+    """`Predictions` for geometries (n, N, 3) in angstrom.
+
+    Parameters
+    ----------
+    dataset: of labels that they will be compared with; what it has no labels of, beside energies and forces, is left out: the
+        variances of forces cost many times what the forces do.
+    progress: wraps the range of batches, as a progress bar does.
+    """
+    known, n = uncertainty(model), len(positions)
+    asked = {"variance": known and known.energy, "force_variance": known and _wanted(dataset, "forces") and known.forces}
+    if learned_atomic_energies(model) and _wanted(dataset, "atomic_energies"):
         asked["atomic_energies"] = _one_by_one(model)
     functions = {"both": energy_and_forces(model), **{name: of for name, of in asked.items() if of}}
     parts: dict[str, list[Any]] = {name: [] for name in functions}
-    for start in range(0, len(positions), BATCH):
+    batch = min(BATCH, n)
+    for k in progress(range(-(-n // batch))):
         # The last batch is filled up, so that one compiled shape serves all.
-        batch = positions[np.minimum(np.arange(start, start + BATCH), len(positions) - 1)]
+        here = positions[np.minimum(np.arange(k * batch, (k + 1) * batch), n - 1)]
         for name, of in functions.items():
-            parts[name].append(of(batch))
-    energy, forces = (np.concatenate(part)[: len(positions)] for part in zip(*parts.pop("both"), strict=True))
-    return Predictions(energy, forces, **{name: np.concatenate(part)[: len(positions)] for name, part in parts.items()})
+            parts[name].append(of(here))
+    energy, forces = (np.concatenate(part)[:n] for part in zip(*parts.pop("both"), strict=True))
+    return Predictions(energy, forces, **{name: np.concatenate(part)[:n] for name, part in parts.items()})
+
+
+def _wanted(dataset, target):
+    """Whether a dataset, where one is given, has any label of a kind."""
+    if dataset is None:
+        return True
+    values = getattr(dataset, target)
+    return values is not None and bool(np.isfinite(values).any())
+
+
+def seen(model, positions):
+    """Mask (n,) of geometries (n, N, 3) that a model was trained on.
+
+    Rotated ones, mirror images and those with equal atoms in another order count: they have the same sorted distances of every
+    two elements. Nothing is known of a model that does not hold its training geometries.
+    """
+    trained = getattr(model, "train_geometries", None)
+    if trained is None or not len(trained) or not len(positions):
+        return np.zeros(len(positions), bool)
+    known, asked = (_sorted_distances(model.species, np.asarray(r)) for r in (trained, positions))
+    return np.isfinite(cKDTree(known).query(asked, distance_upper_bound=SAME, p=np.inf)[0])
+
+
+def _sorted_distances(species, positions):
+    """Distances (n, N (N - 1) / 2) of all pairs, those of every two elements in rising order."""
+    a, b = np.triu_indices(len(species), 1)
+    distances = np.linalg.norm(positions[:, a] - positions[:, b], axis=-1)
+    kinds = np.array([" ".join(sorted((species[i], species[j]))) for i, j in zip(a, b, strict=True)])
+    return np.concatenate([np.sort(distances[:, kinds == kind], axis=1) for kind in sorted(set(kinds))], axis=1)
+
+
+def unseen(model, dataset):
+    """The geometries of a `Dataset` that a model was not trained on, with a warning where some are left out.
+
+    All of them, with another warning, where it was trained on each.
+    """
+    known = seen(model, dataset.positions)
+    if known.all() and len(known):
+        warn(
+            f"all {len(known)} geometries are among those that the model was trained on: errors are those of the fit, and say"
+            " nothing about others"
+        )
+        return dataset
+    if known.any():
+        warn(
+            f"{known.sum()} of {len(known)} geometries are among those that the model was trained on, rotations, mirror images"
+            " and the order of equal atoms aside; they are left out"
+        )
+        return dataset[~known]
+    return dataset
 
 
 def _one_by_one(model):
@@ -131,12 +199,29 @@ def atom_labels(species):
 
 
 def validate(model, dataset, predictions=None):
-    """Compare a model with a labelled `Dataset`; returns a `Validation`.
+    """Compare a model with a labelled `Dataset`; returns a `Validation` on geometries that it was not trained on, see `unseen`.
+
+    ``predictions`` are those of all geometries of the dataset, where they are known.
 
     Raises ValueError where the dataset's atoms are not the model's.
     """
+    check_atoms(model, dataset)
+    check_units(dataset)
+    whole, dataset = dataset, unseen(model, dataset)
+    if predictions is None:
+        predictions = predict(model, dataset.positions, dataset)
+    elif len(dataset) < len(whole):
+        predictions = predictions[~seen(model, whole.positions)]
+    return compared(model, dataset, predictions)
+
+
+def check_atoms(model, dataset):
+    """ValueError, in a sentence, where the atoms of a `Dataset` are not a model's."""
     same_atoms(potential_of(model).system.species, dataset.species, "the dataset")
-    predictions = predictions or predict(model, dataset.positions)
+
+
+def compared(model, dataset, predictions):
+    """The `Validation` of a model by its predictions for all geometries of a `Dataset`."""
     error = (predictions.energy - dataset.energy) / KCAL_MOL
     atoms = forces = energy_calibration = force_calibration = None
     if predictions.variance is not None:

@@ -1,15 +1,17 @@
+import contextlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from conftest import make_dataset
 
 from iqagp_jax import load_dataset, save_dataset
 from iqagp_jax.data.dataset import Dataset, balanced, beside, concatenate
-from iqagp_jax.data.extxyz import embedded_datasets, unlabelled
+from iqagp_jax.data.extxyz import dataset_from_frames, embedded_datasets, unlabelled
 from iqagp_jax.data.level import Level
 
 
@@ -160,7 +162,8 @@ def test_labels_that_were_asked_for_are_saved_not_those_of_the_usual_names(small
     for atoms in frames:
         atoms.info["dft_energy"], atoms.arrays["dft_forces"] = -100.0, np.full((4, 3), 7.0)
     write(tmp_path / "two.extxyz", frames)
-    data = load_dataset(tmp_path / "two.extxyz", "dft_energy", "dft_forces")
+    with pytest.warns(UserWarning, match="not learned: REF_energy, REF_forces"):
+        data = load_dataset(tmp_path / "two.extxyz", "dft_energy", "dft_forces")
     save_dataset(data, tmp_path / "back.extxyz")
     back = load_dataset(tmp_path / "back.extxyz")
     assert (back.energy == -100).all() and (back.forces == 7).all()
@@ -176,6 +179,215 @@ def test_what_has_no_place_in_a_dataset_is_told(small, tmp_path):
     with pytest.warns(UserWarning, match=r"left out of the dataset: moment \(no number or word\), note \(a frame lacks it\)"):
         data = load_dataset(tmp_path / "more.extxyz")
     assert not {"moment", "note"} & set(data.extra)
+
+
+ETHANOL = molecule("CH3CH2OH")
+
+
+def ethanols(tmp_path, change, n=4):
+    """A file of n shaken ethanols, each with a number as energy and what ``change(k, atoms)`` adds."""
+    rng, frames = np.random.default_rng(0), []
+    for k in range(n):
+        atoms = ETHANOL.copy()
+        atoms.positions += 0.05 * rng.normal(size=(9, 3))
+        change(k, atoms)
+        frames.append(atoms)
+    write(tmp_path / "d.extxyz", frames)
+    return tmp_path / "d.extxyz"
+
+
+def put(energy=None, forces=None, **info):
+    """A change that gives an energy and forces by these names."""
+
+    def change(k, atoms):
+        atoms.info |= info | ({energy: -4200.0 + k} if energy else {})
+        if forces:
+            atoms.arrays[forces] = np.full((9, 3), k + 1.0)
+
+    return change
+
+
+def by_ase(k, atoms):
+    atoms.calc = SinglePointCalculator(atoms, energy=-4100.0 + k, forces=np.full((9, 3), k + 2.0))
+
+
+@pytest.mark.parametrize(("energy", "forces"), [("dft_energy", "dft_forces"), ("Energy_pbe", "pbe_forces"), ("X", "forces")])
+def test_forces_that_go_with_an_energy_are_learned(tmp_path, energy, forces):
+    path = ethanols(tmp_path, put(energy, forces))
+    told = energy == "dft_energy"
+    with contextlib.nullcontext() if told else pytest.warns(UserWarning, match=f"forces are read from {forces}, beside the"):
+        data = load_dataset(path, energy)
+    assert data.energy[0] == -4200 and (data.forces[1] == 2).all()
+
+
+@pytest.mark.parametrize("column", ["force", "REF_force", "F"])
+def test_a_column_that_says_force_is_learned_and_told(tmp_path, column):
+    path = ethanols(tmp_path, put("REF_energy", column))
+    with pytest.warns(UserWarning, match=f"forces are read from {column}, beside the energy from REF_energy"):
+        assert (load_dataset(path).forces[1] == 2).all()
+
+
+def test_forces_of_ase_beside_another_energy_are_learned_and_told(tmp_path):
+    def change(k, atoms):
+        put("REF_energy")(k, atoms)
+        by_ase(k, atoms)
+
+    with pytest.warns(UserWarning) as told:
+        data = load_dataset(ethanols(tmp_path, change))
+    assert data.energy[0] == -4200 and (data.forces[0] == 2).all()
+    assert any("forces are read from forces, beside the energy from REF_energy" in str(w.message) for w in told)
+    assert any("not learned: energy" in str(w.message) for w in told)
+
+
+def test_gradients_are_no_forces_and_told(tmp_path):
+    path = ethanols(tmp_path, put("REF_energy", "gradient"))
+    with pytest.warns(UserWarning, match="not learned: gradient; forces are minus the gradient: write them as REF_forces"):
+        assert load_dataset(path).forces is None
+
+
+def test_several_columns_of_forces_are_a_choice(tmp_path):
+    def change(k, atoms):
+        put("Etot", "pbe_forces")(k, atoms)
+        atoms.arrays["xtb_forces"] = np.ones((9, 3))
+
+    path = ethanols(tmp_path, change)
+    with pytest.raises(ValueError, match="found pbe_forces and xtb_forces; choose by --forces-key"):
+        load_dataset(path, "Etot")
+    with pytest.warns(UserWarning, match="not learned: pbe_forces"):
+        assert (load_dataset(path, "Etot", "xtb_forces").forces == 1).all()
+
+
+def test_an_energy_of_another_name_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"is it dft_energy[?] Then give --energy-key dft_energy"):
+        load_dataset(ethanols(tmp_path, put("dft_energy")))
+
+
+def test_two_spellings_in_one_file_are_refused_with_counts(tmp_path):
+    path = ethanols(tmp_path, lambda k, atoms: by_ase(k, atoms) if k == 2 else put("REF_energy", "REF_forces")(k, atoms))
+    with pytest.raises(
+        ValueError, match="the energy under one name in all frames, found REF_energy in 3 and energy alone in 1 of 4"
+    ):
+        load_dataset(path)
+    with pytest.warns(UserWarning, match="not learned: energy, forces"):
+        data = load_dataset(path, "REF_energy", "REF_forces")
+    assert np.isfinite(data.energy).tolist() == [True, True, False, True]
+
+
+def test_numbers_and_vectors_that_nobody_learns_are_named_once(tmp_path):
+    def change(k, atoms):
+        put("REF_energy", config_type="MD", weight=1.0, becke_remainder=0.1)(k, atoms)
+        atoms.arrays["velocity"], atoms.arrays["mulliken"] = np.ones((9, 3)), np.ones(9)
+
+    with pytest.warns(UserWarning, match="not learned: velocity, weight$") as told:
+        data = load_dataset(ethanols(tmp_path, change))
+    assert len(told) == 1 and told[0].filename == __file__
+    assert set(data.extra) == {"weight", "velocity", "mulliken", "becke_remainder"}
+
+
+def test_zeros_are_no_labels(tmp_path):
+    def zero(some):
+        def change(k, atoms):
+            atoms.info["REF_energy"] = 0.0 if some == "energy" else -4200.0 + k
+            atoms.arrays["REF_forces"] = np.full((9, 3), float(some == "energy" or (some == 2 and k >= 2)))
+
+        return change
+
+    with pytest.warns(UserWarning, match="REF_forces is exactly zero in all of 4 frames, which is no label"):
+        assert load_dataset(ethanols(tmp_path, zero("all"))).forces is None
+    with pytest.warns(UserWarning, match="REF_forces is exactly zero in 2 of 4 frames"):
+        assert np.isfinite(load_dataset(ethanols(tmp_path, zero(2))).forces).all((1, 2)).tolist() == [False, False, True, True]
+    with pytest.warns(UserWarning, match="REF_energy is exactly zero in all of 4 frames"):
+        assert np.isnan(load_dataset(ethanols(tmp_path, zero("energy"))).energy).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda k, a: a.info.update(REF_energy="high" if k == 2 else -1.0),
+            "frame 2: expected a number as REF_energy, found 'high'",
+        ),
+        (lambda k, a: a.info.update(REF_energy="-4,5"), r"frame 0: expected a number as REF_energy, found \[-4, 5\]"),
+        (lambda k, a: a.info.update(REF_energy=True), "expected a number as REF_energy, found True"),
+        (
+            lambda k, a: (a.info.update(REF_energy=-1.0), a.set_array("REF_forces", np.ones((9, 2)))),
+            r"frame 0: expected an array \(9, 3\) as REF_forces, found an array \(9, 2\) of float",
+        ),
+        (
+            lambda k, a: (a.info.update(REF_energy=-1.0), a.set_array("REF_forces", np.array(9 * [["a", "b", "c"]]))),
+            r"frame 0: expected an array \(9, 3\) as REF_forces, found an array \(9, 3\) of",
+        ),
+        (lambda k, a: (a.info.update(REF_energy=-1.0), a.translate((k == 3) * 1e300)), r"found 1e\+300 in frame 3"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_named(tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence) as told:
+        load_dataset(ethanols(tmp_path, change))
+    assert "d.extxyz" in str(told.value)
+
+
+@pytest.mark.parametrize("mark", ["IsolatedAtom", "isolated_atom", "isolated atom", "Isolated-Atom", None])
+def test_free_atoms_by_all_usual_marks(tmp_path, mark):
+    atom = Atoms("H", info={"REF_energy": -13.6} | ({"config_type": mark} if mark else {}))
+    path = tmp_path / "d.extxyz"
+    write(path, [hydroxyl(REF_energy=-2000.0), atom])
+    with contextlib.nullcontext() if mark else pytest.warns(UserWarning, match="1 frame of one atom among molecules taken as"):
+        data = load_dataset(path)
+    assert data.free_atoms == {"H": -13.6} and len(data) == 1
+    with pytest.raises(ValueError, match="frame 0: expected one atom of config_type=isolated_atom, found OH"):
+        load_dataset(written(path, hydroxyl(config_type="isolated_atom")))
+    twice = (Atoms("H", info={"REF_energy": energy, "config_type": "IsolatedAtom"}) for energy in (-13.6, -13.0))
+    with pytest.raises(ValueError, match=r"expected one free atom H, found -13.6 and -13.0 eV"):
+        load_dataset(written(path, *twice, hydroxyl()))
+
+
+@pytest.mark.parametrize(("pair", "told"), [((0, 1), "C1, C2"), ((3, 8), "H4, H9"), ((2, 3), "O3, H4")])
+def test_exchanged_atoms_are_told(tmp_path, pair, told):
+    def change(k, atoms):
+        atoms.info["REF_energy"] = -4200.0 + k
+        if k == 2:
+            atoms.positions[list(pair)] = atoms.positions[list(pair[::-1])]
+
+    with pytest.warns(UserWarning, match=f"found {told} in each other's places, by their bonds, in frame 2 of 6"):
+        load_dataset(ethanols(tmp_path, change, 6))
+
+
+def test_equivalent_hydrogens_and_broken_bonds_are_not_spoken_of(tmp_path):
+    def change(k, atoms):
+        atoms.info["REF_energy"] = -4200.0 + k
+        if k == 2:
+            atoms.positions[[6, 7]] = atoms.positions[[7, 6]]
+        if k == 3:
+            atoms.positions[3] += [0.9, 0.0, 0.0]
+
+    assert len(load_dataset(ethanols(tmp_path, change, 6))) == 6
+
+
+def test_far_atoms_and_repeated_frames_are_told(tmp_path):
+    far = ethanols(tmp_path, lambda k, a: (put("REF_energy")(k, a), a.translate((k == 1) * 500.0 * np.eye(9)[:, :3])))
+    with pytest.warns(UserWarning, match=r"angstrom from the others' middle in frame 1, where .* is usual"):
+        load_dataset(far)
+    text = ethanols(tmp_path, put("REF_energy"), 12).read_text()
+    (tmp_path / "twice.extxyz").write_text(text + text)
+    with pytest.warns(UserWarning, match="12 of 24 frames repeat the geometry of an earlier one"):
+        load_dataset(tmp_path / "twice.extxyz")
+
+
+@pytest.mark.parametrize(("unit", "value"), [("bohr", 0.529177), ("nanometre", 10.0), ("picometre", 0.01)])
+def test_lengths_in_other_units_are_told(tmp_path, unit, value):
+    def change(k, atoms):
+        put("REF_energy")(k, atoms)
+        atoms.positions /= value
+
+    with pytest.warns(UserWarning, match=f"positions are those of a molecule if they are in {unit}, and not in angstrom"):
+        load_dataset(ethanols(tmp_path, change))
+
+
+@pytest.mark.parametrize("names", ["Ar2", "Mg2", "I2", "LiH", "H2", "Hg2"])
+def test_long_bonds_are_no_bohr(names):
+    length = {"Ar2": 3.76, "Mg2": 3.89, "I2": 2.67, "LiH": 1.6, "H2": 1.0, "Hg2": 3.69}[names]
+    pair = Atoms(names, positions=[[0, 0, 0], [length, 0, 0]], info={"REF_energy": -1.0})
+    assert len(dataset_from_frames([pair])) == 1
 
 
 def test_broken_compression_and_free_atoms_without_energy_get_a_sentence(small, tmp_path):

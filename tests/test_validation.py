@@ -3,12 +3,15 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from conftest import make_dataset, rotation
 from scipy.stats import spearmanr
 
 from iqagp_jax import energy_and_forces, fit_gp, validate
+from iqagp_jax.cli import models
+from iqagp_jax.data.dataset import concatenate
 from iqagp_jax.plots import likelihood_trace, predicted_against_true, s_curve
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.validation import predict, spearman
+from iqagp_jax.validation import predict, seen, spearman
 
 
 def test_errors_are_those_of_the_predictions(model, test_set):
@@ -25,7 +28,8 @@ def test_errors_are_those_of_the_predictions(model, test_set):
 def test_atomic_energies_that_were_not_learned_are_not_judged(test_set):
     learned_molecule = fit_gp(test_set, targets=("energy",), max_steps=0)
     assert test_set.atomic_energies is not None
-    assert validate(learned_molecule, test_set).atomic_energies is None
+    with pytest.warns(UserWarning, match="all 30 geometries are among those that the model was trained on"):
+        assert validate(learned_molecule, test_set).atomic_energies is None
     assert len(s_curve(test_set, predict(learned_molecule, test_set.positions)).axes[0].lines) == 2
 
 
@@ -71,3 +75,69 @@ def test_pictures_hold_every_point(model, test_set):
     assert len(energies.get_xdata()) == len(test_set)
     assert len(s_curve(test_set, predictions).axes[0].lines) == 4 + 1 + 1
     assert len(likelihood_trace(model).axes[0].lines) == 4
+
+
+def written_to_four_decimals(positions):
+    return positions.round(4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"targets": ("energy", "forces")},
+        {"targets": ("atomic_energies",)},
+        {"features": "alf", "targets": ("atomic_energies",)},
+        {"features": "alf", "targets": ("atomic_energies",), "mirror": True, "symmetry": True},
+    ],
+    ids=["joint", "inverse distances", "local frames", "copies"],
+)
+def test_training_geometries_are_known_again(dataset, test_set, options):
+    fitted = fit_gp(dataset[:12], max_steps=0, **options)
+    both = np.concatenate([dataset.positions[:12], test_set.positions[:8]])
+    turned = both @ rotation(3) + 2.0
+    for positions in (turned, turned * [1, 1, -1], turned[:, [0, 1, 3, 2]], written_to_four_decimals(turned)):
+        assert seen(fitted, positions).tolist() == 12 * [True] + 8 * [False]
+    assert not seen(fitted, both + 0.002 * np.eye(4)[:, :3]).any()
+
+
+def test_training_geometries_are_left_out_of_a_test(model, dataset, test_set):
+    both = concatenate([test_set[:10], dataset[:60], test_set[10:]])
+    alone = validate(model, test_set)
+    with pytest.warns(UserWarning, match="60 of 90 geometries are among those that the model was trained on, .* are left out"):
+        found = validate(model, both)
+    assert found == alone and found.n_test == 30
+    with pytest.warns(UserWarning, match="60 of 90 geometries"):
+        assert validate(model, both, predict(model, both.positions)) == alone
+
+
+def test_potentials_without_training_geometries_know_none(test_set):
+    class Nothing:
+        species = test_set.species
+
+    assert not seen(Nothing(), test_set.positions).any()
+
+
+def test_forces_are_not_given_variances_where_there_are_none(few_joint, test_set):
+    """They cost many times what the forces cost."""
+    bare = replace(test_set[:15], forces=None, atomic_energies=None)
+    asked = predict(few_joint, bare.positions, bare)
+    assert asked.force_variance is None and asked.atomic_energies is None and asked.variance is not None
+    np.testing.assert_allclose(asked.variance, predict(few_joint, bare.positions).variance)
+    steps = []
+    predict(few_joint, bare.positions, bare, lambda batches: steps.extend(batches) or batches)
+    assert steps == [0]
+
+
+@pytest.fixture(scope="module")
+def few_joint():
+    return fit_gp(make_dataset(8, seed=1), max_steps=0)
+
+
+def test_captions_count_the_labels(few_joint):
+    data = make_dataset(8, seed=1)
+    forces = data.forces.copy()
+    forces[5:] = np.nan
+    data = replace(data, forces=forces, atomic_energies=None)
+    assert models.counted(data) == "8 geometries, 8 with energy, 5 with forces"
+    assert models.counted(replace(data, energy=np.full(8, np.nan), forces=None)) == "8 geometries, none with labels"
+    assert models.symmetry_of(few_joint) == "2 permutations of equal atoms have the same energy"

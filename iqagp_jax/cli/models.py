@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
-from iqagp_jax.cli.console import PartitionName, console, only_with, output_file, output_folder, table, track
+from iqagp_jax.cli.console import PartitionName, console, only_with, output_file, output_folder, table, then, track
 from iqagp_jax.cli.options import taking
 from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp.options import GPOptions
@@ -45,9 +46,12 @@ def train(
         raise ValueError(f"expected --partition where atomic energies are learned, found {found}; leave it out")
     if compare_means:
         print_means(data, resolved)
+    train = data.split("train") if data.splits else data
+    console.print(f"learning {' and '.join(resolved.learned)} of {' '.join(data.species)}: {counted(train)}")
     model = fit_gp(data, progress=lambda steps: track(steps, "hyperparameters"), **vars(resolved))
     save_model(model, output)
     likelihood_trace(model).savefig(output.with_suffix(".trace.png"))
+    console.print(f"learned from {counted(train[: model.n_train], resolved.learned)}; {symmetry_of(model)}")
     table(
         f"{output}: {' and '.join(model.targets)} of {model.n_train} geometries, prior mean {resolved.prior_mean}",
         ["atom", "signal, eV"],
@@ -56,6 +60,35 @@ def train(
             for name, variance in zip(atom_labels(model.species), model.signal_variance, strict=True)
         ],
     )
+    then(f"iqagp validate {output} {dataset if test_splits(data) else 'TEST.extxyz'}")
+
+
+def test_splits(data):
+    """Names of the stored splits that are not for training."""
+    return [name for name in data.splits if name != "train"]
+
+
+def counted(data, targets=("atomic_energies", "energy", "forces")):
+    """How many geometries of a dataset have which of the labels, in words."""
+    having = {target: label_count(getattr(data, target)) for target in targets}
+    told = (f"{n} with {target.replace('_', ' ')}" for target, n in having.items() if n)
+    return f"{len(data)} geometries, {', '.join(told) or 'none with labels'}"
+
+
+def label_count(values):
+    """How many geometries have a label, whole or in part."""
+    return 0 if values is None else int(np.isfinite(values).reshape(len(values), -1).any(1).sum())
+
+
+def symmetry_of(model):
+    """How many permutations of equal atoms a model's energy is the same for, in words."""
+    n = model.copies // (2 if model.made_by.options.mirror else 1)
+    if model.permutations is not None:
+        n = max(n, len(model.permutations))
+    if n > 1:
+        return f"{n} permutations of equal atoms have the same energy"
+    wanted = model.made_by.options.symmetry
+    return "no permutation of equal atoms was found" if wanted else "equal atoms are told apart (--symmetry changes that)"
 
 
 def print_means(data, options):
@@ -87,8 +120,6 @@ def train_atom(
     **options,
 ):
     """Fit one property of one atom to a FEREBUS training set and write it as a .model file."""
-    import numpy as np
-
     from iqagp_jax.families.fflux import files as ferebus
     from iqagp_jax.families.fflux.fit import fit_atom
     from iqagp_jax.validation import Errors
@@ -158,25 +189,30 @@ def validate(
     json_file = json_file and output_file(json_file)
     loaded, data = load_model(model), load_dataset(dataset, energy_key, forces_key)
     folder = output_folder(out or model.parent)
-    names = split or [name for name in data.splits if name != "train"]
+    names = split or test_splits(data)
     parts = {name: data.split(name) for name in names} or {"all": data}
     report = {name: validate_split(loaded, part, name, folder, model.stem) for name, part in parts.items()}
     if json_file:
         from iqagp_jax.machine.files import write_atomically
 
         write_atomically(json_file, json.dumps({name: result.as_dict() for name, result in report.items()}, indent=1))
+    then(f"iqagp simulate {model} --out RUN")
 
 
 def validate_split(model, data, name, folder, stem):
     """Validate on one split, print its table and draw its pictures; returns the `Validation`."""
     from iqagp_jax import plots, validation
+    from iqagp_jax.data.scale import check_units
 
-    predictions = validation.predict(model, data.positions)
-    result = validation.validate(model, data, predictions)
+    validation.check_atoms(model, data)
+    data = validation.unseen(model, data)
+    check_units(data)
+    predictions = validation.predict(model, data.positions, data, lambda steps: track(steps, f"predicting {name}"))
+    result = validation.compared(model, data, predictions)
     told = {"molecular energy, kcal/mol": result.energy, "forces, kcal/mol/Å": result.forces}
     told |= {f"energy of {atom}, kcal/mol": errors for atom, errors in (result.atomic_energies or {}).items()}
     table(
-        f"{name}: {len(data)} geometries" + ("" if result.n_train is None else f", {result.n_train} training points"),
+        f"{name}: {counted(data)}" + ("" if result.n_train is None else f", {result.n_train} training points"),
         ["error of", "MAE", "RMSE", "max"],
         [(what, *vars(errors).values()) for what, errors in told.items() if errors],
     )

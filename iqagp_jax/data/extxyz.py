@@ -10,8 +10,7 @@ frame lacks is NaN in the arrays. Molecules in a periodic cell are put together 
 
 import gzip
 import lzma
-import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from io import StringIO
@@ -21,21 +20,33 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from iqagp_jax.data.columns import LABELS, entries_of, label_names, labels_of, number_of, tell_unused
 from iqagp_jax.data.dataset import DECIMALS, ORIGIN, Dataset
+from iqagp_jax.data.foreign import check_text, text_of
 from iqagp_jax.data.level import Level
+from iqagp_jax.data.order import tell_exchanged, tell_odd
+from iqagp_jax.data.scale import check_lengths
 from iqagp_jax.data.state import STATE, state_of_frames
 from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
+from iqagp_jax.machine.warn import warn
 from iqagp_jax.system.cells import unwrapped
+from iqagp_jax.system.elements import shortened
 from iqagp_jax.system.geometry import bond_graph
 
-LABELS = {"energy": "REF_energy", "forces": "REF_forces", "atomic_energies": "REF_atomic_energies"}
-"""Names of the labels in our files."""
+FREE_ATOM = ("isolatedatom", "isolatedatoms", "freeatom", "freeatoms", "singleatom", "isoatom", "atom", "e0")
+"""How files mark free atoms by ``config_type``, blanks, capitals and dashes aside."""
+
+PER_ATOM = ("energies", "charges", "magmoms")
+"""Results that ASE keeps for each atom, beside forces."""
 
 SAME_LEVEL = ("level_of_theory", "partition")
 """What must be one in all frames of a file, beside charge and spin."""
 
 LEVEL = (*SAME_LEVEL, *STATE, "programs", "sampler")
 """Entries of a frame's info that tell of all frames."""
+
+FARTHEST = 1e6
+"""Coordinates are smaller than this (angstrom)."""
 
 SUM_ERROR = 1e-6
 """Atomic energies sum to the energy within this (eV)."""
@@ -50,11 +61,14 @@ def load_dataset(name_or_path: str | Path, energy_key: str | None = None, forces
     """Read an embedded dataset by name (see `embedded_datasets`) or an extxyz file, also compressed, by path.
 
     ``energy_key`` and ``forces_key`` are the names of energy (eV) and forces (eV/angstrom) in the file where they are
-    neither REF_energy and REF_forces nor ASE's energy and forces. Charge and spin are read as in `state`.
+    neither REF_energy and REF_forces nor ASE's energy and forces; see `columns.label_names`. Charge and spin are read as in
+    `state`.
 
-    Raises ValueError, in a sentence, for truncated files, mixed molecules, charges or spins, missing energies, non-finite
-    numbers, and a periodic cell that holds a crystal or several molecules; FileNotFoundError where there is neither such a
-    name nor such a file. Warns of a molecule that lay across the walls of its cell, and was put together.
+    Raises ValueError, in a sentence, for other files (which says how to convert them), truncated files, mixed molecules,
+    charges or spins, missing energies, labels that are no numbers, and a periodic cell that holds a crystal or several
+    molecules; FileNotFoundError where there is neither such a name nor such a file. Warns of a molecule that lay across the
+    walls of its cell, and was put together, of lengths in another unit (`scale`), of exchanged atoms (`order`), and of what is
+    not learned.
     """
     path = Path(name_or_path)
     if str(name_or_path) in embedded_datasets():
@@ -63,18 +77,27 @@ def load_dataset(name_or_path: str | Path, energy_key: str | None = None, forces
         raise FileNotFoundError(
             f"expected an embedded dataset ({', '.join(embedded_datasets())}) or an extxyz file, found {str(name_or_path)!r}"
         )
+    return dataset_from_frames(_read(path), str(path), energy_key, forces_key)
+
+
+def _read(path: Path) -> list[Atoms]:
+    """The frames of an extxyz file."""
     # ASE's readers and writers take as long to import as JAX does.
     from ase.io import iread
     from ase.io.extxyz import XYZError
-    from ase.io.formats import open_with_compression
 
+    text, frames = text_of(path), []
+    check_text(text, path)
     try:
-        # Decompressed at once: ASE seeks from frame to frame, which a compressed file answers by starting over.
-        with open_with_compression(str(path)) as file:
-            frames = list(iread(StringIO(file.read()), format="extxyz"))
+        for atoms in iread(StringIO(text), format="extxyz"):
+            frames.append(atoms)
     except (XYZError, *BROKEN_FILE) as error:
-        raise ValueError(f"{path} is not a whole extxyz file ({error}); was it cut off?") from error
-    return dataset_from_frames(frames, str(path), energy_key, forces_key)
+        raise ValueError(
+            f"{path} is not a whole extxyz file: frame {len(frames)} cannot be read ({error}); was it cut off, or does a"
+            " line lack"
+            " a number that Properties=... promises?"
+        ) from error
+    return frames
 
 
 def save_dataset(dataset: Dataset, path: str | Path) -> None:
@@ -92,42 +115,54 @@ def unlabelled(frames: Sequence[Atoms], name: str = "geometries") -> Dataset:
 
     Raises ValueError, in a sentence, as `load_dataset` does.
     """
-    kept = (*ORIGIN, *STATE, "sampler")
-    infos = [{key: atoms.info[key] for key in kept if key in atoms.info} for atoms in frames]
-    # An energy is what every frame of a dataset must have; none is taken for one.
+    kept = {*ORIGIN, *STATE, "sampler"}
     bare = [
         Atoms(
-            atoms.symbols, np.round(atoms.positions, DECIMALS), cell=atoms.cell, pbc=atoms.pbc, info={"REF_energy": 0.0, **info}
+            atoms.symbols,
+            np.round(atoms.positions, DECIMALS),
+            cell=atoms.cell,
+            pbc=atoms.pbc,
+            info={key: value for key, value in atoms.info.items() if key.lower() in kept},
         )
-        for atoms, info in zip(frames, infos, strict=True)
+        for atoms in split_off_free_atoms(frames, name)[1]
     ]
-    return replace(dataset_from_frames(bare, name), energy=np.full(len(bare), np.nan))
+    return _geometries(bare, name)
 
 
 def dataset_from_frames(
     frames: Sequence[Atoms], name: str = "dataset", energy_key: str | None = None, forces_key: str | None = None
 ) -> Dataset:
     """A `Dataset` from ASE atoms as an extxyz file gives them; ``name`` is for the error sentences, keys as `load_dataset`."""
-    free = [atoms for atoms in frames if _is_free_atom(atoms)]
-    frames = [atoms for atoms in frames if not _is_free_atom(atoms)]
-    species = _species(frames, name)
-    positions = whole_positions(frames, name)
-    labels = _label_names(frames, name, energy_key, forces_key)
-    shapes: dict[str, tuple[int, ...]] = {"energy": (), "forces": (len(species), 3), "atomic_energies": (len(species),)}
-    read: dict[str, Any] = {target: _label(frames, target, labels[target], shape, name) for target, shape in shapes.items()}
+    free, frames = split_off_free_atoms(frames, name)
+    geometries = _geometries(frames, name)
+    entries, n_atoms = [entries_of(atoms) for atoms in frames], len(geometries.species)
+    labels = label_names(entries, name, energy_key, forces_key)
+    shapes: dict[str, tuple[int, ...]] = {"energy": (), "forces": (n_atoms, 3), "atomic_energies": (n_atoms,)}
+    read: dict[str, Any] = {target: labels_of(entries, target, labels[target], shape, name) for target, shape in shapes.items()}
     _check_sum(read["energy"], read["atomic_energies"], name)
-    labelled = {*labels.values(), *LABELS.values()}
+    if read["energy"] is None:
+        read["energy"] = np.full(len(frames), np.nan)
+    return replace(
+        geometries,
+        **read,
+        extra=_others(frames, labels, name),
+        free_atoms=_free_energies(free, labels["energy"], name),
+    )
+
+
+def _geometries(frames: Sequence[Atoms], name: str) -> Dataset:
+    """All of a `Dataset` but its labels."""
+    species = _species(frames, name)
+    positions, level = whole_positions(frames, name), _level(frames, name)
+    check_lengths(species, positions)
+    tell_exchanged(species, positions, name)
+    tell_odd(positions, name)
     return Dataset(
         species=species,
         positions=positions,
-        **read,
-        origin={key: _column(frames, "info", key, name) for key in ORIGIN if any(key in atoms.info for atoms in frames)},
-        extra={
-            **_others(frames, "info", {*ORIGIN, *LEVEL, *labelled}, name),
-            **_others(frames, "arrays", {"numbers", "positions", *labelled}, name),
-        },
-        level=_level(frames, name),
-        free_atoms={atom.symbols[0]: _free_energy(atom, labels["energy"], name) for atom in free},
+        energy=np.full(len(frames), np.nan),
+        origin={key: _column(frames, key, name) for key in ORIGIN if any(key in atoms.info for atoms in frames)},
+        level=level,
     )
 
 
@@ -157,8 +192,34 @@ def _frame(dataset: Dataset, k: int) -> Atoms:
     return atoms
 
 
-def _is_free_atom(atoms: Atoms) -> bool:
-    return atoms.info.get("config_type") == "IsolatedAtom"
+def split_off_free_atoms(frames: Sequence[Atoms], name: str) -> tuple[list[Atoms], list[Atoms]]:
+    """Free atoms, and all other frames; frames of one atom beside those of a molecule are free atoms, with a warning.
+
+    Raises ValueError, in a sentence, for several atoms that are marked as one.
+    """
+    marked = [_is_marked_as_free_atom(atoms) for atoms in frames]
+    if several := [k for k, atoms in enumerate(frames) if marked[k] and len(atoms) != 1]:
+        k = several[0]
+        raise ValueError(
+            f"{name}, frame {k}: expected one atom of config_type={frames[k].info['config_type']}, found {frames[k].symbols};"
+            " leave the config_type out where it is a molecule"
+        )
+    single = [len(atoms) == 1 for atoms in frames]
+    unmarked = 0 if all(single) else sum(single) - sum(marked)
+    if unmarked:
+        warn(
+            f"{name}: {unmarked} frame{'s' * (unmarked > 1)} of one atom among molecules taken as free atoms;"
+            " config_type=IsolatedAtom"
+            " marks them"
+        )
+    free = single if unmarked else marked
+    of_molecules = [atoms for atoms, is_free in zip(frames, free, strict=True) if not is_free]
+    return [atoms for atoms, is_free in zip(frames, free, strict=True) if is_free], of_molecules
+
+
+def _is_marked_as_free_atom(atoms: Atoms) -> bool:
+    kind = "".join(filter(str.isalnum, str(atoms.info.get("config_type", "")).lower()))
+    return kind in FREE_ATOM
 
 
 def _species(frames: Sequence[Atoms], name: str) -> tuple[str, ...]:
@@ -169,8 +230,10 @@ def _species(frames: Sequence[Atoms], name: str) -> tuple[str, ...]:
     for k, atoms in enumerate(frames):
         found = tuple(atoms.symbols)
         if found != species:
+            same = sorted(found) == sorted(species)
             raise ValueError(
-                f"{name}: expected the atoms {' '.join(species)} in every frame, found {' '.join(found)} in frame {k}"
+                f"{name}: expected the atoms {shortened(species)} in every frame, found {shortened(found)} in frame {k};"
+                f" {'put them in one order' if same else 'keep each molecule in a file of its own'}"
             )
     return species
 
@@ -180,16 +243,19 @@ def whole_positions(frames: Sequence[Atoms], name: str) -> np.ndarray:
     positions = np.array([atoms.get_positions() for atoms in frames])
     if bad := np.flatnonzero(~np.isfinite(positions).all((1, 2))).tolist():
         raise ValueError(f"{name}: expected finite positions, found a NaN or infinity in frame {bad[0]}; remove that frame")
+    if (far := np.abs(positions).max((1, 2), initial=0.0)).max() > FARTHEST:
+        raise ValueError(
+            f"{name}: expected positions in angstrom, found {far.max():.3g} in frame {far.argmax()}; remove that frame"
+        )
     periodic = [k for k, atoms in enumerate(frames) if (atoms.pbc & atoms.cell.any(1)).any()]
     if not periodic:
         return positions
     whole = positions.copy()
     whole[periodic] = _whole_molecules([frames[k] for k in periodic], periodic, name)
     if moved := int((whole != positions).any((1, 2)).sum()):
-        warnings.warn(
+        warn(
             f"{name}: in {moved} of {len(frames)} frames the molecule lay across the walls of its cell; it was put together,"
-            " and the cell is left out",
-            stacklevel=4,
+            " and the cell is left out"
         )
     return whole
 
@@ -207,6 +273,7 @@ def _whole_molecules(frames: Sequence[Atoms], numbers: Sequence[int], name: str)
     found = [put_together(k) for k in range(len(frames))]
     single = [positions for positions, molecules in found if not molecules.any()]
     if not single:
+        check_lengths(frames[0].get_chemical_symbols(), np.array([atoms.positions for atoms in frames]))
         raise ValueError(
             f"{name}: expected one molecule in a periodic cell, found {found[0][1].max() + 1} in frame {numbers[0]}, whose"
             ' interaction with their images would be learned as if there were none; set pbc to "F F F" if the labels are of'
@@ -215,43 +282,6 @@ def _whole_molecules(frames: Sequence[Atoms], numbers: Sequence[int], name: str)
     # Heat stretches bonds beyond what counts as one: frames that seem to be in pieces have the bonds of one that is not.
     bonds = np.argwhere(np.triu(bond_graph(frames[0].get_chemical_symbols(), single[0])))
     return np.array([found[k][0] if not found[k][1].any() else put_together(k, bonds)[0] for k in range(len(frames))])
-
-
-def _label_names(frames: Sequence[Atoms], name: str, energy_key: str | None, forces_key: str | None) -> dict[str, str]:
-    """Under which name a file has each label: those given, ours where there are any, ASE's otherwise."""
-    known = {key for atoms in frames for key in _entries(atoms)}
-    ours = {"REF_energy", "REF_forces"} & known
-    labels = {
-        "energy": energy_key or ("REF_energy" if ours else "energy"),
-        "forces": forces_key or ("REF_forces" if ours else "forces"),
-        "atomic_energies": "REF_atomic_energies",
-    }
-    for wanted, target in ((True, "energy"), (forces_key, "forces")):
-        if wanted and labels[target] not in known:
-            keys = ", ".join(sorted(set(_entries(frames[0])) - {"numbers", "positions"})) or "none"
-            raise ValueError(
-                f"{name}: no frame has {labels[target]} (the first one's keys: {keys}); give the name of the {target} with"
-                f" --{target}-key, in eV{'/angstrom' * (target == 'forces')}"
-            )
-    return labels
-
-
-def _entries(atoms: Atoms) -> Mapping[str, Any]:
-    """All that ASE has read of a frame, by name."""
-    return {**(atoms.calc.results if atoms.calc else {}), **atoms.info, **atoms.arrays}
-
-
-def _label(frames: Sequence[Atoms], target: str, key: str, shape: tuple[int, ...], name: str) -> np.ndarray | None:
-    """A label (n, *shape), NaN where a frame has none; None where no frame has it."""
-    found = {k: entries[key] for k, entries in enumerate(map(_entries, frames)) if key in entries}
-    if not found:
-        return None
-    values = np.full((len(frames), *shape), np.nan)
-    values[list(found)] = list(found.values())
-    finite = np.isfinite(values).reshape(len(frames), -1).all(1)
-    if bad := [k for k in found if not finite[k]]:
-        raise ValueError(f"{name}: expected finite {target}, found a NaN or infinity in frame {bad[0]}; remove that frame")
-    return values
 
 
 def _check_sum(energy: np.ndarray | None, atomic_energies: np.ndarray | None, name: str) -> None:
@@ -266,25 +296,35 @@ def _check_sum(energy: np.ndarray | None, atomic_energies: np.ndarray | None, na
         )
 
 
-def _column(frames: Sequence[Atoms], store: str, key: str, name: str) -> np.ndarray:
-    """An entry of all frames' info or arrays, (n, ...); ValueError where one lacks it."""
-    have = [key in getattr(atoms, store) for atoms in frames]
-    if not all(have):
-        raise ValueError(f"{name}: {key} is missing in frame {have.index(False)} but not in all")
-    return np.array([getattr(atoms, store)[key] for atoms in frames])
+def _column(frames: Sequence[Atoms], key: str, name: str) -> np.ndarray:
+    """An entry of all frames' info, (n,); ValueError where one lacks it."""
+    if lacking := [k for k, atoms in enumerate(frames) if key not in atoms.info]:
+        raise ValueError(f"{name}: {key} is missing in frame {lacking[0]} but not in all; add it there, or leave it out")
+    return np.array([atoms.info[key] for atoms in frames])
 
 
-def _others(frames: Sequence[Atoms], store: str, known: Container[str], name: str) -> dict[str, np.ndarray]:
-    """What else the frames hold, where all of them do and there is a place for it; a warning tells what is left out."""
-    stores = [getattr(atoms, store) for atoms in frames]
-    keys = sorted({key for entries in stores for key in entries if key not in known})
-    left = {key: "a frame lacks it" for key in keys if not all(key in entries for entries in stores)}
-    if store == "info":
-        left |= {key: "no number or word" for key in set(keys) - set(left) if np.ndim(stores[0][key])}
-    if left:
-        told = ", ".join(f"{key} ({why})" for key, why in sorted(left.items()))
-        warnings.warn(f"{name}: left out of the dataset: {told}", stacklevel=4)
-    return {key: _column(frames, store, key, name) for key in keys if key not in left}
+def _others(frames: Sequence[Atoms], labels: dict[str, str], name: str) -> dict[str, np.ndarray]:
+    """What else the frames hold, where all of them do and there is a place for it; a warning tells what nobody learns."""
+    taken = {*labels.values(), *ORIGIN, *LEVEL, "config_type", "numbers", "positions"}
+    # Labels of the usual names that are not those that were asked for would be taken for labels when the file is read again.
+    homeless = {*LABELS.values(), "energy", "forces"}
+    entries = [{key: value for key, value in entries_of(atoms).items() if not {key, key.lower()} & taken} for atoms in frames]
+    keys, left, extra = sorted(set().union(*entries)), {}, {}
+    for key in keys:
+        values = [of[key] for of in entries if key in of]
+        is_column = key in frames[0].arrays or key in PER_ATOM
+        if key in homeless:
+            continue
+        if len(values) < len(frames):
+            left[key] = "a frame lacks it"
+        elif not is_column and any(map(np.ndim, values)):
+            left[key] = "no number or word"
+        elif len({np.shape(value) for value in values}) > 1:
+            left[key] = "its shape changes"
+        else:
+            extra[key] = np.array(values)
+    tell_unused(entries, keys, left, len(frames[0]), name)
+    return extra
 
 
 def _level(frames: Sequence[Atoms], name: str) -> Level:
@@ -300,11 +340,16 @@ def _level(frames: Sequence[Atoms], name: str) -> Level:
     return Level.of_info({**frames[0].info, "charge": charge, "spin": spin})
 
 
-def _free_energy(atom: Atoms, key: str, name: str) -> float:
-    """Energy in eV of a free atom, which is neutral."""
-    known = _entries(atom)
-    if key not in known:
-        raise ValueError(f"{name}: expected {key} of the free atom {atom.symbols}, found none; add it, or remove the frame")
-    if charge := state_of_frames([atom], f"{name}, free atom {atom.symbols}")[0]:
-        raise ValueError(f"{name}: expected neutral free atoms, found charge {charge} of {atom.symbols}; remove the frame")
-    return float(known[key])
+def _free_energies(free: Sequence[Atoms], key: str, name: str) -> dict[str, float]:
+    """Energies in eV of free atoms, which are neutral, by their symbols."""
+    found: dict[str, float] = {}
+    for atom in free:
+        symbol, known = atom.symbols[0], entries_of(atom)
+        if key not in known:
+            raise ValueError(f"{name}: expected {key} of the free atom {symbol}, found none; add it, or remove the frame")
+        if charge := state_of_frames([atom], f"{name}, free atom {symbol}")[0]:
+            raise ValueError(f"{name}: expected neutral free atoms, found charge {charge} of {symbol}; remove the frame")
+        energy = float(number_of(known[key], key, (), f"{name}, free atom {symbol}"))
+        if abs(found.setdefault(symbol, energy) - energy) > SUM_ERROR:
+            raise ValueError(f"{name}: expected one free atom {symbol}, found {found[symbol]} and {energy} eV; remove one")
+    return found

@@ -1,20 +1,21 @@
 """Charge and number of unpaired electrons as extxyz files tell them, under the names that programs have for them."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ase import Atoms
 
-CHARGE = ("charge", "total_charge")
-"""Names of the charge (e) in a frame's info."""
+from iqagp_jax.machine.warn import warn
+
+CHARGE = ("charge", "total_charge", "net_charge", "molecular_charge")
+"""Names of the charge (e) in a frame's info, capitals aside."""
 
 SPIN = ("spin", "total_spin")
 """Names of the number of unpaired electrons for some programs, of the multiplicity for others."""
 
 UNPAIRED = ("unpaired_electrons",)
 
-MULTIPLICITY = ("multiplicity", "spin_multiplicity")
+MULTIPLICITY = ("multiplicity", "spin_multiplicity", "mult")
 """Names of 2S + 1, one more than the number of unpaired electrons."""
 
 STATE = (*CHARGE, *SPIN, *UNPAIRED, *MULTIPLICITY)
@@ -40,10 +41,9 @@ def state_of_frames(frames: Sequence[Atoms], name: str) -> tuple[int, int]:
         )
     state = next(iter(states))
     if read := next(filter(None, (_read_as_multiplicity(atoms, state[1]) for atoms in frames)), ""):
-        warnings.warn(
+        warn(
             f"{name}: {read} was taken as a multiplicity, {state[1]} unpaired electrons, since the number of electrons does not"
-            " allow so many unpaired ones",
-            stacklevel=5,
+            " allow so many unpaired ones"
         )
     return state
 
@@ -52,7 +52,7 @@ def _state(atoms: Atoms, where: str) -> tuple[int, int]:
     """Charge and number of unpaired electrons of one frame."""
 
     def numbers(names: Sequence[str]) -> dict[str, int]:
-        return {key: _integer(atoms.info[key], key, where) for key in names if key in atoms.info}
+        return {key: _integer(value, key, where) for key, value in atoms.info.items() if key.lower() in names}
 
     charge = _agreed(numbers(CHARGE), "charge", where)
     electrons = int(atoms.numbers.sum()) - (charge or 0)
@@ -61,7 +61,7 @@ def _state(atoms: Atoms, where: str) -> tuple[int, int]:
     spin = _agreed(unpaired, "number of unpaired electrons", where)
     # A file that tells nothing may be of a radical, as before 2026-12.
     if (charge or spin is not None) and not _fits(electrons, spin or 0):
-        found = ", ".join(f"{key}={atoms.info[key]}" for key in STATE if key in atoms.info)
+        found = ", ".join(f"{key}={value}" for key, value in atoms.info.items() if key.lower() in STATE)
         raise ValueError(
             f"{where}: expected a number of unpaired electrons, or a multiplicity, that {electrons} electrons can have, found"
             f" {found}; correct it, or add unpaired_electrons"
@@ -75,7 +75,7 @@ def _fits(electrons: int, unpaired: int) -> bool:
 
 def _read_as_multiplicity(atoms: Atoms, spin: int) -> str:
     """The entry, such as ``spin=1``, that is another number than that of unpaired electrons; '' if none."""
-    return next((f"{key}={atoms.info[key]}" for key in SPIN if key in atoms.info and float(atoms.info[key]) != spin), "")
+    return next((f"{key}={value}" for key, value in atoms.info.items() if key.lower() in SPIN and float(value) != spin), "")
 
 
 def _integer(value: Any, key: str, where: str) -> int:

@@ -18,7 +18,7 @@ from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
 
 from iqagp_jax.data.dataset import ORIGIN
-from iqagp_jax.data.extxyz import whole_positions
+from iqagp_jax.data.extxyz import split_off_free_atoms, whole_positions
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.state import STATE, state_of_frames
 from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
@@ -125,7 +125,7 @@ def read_geometries(path: Path) -> list[Atoms]:
         frames = list(iread(path))
     except (XYZError, UnknownFileTypeError, *BROKEN_FILE) as error:
         raise ValueError(f"{path} is not a whole file of geometries ({error}); was it cut off?") from error
-    frames = [atoms for atoms in frames if atoms.info.get("config_type") != "IsolatedAtom"]
+    frames = split_off_free_atoms(frames, str(path))[1]
     if any((atoms.pbc & atoms.cell.any(1)).any() for atoms in frames):
         check_geometries(frames)
         for atoms, positions in zip(frames, whole_positions(frames, str(path)), strict=True):
@@ -174,7 +174,7 @@ def check_geometries(geometries: list[Atoms]) -> None:
 
 def check_state(geometries: list[Atoms], charge: int, spin: int) -> None:
     """ValueError, in a sentence, where geometries tell another charge or spin than they would be given."""
-    if not any(key in atoms.info for atoms in geometries for key in STATE):
+    if not any(key.lower() in STATE for atoms in geometries for key in atoms.info):
         return
     told = state_of_frames(geometries, "geometries")
     if told != (charge, spin):

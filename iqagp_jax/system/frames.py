@@ -107,3 +107,9 @@ def alf_positions(features: Float[Array, "d"], frame, others) -> Float[Array, "n
     positions = positions.at[xy_plane, :2].set(r_xy * jnp.stack([jnp.cos(chi), jnp.sin(chi)]))
     spherical = jnp.stack([jnp.sin(theta) * jnp.cos(phi), jnp.sin(theta) * jnp.sin(phi), jnp.cos(theta)], 1)
     return positions.at[others].set(r[:, None] * spherical)
+
+
+def alf_geometries(points, frame, others) -> np.ndarray:
+    """`alf_positions` (n, N, 3) of many features (n, D), in float64 whatever JAX's mode."""
+    with jax.enable_x64(True):
+        return np.asarray(jax.vmap(lambda x: alf_positions(x, frame, np.asarray(others, int)))(jnp.asarray(points, float)))

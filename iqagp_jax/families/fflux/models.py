@@ -19,7 +19,7 @@ from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.kernels import Kernel
 from iqagp_jax.machine.precision import double, exact, require_float64
 from iqagp_jax.potential import Bound, MadeBy, OfOneMolecule, Uncertainty, check_positions
-from iqagp_jax.system.frames import alf_features
+from iqagp_jax.system.frames import alf_features, alf_geometries
 from iqagp_jax.system.harmonics import rank
 from iqagp_jax.units import BOHR
 
@@ -219,6 +219,16 @@ class Atomwise(OfOneMolecule):
     def n_train(self):
         """Largest number of training points of an atom."""
         return max(atom.n_train for atom in self.atoms)
+
+    @property
+    def train_geometries(self):
+        """(n, N, 3) angstrom, of the training geometries of all atoms, up to rotations."""
+
+        def of(atom):
+            others = [a for a in range(atom.n_atoms) if a not in atom.frame]
+            return alf_geometries(np.asarray(atom.x) * atom.units[0], atom.frame, others)
+
+        return np.concatenate([of(atom) for atom in self.atoms])
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,)"""

@@ -1,16 +1,15 @@
-"""Whether forces are what they are said to be: their units and their sign, judged by the energies beside them."""
-
-import warnings
+"""Whether labels are what they are said to be: their units, and the sign of the forces, judged by the energies beside them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
+from iqagp_jax.data.scale import ENERGIES, EXPECTED, FORCES, UNITS, check_lengths, check_units, likeliest_units
 from iqagp_jax.families.gp import joint
 from iqagp_jax.families.gp.features import InverseDistances
 from iqagp_jax.families.gp.kernels import Matern52
-from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
+from iqagp_jax.machine.warn import warn
 
 ENOUGH = 10
 """Geometries from which on units and sign of the forces are judged."""
@@ -21,19 +20,39 @@ NOISE = 1e-6
 LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Length scales that are tried, in multiples of the spread of the features."""
 
-FORCE_UNITS = {
-    "in kcal/mol/angstrom": KCAL_MOL,
-    "in hartree/bohr": HARTREE / BOHR,
-    "in eV/bohr": 1 / BOHR,
-    "in hartree/angstrom": HARTREE,
-    "in eV/angstrom and the energies in kcal/mol": 1 / KCAL_MOL,
-    "in eV/angstrom and the energies in hartree": 1 / HARTREE,
-}
-"""What forces and energies may be given in by mistake, and the factor of the forces that makes the two agree."""
+
+def check_labels(data, targets):
+    """Warn where labels are likelier in other units, or forces with the other sign; see `scale` and `agreement`.
+
+    Raises ValueError, in a sentence, where there are no labels, and for forces that are all zero.
+    """
+    if not any(np.isfinite(x).any() for x in (getattr(data, target) for target in targets) if x is not None):
+        raise ValueError(f"expected labels, found no {' and no '.join(targets)} in {len(data)} geometries; label them")
+    if "forces" in targets and not np.nan_to_num(data.forces).any():
+        raise ValueError(
+            "expected forces, found zeros in all geometries, which are no labels; leave them out (forces=None), or learn other"
+            " targets"
+        )
+    check_lengths(data.species, data.positions)
+    factor, gain = agreement(data, targets)
+    if factor is None or factor == 1.0:
+        check_units(data, factor)
+        return
+    units, _ = likeliest_units(data, abs(factor))
+    sign = ", with the opposite sign: are they gradients?" if factor < 0 else ""
+    by, also = np.sign(factor) * FORCES[units.forces], ""
+    read = "as they are" if units == EXPECTED else f"in {units.forces}"
+    if units.energy != EXPECTED.energy:
+        read += f" and the energies in {units.energy}"
+        also = f", energies by {ENERGIES[units.energy]:.6g}"
+    warn(
+        f"forces read {read}{sign} would agree better with the energies, by {gain:.2f} in ln L an observation; expected"
+        f" energies in eV and forces, minus the gradient, in eV/angstrom: multiply forces by {by:.6g}{also}"
+    )
 
 
-def check_forces(data, targets):
-    """Warn where the forces would be likelier with the other sign, or in other units.
+def agreement(data, targets):
+    """(factor of the forces that makes them likeliest beside the energies, gain in ln L an observation); (None, 0) if unknown.
 
     Judged by the likeliest of a few Matern-5/2 processes on inverse distances about the mean of the data, whatever the model
     and its prior mean. With forces c F the log likelihood at its best variance is -m/2 ln q(c) - ln|L| + m_F ln |c| up to a
@@ -42,18 +61,11 @@ def check_forces(data, targets):
     """
     energies = [e for e in (data.atomic_energies, data.energy) if e is not None and np.isfinite(e).any()]
     if not {"forces"} < set(targets) or len(data) < ENOUGH or not energies:
-        return  # forces alone are as likely with either sign
-    factors = np.array([sign * c for c in (1.0, *FORCE_UNITS.values()) for sign in (1, -1)])
+        return None, 0.0  # forces alone are as likely with either sign
+    others = sorted({round(u.factor, 12) for u in UNITS} - {1.0})
+    factors = np.array([sign * c for c in (1.0, *others) for sign in (1, -1)])
     likelihoods = _likelihoods(data, targets, factors)
-    best = factors[likelihoods.argmax()]
-    if best != 1.0:
-        unit = next((name for name, c in FORCE_UNITS.items() if c == abs(best)), "as they are")
-        sign = ", with the opposite sign: are they gradients?" if best < 0 else ""
-        warnings.warn(
-            f"forces read as {unit}{sign} would agree better with the energies, by {likelihoods.max() - likelihoods[0]:.2f} in"
-            " ln L an observation; expected energies in eV and forces, minus the gradient, in eV/angstrom: convert the dataset",
-            stacklevel=4,
-        )
+    return float(factors[likelihoods.argmax()]), float(likelihoods.max() - likelihoods[0])
 
 
 def _likelihoods(data, targets, factors):

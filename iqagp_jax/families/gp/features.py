@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.data.content import SMALLEST, numbers
-from iqagp_jax.system.frames import TINY, in_frame, incidence_of, norm
+from iqagp_jax.system.frames import TINY, alf_geometries, in_frame, incidence_of, norm
 from iqagp_jax.system.geometry import bond_graph, graph_distances
 
 MIN_FRAME_SINE = 0.3
@@ -43,6 +43,10 @@ class ALF:
             incidence = make(jnp.array(self.frames), jnp.array(self.others))
         differences = jnp.tensordot(positions.T, incidence, 1)
         return jax.vmap(in_frame, 1)(differences)
+
+    def geometries(self, points):
+        """Positions (n, N, 3) in the first atom's frame from its features (n, D)."""
+        return alf_geometries(points, self.frames[0], self.others[0])
 
     @property
     def others(self):
@@ -133,6 +137,21 @@ class InverseDistances:
         if self.weights is None:
             return x
         return x * jnp.asarray(np.array(self.weights)[self._numbers[pairs[..., 0], pairs[..., 1]]], x.dtype)
+
+    def geometries(self, points):
+        """Positions (n, N, 3), of either hand, from the first atom's features (n, D).
+
+        Classical scaling: of the squared distances, less the means of their rows and columns, -1/2 are scalar products.
+        """
+        a, b = self.pairs[0].T
+        weights = 1.0 if self.weights is None else np.array(self.weights)
+        square = np.zeros((len(points), self.n_atoms, self.n_atoms))
+        square[:, a, b] = square[:, b, a] = (weights / np.asarray(points)) ** 2
+        centred = square - square.mean(1, keepdims=True) - square.mean(2, keepdims=True) + square.mean((1, 2), keepdims=True)
+        values, vectors = np.linalg.eigh(-0.5 * centred)
+        # Two atoms have two axes.
+        flat = np.zeros((len(points), self.n_atoms, max(0, 3 - self.n_atoms)))
+        return np.concatenate([flat, vectors[:, :, -3:] * np.sqrt(np.maximum(values[:, None, -3:], 0.0))], axis=2)
 
     @property
     def pairs(self):

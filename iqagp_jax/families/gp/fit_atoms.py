@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.families.gp import regression
+from iqagp_jax.families.gp.check import check_labels
 from iqagp_jax.families.gp.model import Model
 from iqagp_jax.families.gp.options import NOISE
 from iqagp_jax.families.gp.problem import Problem
@@ -15,6 +16,7 @@ from iqagp_jax.families.gp.search import search_hyperparameters
 
 def fit_atoms(problem: Problem, progress) -> Model:
     """A `Model` of atomic energies alone; see `fit.fit_gp`, which calls this."""
+    check_labels(problem.train, problem.options.learned)
     positions, noise = jnp.asarray(problem.copies.positions), problem.options.shares or NOISE
     prior = jax.jit(jax.vmap(problem.mean))(positions)
     residual = (jnp.asarray(problem.copies.atomic_energies) - prior).T

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky
 
 from iqagp_jax.families.gp import iterative, joint, regression
-from iqagp_jax.families.gp.check import check_forces
+from iqagp_jax.families.gp.check import check_labels
 from iqagp_jax.families.gp.features import ALF, InverseDistances, pair_weights
 from iqagp_jax.families.gp.means import ConstantMean, SumOfMeans
 from iqagp_jax.families.gp.model import JointData, Model
@@ -130,7 +130,7 @@ class Sample:
         """At most `SUBSET` observations of a problem's, and the processes to search among."""
         train, options = problem.train, problem.options
         n, _ = first_of(train, options.learned, SUBSET)
-        check_forces(train[:n], options.learned)
+        check_labels(train[:n], options.learned)
         left = residuals(train, problem.mean)
         family = _family(problem, left[0])
         seen = jax.jit(partial(joint.seen, problem.features))(jnp.asarray(train.positions[:n]))

@@ -168,6 +168,11 @@ class Model(OfOneMolecule):
         return self.weights.shape[1] // self.copies // (1 if self.joint is None else len(self.joint.permutations))
 
     @property
+    def train_geometries(self):
+        """(n, N, 3) angstrom, of all training geometries and their copies, up to rotations and mirror images."""
+        return self.features.geometries(np.asarray(self.train_features)[0]) if self.joint is None else self.joint.positions
+
+    @property
     def copies(self):
         """How many times it has each training geometry, mirrored or permuted copies and the geometry itself."""
         return self.made_by.copies

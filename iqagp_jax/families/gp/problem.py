@@ -101,6 +101,10 @@ def training_frames(dataset, n_train, targets, most=np.inf):
 
     Without ``n_train`` all, or as many as have at most ``most`` observations of several targets, with a warning.
     """
+    if len(dataset.species) < 2:
+        raise ValueError(
+            f"expected a molecule of two atoms at least, found {dataset.species[0]} alone, which has nothing to learn"
+        )
     train = dataset.split("train") if dataset.splits else dataset
     for target in targets:
         if getattr(train, target) is None:
