@@ -2,13 +2,14 @@
 
 import os
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, only_with, output_file, table, track
+from iqagp_jax.cli.console import console, only_with, output_file, table, then, track
 
 # Spelled out because type checkers and typer read it.
 ExecutorName = Literal["processes", "submitit", "dask"]
@@ -40,6 +41,9 @@ Scheduler = Annotated[str | None, typer.Option(help="Address of the Dask schedul
 
 XTB_METHOD = "gfn2-xtb"
 
+HOTTEST = 1e5
+"""K: no molecule is left there."""
+
 
 def counts(values, what):
     """Parse 'temperature:number' options into a dict of K to counts; the single value 'none' gives an empty one."""
@@ -48,10 +52,14 @@ def counts(values, what):
         return result
     for value in values:
         try:
-            temperature, number = value.split(":")
-            result[float(temperature)] = int(number)
+            temperature, number = (kind(text) for kind, text in zip((float, int), value.split(":"), strict=True))
         except ValueError:
             raise typer.BadParameter(f"expected {what} as TEMPERATURE:NUMBER, for example 500:200, found {value!r}") from None
+        if not (0 < temperature < HOTTEST and number > 0):
+            raise typer.BadParameter(f"expected {what} at 0 to {HOTTEST:g} K and at least one geometry, found {value!r}")
+        if temperature in result:
+            raise typer.BadParameter(f"expected each temperature of {what} once, found {value!r} again")
+        result[temperature] = number
     return result
 
 
@@ -71,22 +79,27 @@ def sample(
     thermal: Annotated[
         list[str], typer.Option(help="Training geometries from Langevin dynamics, TEMPERATURE(K):NUMBER; repeatable.")
     ] = ["300:70", "500:180", "700:190", "1000:150", "1500:60"],
-    displaced: Annotated[int, typer.Option(help="Training geometries with all atoms displaced at random.")] = 40,
-    bond: Annotated[int, typer.Option(help="Training geometries with one bond stretched or compressed.")] = 50,
-    contact: Annotated[int, typer.Option(help="Training geometries with a compressed nonbonded contact.")] = 60,
+    displaced: Annotated[int, typer.Option(min=0, help="Training geometries with all atoms displaced at random.")] = 40,
+    bond: Annotated[int, typer.Option(min=0, help="Training geometries with one bond stretched or compressed.")] = 50,
+    contact: Annotated[int, typer.Option(min=0, help="Training geometries with a compressed nonbonded contact.")] = 60,
     test: Annotated[
         list[str], typer.Option(help="Test geometries from runs of their own, TEMPERATURE(K):NUMBER; repeatable.")
     ] = ["500:200", "1000:100"],
     runs: Annotated[int, typer.Option(min=1, help="Runs per temperature.")] = 10,
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Seed of all random numbers.")] = 0,
 ):
-    """By GFN2-xTB make geometries that are worth labelling: metadynamics, hot dynamics, distortions, test runs."""
+    """By GFN2-xTB make geometries that are worth labelling: metadynamics, hot dynamics, distortions, test runs.
+
+    It may be killed at any moment: finished runs are kept in OUTPUT.parts, and the same command goes on with them.
+    """
     from ase.io import write
 
     from iqagp_jax import sampling
-    from iqagp_jax.dynamics.metadynamics import choose_variables, parse_variable
+    from iqagp_jax.dynamics.metadynamics import parse_variable
+    from iqagp_jax.machine.files import checksum
+    from iqagp_jax.machine.parts import kept_in
     from iqagp_jax.references.xtb import xtb
     from iqagp_jax.system.elements import check_electrons
 
@@ -100,19 +113,16 @@ def sample(
         counts(test, "--test"),
         runs=runs,
     )
-    make_calculator = partial(xtb, charge, spin)
     starts = sampling.starting_geometries(molecule, seed=seed)
-    check_electrons(starts[0].get_chemical_symbols(), charge, spin)
-    minima = sampling.distinct_minima(starts, make_calculator())
-    symbols, positions = minima[0].get_chemical_symbols(), minima[0].get_positions()
-    if variable:
-        variables = tuple(parse_variable(text, len(symbols)) for text in variable)
-    else:
-        variables = choose_variables(symbols, positions)
-    if plan.metadynamics and variables:
-        names = [f"{v.name}({','.join(symbols[a] + str(a) for a in v.atoms)})" for v in variables]
-        console.print(f"{len(minima)} minima to start from; biased variables: {', '.join(names)}")
-    frames, dropped = sampling.sample(minima, plan, make_calculator, variables, seed, track)
+    symbols = starts[0].get_chemical_symbols()
+    check_electrons(symbols, charge, spin)
+    variables = variable and tuple(parse_variable(text, len(symbols)) for text in variable)
+    positions = {str(k): atoms.positions.round(6) for k, atoms in enumerate(starts)}
+    options = {"molecule": f"{molecule} {checksum(' '.join(symbols), positions)[:8]}", "charge": charge, "spin": spin}
+    options |= {"seed": seed, "variable": variable, **asdict(plan)}
+    folder = output.with_name(output.name + ".parts")
+    with kept_in(folder, options) as parts, going_on(parts):
+        frames, dropped = sampled(starts, plan, partial(xtb, charge, spin), variables, seed, parts)
     write(output, frames, format="extxyz")
     table(
         f"{len(frames)} geometries in {output}",
@@ -121,6 +131,34 @@ def sample(
     )
     if dropped:
         table("dropped", ["reason", "number"], sorted(dropped.items()))
+    then(f"iqagp label {output} -o {output.with_name(output.stem + '-labelled.extxyz')}")
+
+
+def sampled(starts, plan, make_calculator, variables, seed, parts):
+    """The geometries of `sampling.sample` from what ``starts`` relax to, and what was dropped, with bars."""
+    from iqagp_jax import sampling
+    from iqagp_jax.dynamics.metadynamics import choose_variables
+
+    minima = sampling.distinct_minima(starts, make_calculator, parts, lambda items: track(items, "minima"))
+    symbols, positions = minima[0].get_chemical_symbols(), minima[0].get_positions()
+    variables = variables or choose_variables(symbols, positions)
+    if plan.metadynamics and variables:
+        names = [f"{v.name}({','.join(symbols[a] + str(a) for a in v.atoms)})" for v in variables]
+        console.print(f"{len(minima)} minima to start from; biased variables: {', '.join(names)}")
+    return sampling.sample(minima, plan, make_calculator, variables, seed, parts, progress=True)
+
+
+@contextmanager
+def going_on(parts):
+    """Ctrl-C ends with what is kept, and how to go on."""
+    begun = len(parts.kept)
+    if begun:
+        console.print(f"going on with {begun} finished parts in {parts.folder}")
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"stopped: {len(parts.kept)} finished parts are kept in {parts.folder}; the same command goes on")
+        raise typer.Exit(130) from None
 
 
 def label(

@@ -1,6 +1,7 @@
 """Fits of one property of one atom, as FEREBUS makes them."""
 
 from importlib.metadata import version
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,14 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
             least-squares mean.
     """
     search = made_of(AtomOptions, (kernel,), options).search
-    n, d = x.shape
-    if d < 3 or d % 3 or len(y) != n:
-        raise ValueError(f"expected features (n, 3N - 6) and n values, found {x.shape} and {np.shape(y)}")
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    n, d = x.shape if x.ndim == 2 else (0, 0)
+    if n < 2 or d < 3 or d % 3 or y.shape != (n,):
+        raise ValueError(f"expected features (n, 3N - 6) and n values, at least two, found {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(y) == 0:
+        raise ValueError("expected finite features and finite values that differ, found others; check the training set")
+    if not (isinstance(noise, Real) and 0 < noise < 1):
+        raise ValueError(f"expected a noise between 0 and 1 (the signal variance is 1), found {noise!r}")
     angular = (np.arange(d) > 2) & (np.arange(d) % 3 == 2) & (kernel == "rbf-periodic")
     free_mean = search.loss == "concentrated"
     with jax.enable_x64(True):

@@ -61,10 +61,15 @@ class Search:
     optimiser: str = option("lbfgs", "Optimiser, from optax.", names=OPTIMISERS)
     max_steps: int = option(40, "Steps of the optimiser at most; 0 keeps the best start.", least=0)
     n_starts: int = option(
-        0, "Random starts; 0: one start at a likely multiple of the spread.", least=0, flag="random-starts", once="starts"
+        0,
+        "Random starts; 0: one start at a likely multiple of the spread.",
+        least=0,
+        most=1000,
+        flag="random-starts",
+        once="starts",
     )
     seed: int = option(0, "Seed of the random starts.", least=0)
-    tolerance: float = option(0.01, "An atom has converged when steps raise its objective by less.", flag=None)
+    tolerance: float = option(0.01, "An atom has converged when steps raise its objective by less.", least=0, flag=None)
     patience: int = option(1, "So many steps on end.", least=1, flag=None)
     n_seed: int | None = option(
         None, "Fit on so many geometries first, then relax on all.", least=2 * HOLD_OUT, flag="transfer"
@@ -232,7 +237,7 @@ def search_hyperparameters(build, noise, search, points, residual, angular, free
         starts = jnp.log(lengthscales) + jnp.log(jnp.array(START_FACTORS))[:, None, None]
     coordinates = jnp.arcsinh(jnp.exp(far - starts))
     if search.n_seed is not None:
-        subset = np.unique(np.linspace(0, points.shape[1] - 1, search.n_seed).round().astype(int))
+        subset = np.unique(np.linspace(0, points.shape[1] - 1, min(search.n_seed, points.shape[1])).round().astype(int))
         coordinates = climbed(points[:, subset], residual[:, subset], coordinates).parameters[None]
     found = climbed(points, residual, coordinates)
     return found._replace(parameters=far - log_weights(found.parameters))
