@@ -10,6 +10,7 @@ its own, so that the geometries are the same whether the work was interrupted or
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -323,27 +324,22 @@ def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_
     last wave function would make runs depend on one another. Metadynamics biases the collective ``variables``, by
     default those of `metadynamics.choose_variables`. What ``parts`` keep is not made again. ``progress`` shows a bar.
     """
-    species = minima[0].get_chemical_symbols()
     if variables is None:
-        variables = choose_variables(species, minima[0].get_positions())
-    if plan.metadynamics and not variables:
-        raise ValueError(
-            "expected torsions about single bonds or a hydrogen bond to bias, found none in this molecule;"
-            " give collective variables or do without metadynamics"
-        )
-    rng, dropped = np.random.default_rng([seed, 2]), Counter()
+        variables = choose_variables(minima[0].get_chemical_symbols(), minima[0].get_positions())
+    _check(plan, minima[0], variables)
+    rng, dropped = np.random.default_rng([seed, 2]), Counter[str]()
     with progress_bar(plan.steps, progress) as (show, tell):
         work = _Work(minima, tuple(variables), make_calculator, seed, parts, _Shown(show), tell)
-        frames = {dynamics: work.run(dynamics, dropped) for dynamics in plan.dynamics}
+        made = {dynamics: work.run(dynamics, dropped) for dynamics in plan.dynamics}
         test = [
             _tagged(atoms, source="thermal", split=f"test_{d.temperature:g}K")
-            for d in frames
-            for atoms in frames[d][: d.count]
+            for d in made
+            for atoms in made[d][: d.count]
             if d.kind == "test"
         ]
-        training = [d for d in frames if d.kind != "test"]
-        groups = [select(frames[d], d.count // plan.pool_factor, rng) for d in training]
-        pool = [atoms for d in training for atoms in frames[d]]
+        training = [d for d in made if d.kind != "test"]
+        groups = [select(made[d], d.count // plan.pool_factor, rng) for d in training]
+        pool = [atoms for d in training for atoms in made[d]]
         for source, count in plan.candidates.items():
             if count:
                 groups.append(select(work.distort(source, pool, count, dropped), count // plan.pool_factor, rng))
@@ -352,6 +348,29 @@ def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_
     if len(kept) < len(frames):
         dropped["duplicate"] = len(frames) - len(kept)
     return kept, +dropped
+
+
+def _check(plan, molecule, variables):
+    """ValueError, in a sentence, for a plan that this molecule, an ASE atoms, does not allow."""
+    species, positions = molecule.get_chemical_symbols(), molecule.get_positions()
+    if len(species) < 2 or not is_whole(species, positions):
+        raise ValueError(
+            f"expected one molecule of at least two atoms, found {molecule.symbols} in pieces or alone; give another"
+        )
+    if plan.metadynamics and not variables:
+        raise ValueError(
+            "expected torsions about single bonds or a hydrogen bond to bias, found none in this molecule;"
+            " give collective variables or do without metadynamics"
+        )
+    if not plan.dynamics:
+        raise ValueError("expected geometries from metadynamics, hot dynamics or test runs, found none planned; ask for some")
+    if any(plan.candidates.values()) and not (plan.metadynamics or plan.thermal):
+        raise ValueError(
+            "expected geometries from metadynamics or hot dynamics to distort, found none planned; ask for some, or for none"
+            " that are displaced, with a distorted bond or with a near contact"
+        )
+    if plan.contact and len(species) < 3:
+        raise ValueError(f"expected atoms two bonds apart for near contacts, found {molecule.symbols}; ask for no contacts")
 
 
 class _Shown:
@@ -390,7 +409,7 @@ class _Work:
         for run in range(dynamics.runs):
             before = self.stepped.made
             self.stepped(0, f"{dynamics}, run {run + 1} of {dynamics.runs}")
-            made = self.parts.part(_name(dynamics, run), lambda run=run, hills=hills: self._one_run(dynamics, run, bias, hills))
+            made = self.parts.part(_name(dynamics, run), partial(self._one_run, dynamics, run, bias, hills))
             self.stepped(before + dynamics.steps - self.stepped.made)  # also of a run that was kept
             if dynamics.kind == "metadynamics":
                 with jax.enable_x64(True):
@@ -420,7 +439,7 @@ class _Work:
         """``count`` geometries of a ``pool`` distorted, if so many can be made."""
         self.stepped(0, f"distorted: {source}")
         before = self.stepped.made
-        made = self.parts.part(source, lambda: self._distorted(source, pool, count))
+        made = self.parts.part(source, partial(self._distorted, source, pool, count))
         self.stepped(before + count - self.stepped.made)
         tries, torn, high = (int(made[name]) for name in ("tries", "torn", "high"))
         dropped[f"{source}: not one molecule"] += torn
@@ -434,7 +453,9 @@ class _Work:
     def _distorted(self, source, pool, count) -> Arrays:
         rng = np.random.default_rng([self.seed, 4, list(DISTORTIONS).index(source)])
         floor = xtb_energy(self.minima[0], self.make_calculator())
-        positions, origin, lost, tries = [], [], Counter(), 0
+        positions: list[np.ndarray] = []
+        origin: list[int] = []
+        lost, tries = Counter[str](), 0
         while len(positions) < count and tries < TRIES * count:
             tries += 1
             k = int(rng.integers(len(pool)))

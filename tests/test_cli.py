@@ -8,10 +8,11 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from ase.io import read
 from conftest import make_dataset
 
-from iqagp_jax import cli, load_dataset, save_dataset, save_model
+from iqagp_jax import cli, load_dataset, sampling, save_dataset, save_model
 from iqagp_jax.cli import console, models
 from iqagp_jax.families.fflux.files import CONVENTIONS
 from iqagp_jax.labels.partitions import PARTITIONS
@@ -154,6 +155,17 @@ def write_bad(folder, name):
         (("export", "{folder}", "-o", "x.extxyz"), "expected trajectory-0000.npz"),
         (("sample", "C1CC", "-o", "g.extxyz"), "which RDKit cannot parse"),
         (("sample", "O", "-o", "g.extxyz", "--thermal", "hot"), "TEMPERATURE:NUMBER"),
+        (("sample", "O", "-o", "g.extxyz", "--thermal", "nan:4"), "expected --thermal at 0 to 100000 K"),
+        (("sample", "O", "-o", "g.extxyz", "--test", "300:-4"), "expected --test at 0 to 100000 K and 1 to 1,000,000"),
+        (("sample", "O", "-o", "g.extxyz", "--test", "300:4", "--test", "300:5"), "each temperature of --test once"),
+        (("sample", "O", "-o", "g.extxyz", "--bond", "-1"), "Invalid value for '--bond'"),
+        (("sample", "{truncated}", "-o", "g.extxyz"), "is not a whole file of geometries"),
+        (("sample", "O", "-o", "g.extxyz", "--runs", "9" * 20), "Invalid value for '--runs'"),
+        (("train", "{data}", "-o", "m.st", "--max-steps", "9" * 20), "expected max_steps of at most 1000000, found 9"),
+        (("train", "{data}", "-o", "{data}/m.safetensors"), "data.extxyz is a file; choose another name"),
+        (("train", "{data}", "-o", "m.st", "--noise", ""), "expected --noise as 1e-8 or energy=1e-8,forces=1e-6, found ''"),
+        (("train", "{data}", "-o", "m.st", "--targets", ""), "expected targets among atomic_energies, energy, forces"),
+        (("train", "{data}", "-o", "m.st", "--targets", "energy,energy"), "expected each target once, found energy, energy"),
         (("label", "{folder}/missing.xyz", "-o", "d.extxyz"), "found nothing at"),
         (("label", "{data}", "-o", "d.extxyz", "--xc", "nonsense"), "expected a functional that PySCF knows"),
         (("label-xtb", "{data}", "-o", "d.extxyz", "--spin", "1"), "16 electrons cannot have 1 unpaired"),
@@ -169,6 +181,28 @@ def test_bad_input_gets_a_sentence_and_exit_code_2(folder, model_file, tmp_path,
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err
     assert sentence.replace(" ", "") in "".join(c for c in shown.err if c not in " \n│")
+
+
+def test_ctrl_c_while_sampling_tells_how_to_go_on(tmp_path, monkeypatch, capsys):
+    water = molecule("H2O")
+    monkeypatch.setattr(sampling, "distinct_minima", lambda *_: [water])
+
+    def stopped(minima, plan, make_calculator, variables, seed, parts, progress):
+        parts.part("thermal-300.0K-0", lambda: {"positions": water.positions[None]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "sample", stopped)
+    command = ("sample", "O", "-o", tmp_path / "g.extxyz")
+    for _ in range(2):
+        assert iqagp(*command) == 130
+        told = capsys.readouterr().out
+        assert (
+            f"stopped: what is finished, 1 of its parts, is kept in {tmp_path / 'g.extxyz.parts'}; the same command goes"
+            in told
+        )
+    assert "going on with what is finished" in told
+    assert iqagp(*command, "--seed", 1) == 2
+    assert "seed 0 there, 1 here" in capsys.readouterr().err
 
 
 @pytest.mark.labels

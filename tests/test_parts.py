@@ -35,17 +35,15 @@ def test_parts_of_other_options_are_refused(tmp_path):
     with kept_in(tmp_path, OPTIONS):
         pass
     other = {**OPTIONS, "seed": 4, "thermal": {500.0: 6}}
-    with pytest.raises(
-        ValueError, match=r"found others \(seed 3 there, 4 here; thermal {'300.0': 6} there, {'500.0': 6} here\)"
-    ):
-        with kept_in(tmp_path, other):
-            pass
+    sentence = r"found others \(seed 3 there, 4 here; thermal {'300.0': 6} there, {'500.0': 6} here\)"
+    with pytest.raises(ValueError, match=sentence), kept_in(tmp_path, other):
+        pass
 
 
 def test_two_at_a_time_are_refused(tmp_path):
-    with kept_in(tmp_path, OPTIONS), pytest.raises(ValueError, match="is owned by a running process"):
-        with kept_in(tmp_path, OPTIONS):
-            pass
+    sentence = "is owned by a running process"
+    with kept_in(tmp_path, OPTIONS), pytest.raises(ValueError, match=sentence), kept_in(tmp_path, OPTIONS):
+        pass
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "nothing", "swapped"])
@@ -68,6 +66,5 @@ def test_damaged_parts_get_a_sentence(tmp_path, damage):
 @pytest.mark.parametrize("text", ["", "[1]", "{", "null"])
 def test_damaged_options_get_a_sentence(tmp_path, text):
     (tmp_path / "options.json").write_text(text)
-    with pytest.raises(ValueError, match="delete the folder"):
-        with kept_in(tmp_path, OPTIONS):
-            pass
+    with pytest.raises(ValueError, match="delete the folder"), kept_in(tmp_path, OPTIONS):
+        pass

@@ -62,6 +62,31 @@ def test_metadynamics_without_anything_to_bias_gets_a_sentence(sampled):
         sampling.sample(minima, PLAN, sampling.xtb)
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"thermal": {}, "metadynamics": {}}, "expected geometries from metadynamics or hot dynamics to distort, found none"),
+        ({"thermal": {}, "metadynamics": {}, "test": {}, "displaced": 0, "bond": 0}, "found none planned; ask for some"),
+    ],
+)
+def test_plans_of_nothing_get_a_sentence(changed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sampling.sample([Atoms(HOOH, positions=PEROXIDE)], replace(PLAN, **changed), Springs, (TORSION,))
+
+
+@pytest.mark.parametrize(
+    ("atoms", "sentence"),
+    [
+        (Atoms("He"), "expected one molecule of at least two atoms, found He"),
+        (Atoms("O2", [[0, 0, 0], [9, 0, 0]]), "found O2 in pieces or alone"),
+        (Atoms("H2", [[0, 0, 0], [0.74, 0, 0]]), "expected atoms two bonds apart for near contacts, found H2"),
+    ],
+)
+def test_molecules_that_cannot_be_sampled_get_a_sentence(atoms, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sampling.sample([atoms], replace(PLAN, metadynamics={}, contact=2), Springs)
+
+
 def test_the_bias_reaches_ase_as_energy_and_forces(sampled):
     _, minima = sampled
     atoms = minima[0].copy()
@@ -116,10 +141,12 @@ class Springs(Calculator):
         self.results = {"energy": 5.0 * np.sum(apart**2), "forces": -10.0 * apart}
 
 
-def test_a_sampling_that_is_killed_goes_on_with_the_same_geometries(tmp_path):
+def test_a_sampling_that_is_killed_goes_on_with_the_same_geometries(tmp_path, monkeypatch):
     """At every part in turn, and whatever had been drawn before; what is kept is not calculated again."""
     minima = [Atoms(HOOH, positions=PEROXIDE)]
-    plan = replace(PLAN, contact=2)
+    plan = replace(PLAN, contact=2, train_spacing=2.0, test_spacing=5.0)
+    for name in ("EQUILIBRATION", "METADYNAMICS_SPACING", "HILL_SPACING"):
+        monkeypatch.setattr(sampling, name, 5.0)
     names = [*(f"{d.kind}-{d.temperature}K-{run}" for d in plan.dynamics for run in range(2)), *sampling.DISTORTIONS]
 
     def made(parts=NOTHING_KEPT):
@@ -127,7 +154,7 @@ def test_a_sampling_that_is_killed_goes_on_with_the_same_geometries(tmp_path):
         return [(a.positions.tobytes(), sorted(a.info.items())) for a in frames], dropped
 
     undisturbed = made()
-    for killed_at in names:
+    for killed_at in names[3], names[4], names[-1]:  # with hills before it, without, and distortions
 
         def die(self, name, make, killed_at=killed_at):
             if name == killed_at:

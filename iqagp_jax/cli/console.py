@@ -21,7 +21,7 @@ NARROWEST = 16
 class Printer(Console):
     """As wide as the terminal; in a file or pipe as wide as what is printed: nothing there is wrapped."""
 
-    @property
+    @property  # type: ignore[misc]
     def size(self) -> ConsoleDimensions:
         return super().size if self.is_terminal else ConsoleDimensions(100_000, 25)
 

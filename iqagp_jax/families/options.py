@@ -6,7 +6,7 @@ from inspect import Parameter, Signature
 from math import isfinite
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, SupportsFloat, get_args, get_type_hints
 
 
 def option(default: Any, help: str, **told: Any) -> Any:
@@ -15,7 +15,8 @@ def option(default: Any, help: str, **told: Any) -> Any:
     Parameters
     ----------
     told: ``names`` (those that may be chosen), ``least`` and ``most`` (numbers), ``flag`` (its name on the command line, None
-        where it is not there), ``once`` (an earlier name, which is still taken), ``read`` (text -> value, for what is no word or number).
+        where it is not there), ``once`` (an earlier name, which is still taken), ``read`` (text -> value, for what is no word
+        or number).
     """
     return field(default=default, metadata={"help": help, **told})
 
@@ -55,6 +56,11 @@ def _lacking(value: Any, kind: Any) -> str:
     if kind is float:
         return "" if isinstance(value, Real) and not is_bool and isfinite(value) else "a finite number"
     return ""
+
+
+def is_share(value: Any) -> bool:
+    """Whether it is a number between 0 and 1, as a noise is that is a share of a variance."""
+    return isinstance(value, SupportsFloat) and 0 < float(value) < 1
 
 
 def signature_of(options: Any, *first: str, **last: Any) -> Signature:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -89,9 +90,9 @@ def _same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
 
 def _read(path: Path) -> Arrays:
     try:
-        with np.load(path) as stored:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
             arrays = {name: stored[name] for name in stored}
-    except BROKEN_FILE as error:
+    except (BadZipFile, NotImplementedError, RuntimeError, *BROKEN_FILE) as error:  # a bit more or less may ask for a password
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from error
     if str(arrays.pop("checksum", "")) != checksum(path.stem, arrays):
         raise ValueError(f"{path} is damaged (its checksum is another); delete it, and it is made again")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from iqagp_jax.families.gp.features import FEATURES
 from iqagp_jax.families.gp.joint import TARGETS
 from iqagp_jax.families.gp.kernels import NAMES as KERNELS
 from iqagp_jax.families.gp.search import Search
-from iqagp_jax.families.options import as_in, check, option
+from iqagp_jax.families.options import as_in, check, is_share, option
 
 SOLVERS = ("cholesky", "cg")
 
@@ -179,7 +178,7 @@ class GPOptions:
 
 def _share(noise: Any) -> float:
     """A share of the signal variance."""
-    if not (isinstance(noise, Real) and 0 < noise < 1):
+    if not is_share(noise):
         raise ValueError(f"expected a noise between 0 and 1 (a share of the signal variance), found {noise!r}")
     return float(noise)
 
