@@ -148,6 +148,8 @@ def starting_geometries(molecule, n_conformers=20, seed=0):
             raise FileNotFoundError(f"expected a SMILES string or an existing geometry file, found {molecule!r}")
         geometries = read_geometries(Path(molecule))
         check_geometries(geometries)
+        for k, atoms in enumerate(geometries):
+            _is_one_molecule(atoms, f"geometry {k} of {molecule}")
         return geometries
     from rdkit import Chem
     from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
@@ -350,13 +352,15 @@ def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_
     return kept, +dropped
 
 
+def _is_one_molecule(atoms, name):
+    """ValueError, in a sentence, unless they hang together."""
+    if len(atoms) < 2 or not is_whole(atoms.get_chemical_symbols(), atoms.get_positions()):
+        raise ValueError(f"expected one molecule of at least two atoms, found one atom or pieces in {name}; give another")
+
+
 def _check(plan, molecule, variables):
     """ValueError, in a sentence, for a plan that this molecule, an ASE atoms, does not allow."""
-    species, positions = molecule.get_chemical_symbols(), molecule.get_positions()
-    if len(species) < 2 or not is_whole(species, positions):
-        raise ValueError(
-            f"expected one molecule of at least two atoms, found {molecule.symbols} in pieces or alone; give another"
-        )
+    _is_one_molecule(molecule, str(molecule.symbols))
     if plan.metadynamics and not variables:
         raise ValueError(
             "expected torsions about single bonds or a hydrogen bond to bias, found none in this molecule;"
@@ -369,7 +373,7 @@ def _check(plan, molecule, variables):
             "expected geometries from metadynamics or hot dynamics to distort, found none planned; ask for some, or for none"
             " that are displaced, with a distorted bond or with a near contact"
         )
-    if plan.contact and len(species) < 3:
+    if plan.contact and len(molecule) < 3:
         raise ValueError(f"expected atoms two bonds apart for near contacts, found {molecule.symbols}; ask for no contacts")
 
 
@@ -421,7 +425,7 @@ class _Work:
         found = [atoms for atoms in whole if is_whole(self.species, atoms.positions)]
         if lost := len(whole) - len(found):
             dropped[f"{dynamics.kind}: dissociated at {dynamics.temperature:g} K"] += lost
-        self.tell(f"{dynamics}: {len(found)} frames of {dynamics.runs} runs")
+        self.tell(f"{dynamics}: {len(found)} frames from {dynamics.runs} run{'s' * (dynamics.runs > 1)}")
         return found
 
     def _one_run(self, dynamics, run, bias, hills) -> Arrays:
@@ -444,7 +448,8 @@ class _Work:
         tries, torn, high = (int(made[name]) for name in ("tries", "torn", "high"))
         dropped[f"{source}: not one molecule"] += torn
         dropped[f"{source}: more than {MAX_DISTORTION_ENERGY:g} kcal/mol above the minimum"] += high
-        self.tell(f"distorted ({source}): {tries} tries, of at most {TRIES * count}, gave {len(made['origin'])} geometries")
+        enough = "were enough for" if len(made["origin"]) == count else "gave"
+        self.tell(f"distorted ({source}): {tries} of at most {TRIES * count} tries {enough} {len(made['origin'])} geometries")
         return [
             Atoms(self.species, positions=positions, info={**pool[k].info, "source": source})
             for positions, k in zip(made["positions"], made["origin"], strict=True)

@@ -134,22 +134,22 @@ def test_uncertainty_is_asked_for_by_name(process, morse):
         assert np.isfinite(atoms.get_potential_energy())
 
 
-def test_atomic_energies_that_nobody_learned_are_refused(dataset, morse):
+def test_atomic_energies_that_nobody_learned_are_refused(dataset):
     """A model of the molecule's energy alone, and sums that it is in, divide it as it happens."""
     whole = fit_gp(replace(dataset[:6], atomic_energies=None), max_steps=0)
-    assert whole.targets == ("energy", "forces") and not learned_atomic_energies(whole)
-    rest = BondedMorse.of(System.of(SPECIES, REFERENCE))
+    system, rest = System.of(SPECIES, REFERENCE), BondedMorse.of(System.of(SPECIES, REFERENCE))
+    assert whole.targets == ("energy", "forces")
     for potential in (whole, Sum(rest, whole), PerMolecule(whole)):
-        atoms = Atoms(SPECIES, positions=REFERENCE, calculator=IQAGP(potential, System.of(SPECIES, REFERENCE)))
-        with pytest.raises(PropertyNotImplementedError, match="found one that learned their sum alone"):
-            atoms.get_potential_energies()
-        shares = atoms.calc.get_property("energy_shares", atoms)
-        assert shares.shape == (4,) and shares.sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+        assert not learned_atomic_energies(potential)
         with pytest.raises(ValueError, match="take `energy_shares` if that division is what you want"):
-            atomic_energies(potential, REFERENCE, atoms.calc.system)
-    atomic = fit_gp(dataset[:6], max_steps=0)
-    assert atomic.targets == ("atomic_energies", "energy", "forces")
-    np.testing.assert_array_equal(atomic_energies(atomic, REFERENCE), energy_shares(atomic, REFERENCE))
+            atomic_energies(potential, REFERENCE, system)
+    atoms = Atoms(SPECIES, positions=REFERENCE, calculator=IQAGP(whole))
+    with pytest.raises(PropertyNotImplementedError, match="found one that learned their sum alone"):
+        atoms.get_potential_energies()
+    shares = atoms.calc.get_property("energy_shares", atoms)
+    assert shares.shape == (4,) and shares.sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+    np.testing.assert_array_equal(energy_shares(whole, REFERENCE), shares)
+    assert learned_atomic_energies(replace(whole, targets=("atomic_energies", "energy", "forces")))
 
 
 def test_it_can_be_pickled_before_and_after_use(morse):

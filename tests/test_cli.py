@@ -15,6 +15,7 @@ from conftest import make_dataset
 from iqagp_jax import cli, load_dataset, sampling, save_dataset, save_model
 from iqagp_jax.cli import console, models
 from iqagp_jax.families.fflux.files import CONVENTIONS
+from iqagp_jax.families.gp.search import Found
 from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.machine.devices import use_cores
 from iqagp_jax.references.xtb import XTB
@@ -181,6 +182,37 @@ def test_bad_input_gets_a_sentence_and_exit_code_2(folder, model_file, tmp_path,
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err
     assert sentence.replace(" ", "") in "".join(c for c in shown.err if c not in " \n│")
+
+
+@pytest.mark.parametrize(
+    ("loss", "cells", "sentence"),
+    [
+        ("marginal", ["1", "-3.50000", "7"], "with its constant, as in FEREBUS' files"),
+        ("concentrated", ["1", "-3.50000", "13.52726", "7"], "FEREBUS' files leave out n/2 (1 + ln 2 pi) = 17.02726"),
+        ("hold-out", ["1", "-3.50000", "7"], "-ln RMSE"),
+    ],
+)
+def test_it_is_told_which_likelihood_is_printed(capsys, loss, cells, sentence):
+    models.print_starts("m.model", loss, 12, Found(None, None, np.array([[-3.5]]), np.array([[7]])))
+    told = capsys.readouterr().out
+    assert sentence in told
+    assert any([cell.strip() for cell in line.split("│")[1:-1]] == cells for line in told.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (("--atom", "O2"), "expected --atom as an element and the first number of --alf, as in O1, found 'O2'"),
+        (("--atom", "nope"), "found 'nope'"),
+        (("--atom", "Xx1"), "expected chemical symbols as species, found 'Xx'"),
+        (("--atom", "O1", "--system", "a b"), "expected --system as one word"),
+        (("--atom", "O1", "--system", ""), "expected --system as one word"),
+    ],
+)
+def test_names_that_a_model_file_cannot_have_get_a_sentence(tmp_path, capsys, names, sentence):
+    (tmp_path / "t.csv").write_text("f1,f2,f3,iqa\n1.8,1.8,1.8,-75.1\n1.8,1.9,1.8,-75.2\n1.9,1.8,1.8,-75.3\n")
+    assert iqagp("train-atom", tmp_path / "t.csv", "-o", tmp_path / "m.model", "--alf", "1,2,3", *names) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_ctrl_c_while_sampling_tells_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -68,6 +68,8 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"where .*file is a file; choose another name"):
         console.output_file(tmp_path / "file" / "x.safetensors")
-    with pytest.raises(ValueError, match="expected a file in a writable folder"):
-        console.output_file(tmp_path)
+    for nowhere in (tmp_path, "/dev/null", "/proc/x", tmp_path / "no" / "x"):
+        with pytest.raises(ValueError, match=r"expected a file in a writable folder, found .*; choose another name"):
+            console.output_file(nowhere)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
     assert console.output_file(tmp_path / "file") == tmp_path / "file"

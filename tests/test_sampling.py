@@ -77,8 +77,8 @@ def test_plans_of_nothing_get_a_sentence(changed, sentence):
 @pytest.mark.parametrize(
     ("atoms", "sentence"),
     [
-        (Atoms("He"), "expected one molecule of at least two atoms, found He"),
-        (Atoms("O2", [[0, 0, 0], [9, 0, 0]]), "found O2 in pieces or alone"),
+        (Atoms("He"), "expected one molecule of at least two atoms, found one atom or pieces in He"),
+        (Atoms("O2", [[0, 0, 0], [9, 0, 0]]), "found one atom or pieces in O2"),
         (Atoms("H2", [[0, 0, 0], [0.74, 0, 0]]), "expected atoms two bonds apart for near contacts, found H2"),
     ],
 )

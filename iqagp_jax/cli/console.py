@@ -1,13 +1,12 @@
 """What all commands print with and check paths by."""
 
-import os
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.table import Table
 
+from iqagp_jax.machine.files import output_file as output_file
 from iqagp_jax.machine.files import output_folder as output_folder
 from iqagp_jax.machine.progress import track as track
 
@@ -74,13 +73,3 @@ def only_with(context, **uses):
     for name, (used, what) in uses.items():
         if not used and context.get_parameter_source(name).name != "DEFAULT":
             raise ValueError(f"expected --{name.replace('_', '-')} with {what} only, where it has an effect; leave it out")
-
-
-def output_file(path):
-    """The path, if its folder exists and is writable and it is no folder itself."""
-    path = Path(path)
-    if path.parent.exists() and not path.parent.is_dir():
-        raise ValueError(f"expected a file in a folder, found {path}, where {path.parent} is a file; choose another name")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"expected a file in a writable folder, found {path}; choose another name")
-    return path

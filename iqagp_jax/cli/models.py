@@ -1,6 +1,7 @@
 """From labelled geometries to models, and how good they are."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from iqagp_jax.cli.console import PartitionName, console, only_with, output_file
 from iqagp_jax.cli.options import taking
 from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp.options import GPOptions
+from iqagp_jax.system.elements import check_species
 
 EnergyKey = Annotated[str | None, typer.Option(help="Name of the energy (eV) in the file; REF_energy, else energy.")]
 ForcesKey = Annotated[str | None, typer.Option(help="Name of the forces (eV/Å) in the file; REF_forces, else forces.")]
@@ -97,6 +99,7 @@ def train_atom(
     unseen = validation_set and ferebus.property_of(validation_set, property)
     x, y = ferebus.property_of(training_set, property)
     frame = ferebus.parse_frame(alf, x.shape[1] // 3 + 2)
+    check_names(system, atom, frame[0])
     labels = (("name", system), ("atom", atom), ("property", property))
     model, found = fit_atom(x, y, frame, labels, progress=lambda steps: track(steps, "hyperparameters"), **options)
     ferebus.write_model(model, output)
@@ -106,6 +109,18 @@ def train_atom(
         error = Errors.of(np.asarray(ferebus.predict(model, x)) - y)
         table(f"{validation_set}: {len(y)} points", ["error of", "MAE", "RMSE", "max"], [(property, *vars(error).values())])
     then(f"iqagp convert {output.parent} -o {system.lower()}.safetensors" + f" --property {property}" * (property != "iqa"))
+
+
+def check_names(system, atom=None, centre=0):
+    """ValueError, in a sentence, for names that no .model file can have, and an atom that is not its frame's ``centre``."""
+    if not re.fullmatch(r"[^\s/]+", system):
+        raise ValueError(f"expected --system as one word that can be in a file's name, found {system!r}")
+    if atom is None:
+        return
+    parts = re.fullmatch(r"([A-Z][a-z]?)(\d+)", atom)
+    if not parts or int(parts[2]) != centre + 1:
+        raise ValueError(f"expected --atom as an element and the first number of --alf, as in O{centre + 1}, found {atom!r}")
+    check_species([parts[1]])
 
 
 def print_starts(output, loss, n_train, found):
@@ -157,6 +172,7 @@ def convert(
     else:
         if convention or accept_weights:
             raise ValueError("expected --convention and --accept-weights with a folder of .model files; leave them out")
+        check_names(system)
         paths = ferebus.write_folder(load_model(source), output_folder(output), system)
         console.print(f"{len(paths)} files in {output}, {paths[0].name} first")
         then(f"iqagp convert {output} -o again.safetensors")
