@@ -73,3 +73,14 @@ def test_a_file_is_no_folder(tmp_path):
             console.output_file(nowhere)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
     assert console.output_file(tmp_path / "file") == tmp_path / "file"
+
+
+def test_a_bar_tells_what_was_enough(capsys):
+    for k in console.track(range(1800), "steps"):
+        if k == 139:
+            break
+    shown = capsys.readouterr().err
+    assert "steps, ended after 140 of at most 1800:" in shown and "140/140" in shown
+    assert list(console.track(range(3), "steps")) == [0, 1, 2]
+    shown = capsys.readouterr().err
+    assert "ended" not in shown and "3/3" in shown
