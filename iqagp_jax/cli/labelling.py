@@ -235,7 +235,7 @@ def label(
         print_progress(running)
     if running.missing:
         console.print(f"stopped with {len(running.missing)} labels missing; run it again to go on")
-        then(f"iqagp label --campaign {folder}")
+        then(f"iqagp label --campaign {folder}" + (f" -o {output}" if output else ""))
     elif output:
         write_dataset(running, output)
         then(train_on(output))
