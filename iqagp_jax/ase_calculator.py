@@ -11,7 +11,15 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from iqagp_jax.machine.forks import computing
 from iqagp_jax.modelfile import load_model
-from iqagp_jax.potential import Uncertainty, atomic_energies, energy_and_forces, potential_of, system_of, uncertainty
+from iqagp_jax.potential import (
+    Uncertainty,
+    atomic_energies,
+    energy_and_forces,
+    energy_shares,
+    potential_of,
+    system_of,
+    uncertainty,
+)
 from iqagp_jax.system.cells import unwrapped
 from iqagp_jax.system.elements import same_atoms
 from iqagp_jax.system.system import System
@@ -20,8 +28,10 @@ from iqagp_jax.system.system import System
 class IQAGP(Calculator):
     """``energy``, ``forces`` and atomic ``energies`` of a potential (eV, eV/angstrom) for ASE.
 
-    Its predicted standard deviations are ``get_property("energy_std", atoms)`` and ``get_property("forces_std", atoms)``, of
-    a potential that knows them. It can be pickled: what was compiled stays behind.
+    A potential that learned the molecule's energy alone has no atomic ``energies``; how it divides the energy all the same is
+    ``get_property("energy_shares", atoms)``. The predicted standard deviations of a potential that knows them are
+    ``get_property("energy_std", atoms)`` and ``get_property("forces_std", atoms)``. It can be pickled: what was compiled stays
+    behind.
 
     A molecule that lies across the walls of a periodic cell is put together first, which changes no force; there is no
     interaction with its images.
@@ -32,6 +42,7 @@ class IQAGP(Calculator):
         "free_energy",
         "forces",
         "energies",
+        "energy_shares",
         "energy_std",
         "forces_std",
     ]
@@ -67,7 +78,8 @@ class IQAGP(Calculator):
         """Fill ``results``.
 
         Raises ValueError, in a sentence, where the atoms are not the model's or are a crystal, PropertyNotImplementedError
-        for an uncertainty that the potential does not know, RuntimeError in a forked child of a process that has computed.
+        for atomic energies and uncertainties that the potential does not know, RuntimeError in a forked child of a process
+        that has computed.
         """
         super().calculate(atoms, properties, system_changes)
         computing()
@@ -77,11 +89,20 @@ class IQAGP(Calculator):
         energy, forces = self._energy_and_forces(positions[None])
         self.results = {"energy": float(energy[0]), "free_energy": float(energy[0]), "forces": np.asarray(forces[0])}
         if "energies" in properties:
-            self.results["energies"] = np.asarray(atomic_energies(self.model, positions, self.system))
+            self.results["energies"] = self._energies(positions)
+        if "energy_shares" in properties:
+            self.results["energy_shares"] = np.asarray(energy_shares(self.model, positions, self.system))
         if "energy_std" in properties:
             self.results["energy_std"] = float(self._variance("energy")(positions[None])[0] ** 0.5)
         if "forces_std" in properties:
             self.results["forces_std"] = np.asarray(self._variance("forces")(positions[None])[0] ** 0.5)
+
+    def _energies(self, positions: np.ndarray) -> np.ndarray:
+        """Atomic energies (N,) in eV, which not every potential has."""
+        try:
+            return np.asarray(atomic_energies(self.model, positions, self.system))
+        except ValueError as error:
+            raise PropertyNotImplementedError(str(error)) from error
 
     def _whole(self, atoms: Atoms) -> np.ndarray:
         """Positions (N, 3) in angstrom of the system's atoms, its molecules whole."""

@@ -40,6 +40,7 @@ def _sum(parts: tuple[Bound, ...]) -> Bound:
         fast,
         overflowed=lambda aux: jnp.stack([part.overflowed(a) for part, a in zip(parts, aux, strict=True)]).any(),
         enlarged=enlarged if any(part.enlarged for part in parts) else None,
+        only_sum=any(part.only_sum for part in parts),
     )
 
 
@@ -159,7 +160,7 @@ class PerMolecule(_Several):
                 energy, gradient = energy + each.sum(), gradient.at[atoms].set(slopes)
             return (energy, gradient), aux
 
-        return Bound(energies, fast=fast)
+        return Bound(energies, fast=fast, only_sum=any(part.only_sum for part in parts))
 
     def uncertainty(self, system: System) -> Uncertainty | None:
         """Variances of molecules, which share no observation with each other in this sum; None where a kind has none."""

@@ -63,6 +63,8 @@ class Bound:
     """aux -> whether it has become too small, and energies of it are no numbers; once it has, it stays so"""
     enlarged: Callable[[Any], Any] | None = None
     """positions (R, N, 3) -> an aux that is large enough for all of them; None where aux cannot overflow"""
+    only_sum: bool = False
+    """whether only the sum of ``energies`` was learned: how it is divided among the atoms then means nothing"""
 
     def energy_and_gradient(self, positions: Any, aux: Any) -> tuple[tuple[Any, Any], Any]:
         """(energy in eV, its gradient (N, 3) in eV/angstrom), aux'; not numbers where aux' has overflowed."""
@@ -206,8 +208,29 @@ def bind(potential: Any, system: System | None = None, dtype: Any = np.float64) 
 
 
 def atomic_energies(model, positions, system=None):
-    """Atomic energies (N,) in eV of one configuration (N, 3) in angstrom, by the plain formula."""
+    """Atomic energies (N,) in eV of one configuration (N, 3) in angstrom, by the plain formula.
+
+    Raises ValueError for a potential that learned none, as one of the molecule's energy and forces; see `energy_shares`.
+    """
     bound, system = bind(model, system)
+    if bound.only_sum:
+        raise ValueError(
+            "expected a potential that learned atomic energies, found one that learned their sum alone and divides it among the"
+            " atoms as it happens; train on atomic energies, or take `energy_shares` if that division is what you want"
+        )
+    return _at(bound, system, positions)
+
+
+def energy_shares(model, positions, system=None):
+    """How a potential divides its energy among the atoms, (N,) in eV of one configuration (N, 3) in angstrom.
+
+    These are `atomic_energies` where it learned them. Else only their sum means anything.
+    """
+    return _at(*bind(model, system), positions)
+
+
+def _at(bound, system, positions):
+    """What it divides its energy into, (N,) eV."""
     with jax.enable_x64(True):
         positions = double(check_positions(system.species, positions))
         return exact(bound.energies(positions, _roomy(bound, positions[None]))[0])
@@ -286,7 +309,10 @@ def uncertainty(model, system=None):
 
 
 def predictive_variance(model, system=None):
-    """Posterior variances as a function of positions (B, N, 3) -> (B, N) eV^2, one for every atomic energy."""
+    """Posterior variances as a function of positions (B, N, 3) -> (B, N) eV^2, one for every atomic energy.
+
+    Of a potential that learned only their sum they are those of `energy_shares`, and large.
+    """
     return _known(model, system, "atomic_energies")
 
 

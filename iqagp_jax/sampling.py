@@ -2,10 +2,15 @@
 
 Every geometry says in its ``info`` where it comes from: ``source`` (metadynamics, thermal, displaced, bond, contact),
 ``split`` (train, test_500K, ...), ``temperature`` (K), ``run`` and ``time`` (fs).
+
+The work is done in parts, a run each, and what is kept of them (`machine.parts`) is not done again. A part's random numbers are
+its own, so that the geometries are the same whether the work was interrupted or not.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +19,14 @@ import jax
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
-from ase.io import read
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
-from iqagp_jax.dynamics.metadynamics import WellTempered, choose_variables
+from iqagp_jax.dynamics.metadynamics import Hills, WellTempered, choose_variables
+from iqagp_jax.labels.plan import check_geometries, read_geometries
+from iqagp_jax.machine.parts import NOTHING_KEPT, Arrays, Parts
+from iqagp_jax.machine.progress import progress_bar
 from iqagp_jax.references.xtb import xtb as xtb
 from iqagp_jax.system.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
 from iqagp_jax.units import KCAL_MOL
@@ -38,6 +45,12 @@ HILL_SPACING = 25.0
 
 METADYNAMICS_SPACING = 50.0
 """Time between two frames of metadynamics in fs."""
+
+STRIDES = 10
+"""Strides of the equilibration, after each of which the progress is shown."""
+
+TRIES = 20
+"""Distorted geometries are tried so many times their number, at most."""
 
 SAME_GEOMETRY = 1e-3
 """Geometries whose distances all agree within this (angstrom) are one."""
@@ -74,13 +87,70 @@ class SamplingPlan:
     test_spacing: float = 100.0
     pool_factor: int = 3
 
+    @property
+    def dynamics(self):
+        """All dynamics, as `Dynamics`, in the order in which they are made."""
+        test = [Dynamics("test", t, n, self.test_spacing, self.runs, 1) for t, n in self.test.items()]
+        wanted = [("metadynamics", METADYNAMICS_SPACING, 3), ("thermal", self.train_spacing, 0)]
+        return test + [
+            Dynamics(source, t, self.pool_factor * n, spacing, self.runs, stream)
+            for source, spacing, stream in wanted
+            for t, n in getattr(self, source).items()
+        ]
+
+    @property
+    def candidates(self):
+        """How many distorted geometries of each kind are made before the selection."""
+        return {source: self.pool_factor * getattr(self, source) for source in DISTORTIONS}
+
+    @property
+    def steps(self):
+        """Calculations of energy and forces, as many as can be foreseen."""
+        return sum(d.runs * d.steps for d in self.dynamics) + sum(self.candidates.values())
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Runs of one kind (test, metadynamics, thermal) at one temperature (K), which together give ``count`` frames."""
+
+    kind: str
+    temperature: float
+    count: int
+    spacing: float
+    """between frames, fs"""
+    runs: int
+    stream: int
+    """of random numbers"""
+
+    @property
+    def per_run(self):
+        """Frames of a run."""
+        return -(-self.count // self.runs)
+
+    @property
+    def steps(self):
+        """Integration steps of a run."""
+        return round(EQUILIBRATION / TIMESTEP) + self.per_run * round(self.spacing / TIMESTEP)
+
+    @property
+    def n_hills(self):
+        """Room for the hills of all runs."""
+        return self.runs * round((EQUILIBRATION + self.per_run * self.spacing) / HILL_SPACING + 2)
+
+    def __str__(self):
+        return f"{self.kind} at {self.temperature:g} K"
+
 
 def starting_geometries(molecule, n_conformers=20, seed=0):
     """ASE atoms to start from: conformers of a SMILES string by RDKit, or the geometries of a file that ASE reads."""
     if Path(molecule).suffix:
         if not Path(molecule).is_file():
             raise FileNotFoundError(f"expected a SMILES string or an existing geometry file, found {molecule!r}")
-        return read(molecule, index=":")
+        geometries = read_geometries(Path(molecule))
+        check_geometries(geometries)
+        for k, atoms in enumerate(geometries):
+            _is_one_molecule(atoms, f"geometry {k} of {molecule}")
+        return geometries
     from rdkit import Chem
     from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
 
@@ -105,13 +175,24 @@ def minimise(atoms, calculator, fmax=0.005):
     return relaxed
 
 
-def distinct_minima(geometries, calculator):
-    """The different minima to which the geometries relax, lowest first, up to `MAX_CONFORMER_ENERGY` above it."""
-    relaxed = [minimise(atoms, calculator) for atoms in geometries]
-    relaxed.sort(key=lambda atoms: atoms.get_potential_energy())
-    energies = np.array([atoms.get_potential_energy() for atoms in relaxed]) / KCAL_MOL
+def distinct_minima(geometries, make_calculator, parts=NOTHING_KEPT, progress=lambda items: items):
+    """The different minima to which the geometries relax, lowest first, up to `MAX_CONFORMER_ENERGY` above it.
+
+    ``progress`` wraps the geometries, as a progress bar does. What ``parts`` keep is not relaxed again.
+    """
+
+    def minimum(atoms):
+        relaxed = minimise(atoms, make_calculator())
+        return {"positions": relaxed.positions, "energy": np.array(relaxed.get_potential_energy())}
+
+    relaxed = []
+    for k, atoms in enumerate(progress(geometries)):
+        found = parts.part(f"minimum-{k}", lambda atoms=atoms: minimum(atoms))
+        relaxed.append((float(found["energy"]) / KCAL_MOL, Atoms(atoms.symbols, positions=found["positions"])))
+    relaxed.sort(key=lambda pair: pair[0])
+    energies = np.array([energy for energy, _ in relaxed])
     new = np.diff(energies, prepend=-np.inf) > SAME_ENERGY
-    return [relaxed[k] for k in np.flatnonzero(new & (energies < energies[0] + MAX_CONFORMER_ENERGY))]
+    return [relaxed[k][1] for k in np.flatnonzero(new & (energies < energies[0] + MAX_CONFORMER_ENERGY))]
 
 
 class Biased(Calculator):
@@ -147,11 +228,11 @@ _bias_and_gradient = jax.jit(jax.value_and_grad(lambda bias, r, hills: bias(r, h
 _deposit = jax.jit(lambda bias, hills, r: bias.deposit(hills, r), static_argnums=0)
 
 
-def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
+def langevin(atoms, calculator, temperature, n_frames, spacing, rng, stepped=lambda steps: None):
     """Positions of ``n_frames`` frames ``spacing`` fs apart of one Langevin run at ``temperature`` K.
 
     A `Biased` calculator gets a hill every `HILL_SPACING` fs, also in the equilibration. ASE's default ``fixcm=True``
-    runs hot on a small molecule; the centre of mass is left free to diffuse.
+    runs hot on a small molecule; the centre of mass is left free to diffuse. ``stepped`` is told of steps that were made.
     """
     moving = atoms.copy()
     moving.calc = calculator
@@ -161,10 +242,13 @@ def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
     )
     if isinstance(calculator, Biased):
         dynamics.attach(calculator.deposit, interval=round(HILL_SPACING / TIMESTEP))
-    dynamics.run(round(EQUILIBRATION / TIMESTEP))
+    for _ in range(STRIDES):
+        dynamics.run(round(EQUILIBRATION / TIMESTEP / STRIDES))
+        stepped(round(EQUILIBRATION / TIMESTEP / STRIDES))
     frames = []
     for _ in range(n_frames):
         dynamics.run(round(spacing / TIMESTEP))
+        stepped(round(spacing / TIMESTEP))
         frames.append(moving.get_positions())
     return frames
 
@@ -233,90 +317,183 @@ def farthest_points(features, n, rng):
     return np.array(chosen)
 
 
-def sample(minima, plan, make_calculator, variables=None, seed=0, progress=lambda items, description: items):
+def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_KEPT, progress=False):
     """Training and test geometries around ``minima`` (lowest first) after ``plan``.
 
     Returns a list of ASE atoms and a count of what was dropped, by reason. The training geometries come in training
     order: the sources are interleaved at random in their shares, so the first n are a smaller set of the same kind.
     Runs start from the minima in turn. ``make_calculator`` is called for every run, as a calculator that remembers its
     last wave function would make runs depend on one another. Metadynamics biases the collective ``variables``, by
-    default those of `metadynamics.choose_variables`.
+    default those of `metadynamics.choose_variables`. What ``parts`` keep is not made again. ``progress`` shows a bar.
     """
-    species = minima[0].get_chemical_symbols()
     if variables is None:
-        variables = choose_variables(species, minima[0].get_positions())
+        variables = choose_variables(minima[0].get_chemical_symbols(), minima[0].get_positions())
+    _check(plan, minima[0], variables)
+    rng, dropped = np.random.default_rng([seed, 2]), Counter[str]()
+    with progress_bar(plan.steps, progress) as (show, tell):
+        work = _Work(minima, tuple(variables), make_calculator, seed, parts, _Shown(show), tell)
+        made = {dynamics: work.run(dynamics, dropped) for dynamics in plan.dynamics}
+        test = [
+            _tagged(atoms, source="thermal", split=f"test_{d.temperature:g}K")
+            for d in made
+            for atoms in made[d][: d.count]
+            if d.kind == "test"
+        ]
+        training = [d for d in made if d.kind != "test"]
+        groups = [select(made[d], d.count // plan.pool_factor, rng) for d in training]
+        pool = [atoms for d in training for atoms in made[d]]
+        for source, count in plan.candidates.items():
+            if count:
+                groups.append(select(work.distort(source, pool, count, dropped), count // plan.pool_factor, rng))
+    frames = [_tagged(a, split="train") for a in interleave(groups, rng)] + test
+    kept = without_duplicates(frames)
+    if len(kept) < len(frames):
+        dropped["duplicate"] = len(frames) - len(kept)
+    return kept, +dropped
+
+
+def _is_one_molecule(atoms, name):
+    """ValueError, in a sentence, unless they hang together."""
+    if len(atoms) < 2 or not is_whole(atoms.get_chemical_symbols(), atoms.get_positions()):
+        raise ValueError(f"expected one molecule of at least two atoms, found one atom or pieces in {name}; give another")
+
+
+def _check(plan, molecule, variables):
+    """ValueError, in a sentence, for a plan that this molecule, an ASE atoms, does not allow."""
+    _is_one_molecule(molecule, str(molecule.symbols))
     if plan.metadynamics and not variables:
         raise ValueError(
             "expected torsions about single bonds or a hydrogen bond to bias, found none in this molecule;"
             " give collective variables or do without metadynamics"
         )
-    floor = xtb_energy(minima[0], make_calculator())
-    dropped: Counter[str] = Counter()
+    if not plan.dynamics:
+        raise ValueError("expected geometries from metadynamics, hot dynamics or test runs, found none planned; ask for some")
+    if any(plan.candidates.values()) and not (plan.metadynamics or plan.thermal):
+        raise ValueError(
+            "expected geometries from metadynamics or hot dynamics to distort, found none planned; ask for some, or for none"
+            " that are displaced, with a distorted bond or with a near contact"
+        )
+    if plan.contact and len(molecule) < 3:
+        raise ValueError(f"expected atoms two bonds apart for near contacts, found {molecule.symbols}; ask for no contacts")
 
-    def frames_of(source, temperature, count, spacing, stream):
-        per_run = -(-count // plan.runs)
-        bias = WellTempered(tuple(variables), temperature)
+
+class _Shown:
+    """The steps that were made, on a bar."""
+
+    def __init__(self, show):
+        self.show, self.made = show, 0
+
+    def __call__(self, steps, what=""):
+        self.made += steps
+        self.show(completed=self.made, **{"description": what} if what else {})
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all parts of a sampling share."""
+
+    minima: list[Atoms]
+    variables: tuple
+    make_calculator: Callable
+    seed: int
+    parts: Parts
+    stepped: _Shown
+    tell: Callable
+
+    @property
+    def species(self):
+        return self.minima[0].get_chemical_symbols()
+
+    def run(self, dynamics, dropped):
+        """Frames of all runs of a `Dynamics` that are one molecule."""
+        bias = WellTempered(self.variables, dynamics.temperature)
         with jax.enable_x64(True):
-            hills = bias.no_hills(plan.runs * round((EQUILIBRATION + per_run * spacing) / HILL_SPACING + 2))
-        for run in progress(range(plan.runs), f"{source} at {temperature:g} K"):
-            rng = np.random.default_rng([seed, stream, round(temperature), run])
-            calculator = make_calculator()
-            if source == "metadynamics":
-                calculator = Biased(calculator, bias, hills)
-            start = minima[run % len(minima)]
-            for k, positions in enumerate(langevin(start, calculator, temperature, per_run, spacing, rng)):
-                if not is_whole(species, positions):
-                    dropped[f"{source}: dissociated at {temperature:g} K"] += 1
-                    continue
-                time = EQUILIBRATION + (k + 1) * spacing
-                info = {"source": source, "temperature": temperature, "run": run, "time": time}
-                yield Atoms(species, positions=positions, info=info)
-            if source == "metadynamics":
-                hills = calculator.hills
+            hills = bias.no_hills(dynamics.n_hills)
+        whole = []
+        for run in range(dynamics.runs):
+            before = self.stepped.made
+            self.stepped(0, f"{dynamics}, run {run + 1} of {dynamics.runs}")
+            made = self.parts.part(_name(dynamics, run), partial(self._one_run, dynamics, run, bias, hills))
+            self.stepped(before + dynamics.steps - self.stepped.made)  # also of a run that was kept
+            if dynamics.kind == "metadynamics":
+                with jax.enable_x64(True):
+                    hills = Hills(*(jax.numpy.asarray(made[name]) for name in Hills._fields))
+            for k, positions in enumerate(made["positions"]):
+                time = EQUILIBRATION + (k + 1) * dynamics.spacing
+                info = {"source": dynamics.kind, "temperature": dynamics.temperature, "run": run, "time": time}
+                whole.append(Atoms(self.species, positions=positions, info=info))
+        found = [atoms for atoms in whole if is_whole(self.species, atoms.positions)]
+        if lost := len(whole) - len(found):
+            dropped[f"{dynamics.kind}: dissociated at {dynamics.temperature:g} K"] += lost
+        self.tell(f"{dynamics}: {len(found)} frames from {dynamics.runs} run{'s' * (dynamics.runs > 1)}")
+        return found
 
-    def select(pool, count, rng):
-        if len(pool) < count:
-            raise RuntimeError(
-                f"only {len(pool)} of {count} geometries could be made; raise the temperatures or the pool factor"
-            )
-        positions = np.array([a.get_positions() for a in pool])
-        return [pool[i] for i in farthest_points(inverse_distances(positions), count, rng)]
+    def _one_run(self, dynamics, run, bias, hills) -> Arrays:
+        rng = np.random.default_rng([self.seed, dynamics.stream, round(dynamics.temperature), run])
+        calculator = self.make_calculator()
+        if dynamics.kind == "metadynamics":
+            calculator = Biased(calculator, bias, hills)
+        start = self.minima[run % len(self.minima)]
+        shape = dynamics.temperature, dynamics.per_run, dynamics.spacing
+        frames = langevin(start, calculator, *shape, rng, self.stepped)
+        left = calculator.hills._asdict() if dynamics.kind == "metadynamics" else {}
+        return {"positions": np.array(frames).reshape(-1, len(start), 3), **left}
 
-    test = []
-    for temperature, count in plan.test.items():
-        frames = list(frames_of("thermal", temperature, count, plan.test_spacing, stream=1))[:count]
-        test += [_tagged(a, split=f"test_{temperature:g}K") for a in frames]
+    def distort(self, source, pool, count, dropped):
+        """``count`` geometries of a ``pool`` distorted, if so many can be made."""
+        self.stepped(0, f"distorted: {source}")
+        before = self.stepped.made
+        made = self.parts.part(source, partial(self._distorted, source, pool, count))
+        self.stepped(before + count - self.stepped.made)
+        tries, torn, high = (int(made[name]) for name in ("tries", "torn", "high"))
+        dropped[f"{source}: not one molecule"] += torn
+        dropped[f"{source}: more than {MAX_DISTORTION_ENERGY:g} kcal/mol above the minimum"] += high
+        enough = "were enough for" if len(made["origin"]) == count else "gave"
+        self.tell(f"distorted ({source}): {tries} of at most {TRIES * count} tries {enough} {len(made['origin'])} geometries")
+        return [
+            Atoms(self.species, positions=positions, info={**pool[k].info, "source": source})
+            for positions, k in zip(made["positions"], made["origin"], strict=True)
+        ]
 
-    rng = np.random.default_rng([seed, 2])
-    pool, groups = [], []
-    for source, spacing, stream in (("metadynamics", METADYNAMICS_SPACING, 3), ("thermal", plan.train_spacing, 0)):
-        for temperature, count in getattr(plan, source).items():
-            frames = list(frames_of(source, temperature, plan.pool_factor * count, spacing, stream))
-            pool += frames
-            groups.append(select(frames, count, rng))
-    for source, distort in DISTORTIONS.items():
-        count = getattr(plan, source)
-        candidates: list[Atoms] = []
-        for _ in progress(range(20 * plan.pool_factor * count), f"{source} geometries"):
-            if len(candidates) == plan.pool_factor * count:
-                break
-            origin = pool[rng.integers(len(pool))]
-            positions = distort(origin.get_positions(), species, rng)
-            if not is_whole(species, positions):
-                dropped[f"{source}: not one molecule"] += 1
-                continue
-            candidate = Atoms(species, positions=positions, info={**origin.info, "source": source})
-            if xtb_energy(candidate, make_calculator()) - floor > MAX_DISTORTION_ENERGY * KCAL_MOL:
-                dropped[f"{source}: more than {MAX_DISTORTION_ENERGY:g} kcal/mol above the minimum"] += 1
-                continue
-            candidates.append(candidate)
-        if count:
-            groups.append(select(candidates, count, rng))
-    frames = [_tagged(a, split="train") for a in interleave(groups, rng)] + test
-    kept = without_duplicates(frames)
-    if len(kept) < len(frames):
-        dropped["duplicate"] = len(frames) - len(kept)
-    return kept, dropped
+    def _distorted(self, source, pool, count) -> Arrays:
+        rng = np.random.default_rng([self.seed, 4, list(DISTORTIONS).index(source)])
+        floor = xtb_energy(self.minima[0], self.make_calculator())
+        positions: list[np.ndarray] = []
+        origin: list[int] = []
+        lost, tries = Counter[str](), 0
+        while len(positions) < count and tries < TRIES * count:
+            tries += 1
+            k = int(rng.integers(len(pool)))
+            candidate = Atoms(self.species, positions=DISTORTIONS[source](pool[k].positions, self.species, rng))
+            if not is_whole(self.species, candidate.positions):
+                lost["torn"] += 1
+            elif xtb_energy(candidate, self.make_calculator()) - floor > MAX_DISTORTION_ENERGY * KCAL_MOL:
+                lost["high"] += 1
+            else:
+                positions.append(candidate.positions)
+                origin.append(k)
+                self.stepped(1)
+        found = np.array(positions).reshape(-1, len(self.species), 3)
+        return {
+            "positions": found,
+            "origin": np.array(origin, dtype=int),
+            "tries": np.array(tries),
+            "torn": np.array(lost["torn"]),
+            "high": np.array(lost["high"]),
+        }
+
+
+def _name(dynamics, run):
+    """Of a run's part."""
+    return f"{dynamics.kind}-{dynamics.temperature}K-{run}"
+
+
+def select(pool, count, rng):
+    """``count`` geometries far from each other."""
+    if len(pool) < count:
+        raise RuntimeError(f"only {len(pool)} of {count} geometries could be made; raise the temperatures or the pool factor")
+    positions = np.array([a.get_positions() for a in pool])
+    return [pool[i] for i in farthest_points(inverse_distances(positions), count, rng)]
 
 
 def without_duplicates(frames):

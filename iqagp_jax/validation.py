@@ -189,8 +189,7 @@ def _one_by_one(model):
 
 def learned_atomic_energies(model):
     """Whether a potential learned atomic energies; one of the molecule's energy divides it among the atoms as it likes."""
-    made_by = getattr(model, "made_by", None)
-    return made_by is None or not made_by.targets or "atomic_energies" in made_by.targets
+    return not bind(model)[0].only_sum
 
 
 def atom_labels(species):

@@ -18,7 +18,7 @@ from dialect import parsed, reference_files
 
 from iqagp_jax import energy_and_forces, load_model, save_model
 from iqagp_jax.families.fflux import files as ferebus
-from iqagp_jax.families.fflux.fit import fit_atom
+from iqagp_jax.families.fflux.fit import by_ferebus, fit_atom
 from iqagp_jax.families.gp import regression
 from iqagp_jax.system.geometry import whole_molecules
 from iqagp_jax.units import HARTREE, KJ_MOL
@@ -32,17 +32,11 @@ def row(what, ours, theirs, met=None):
     print(f"{what:<58} {ours:>24} {theirs:>22}  {verdict}", flush=True)
 
 
-def constant(model, concentrated):
-    """What FEREBUS leaves out of a concentrated likelihood."""
-    return model.n_train / 2 * (1 + np.log(2 * np.pi)) if concentrated else 0.0
-
-
 def likelihood(model, concentrated=False):
     with jax.enable_x64(True):
         covariance = regression.covariance_matrix(model.kernel, model.scaled(model.x), model.noise)
-        return float(regression.log_likelihood(covariance, model.residual, concentrated, concentrated)) + constant(
-            model, concentrated
-        )
+        value = float(regression.log_likelihood(covariance, model.residual, concentrated, concentrated))
+        return by_ferebus(value, "concentrated" if concentrated else "marginal", model.n_train)
 
 
 def errors(model, path):
@@ -80,7 +74,7 @@ def fit(csv, validation, frame, labels, theirs, their_errors, loss="marginal", n
     began, cpu = time.perf_counter(), time.process_time()
     model, found = fit_atom(x, y, frame, labels, loss=loss, n_starts=n_starts, seed=1, **options)
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    values = found.values[:, 0] + constant(model, loss == "concentrated")
+    values = by_ferebus(found.values[:, 0], loss, model.n_train)
     name = f"{dict(labels)['atom']}, {loss}"
     row(f"our fit of {name}: best of {n_starts}", f"{values.max():.5f}", f"{theirs:.5f}", values.max() >= theirs)
     starts = zip(values, found.evaluations[:, 0], strict=True)

@@ -15,7 +15,17 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from conftest import REFERENCE, SPECIES, make_dataset, rotation
 
-from iqagp_jax import atomic_energies, energy_and_forces, energy_fn, load_model, load_trajectory, save_model, simulate, validate
+from iqagp_jax import (
+    atomic_energies,
+    energy_and_forces,
+    energy_fn,
+    energy_shares,
+    load_model,
+    load_trajectory,
+    save_model,
+    simulate,
+    validate,
+)
 from iqagp_jax.ase_calculator import IQAGP
 from iqagp_jax.dynamics import record
 from iqagp_jax.potential import Potential, energy_variance, force_variance, predictive_variance, uncertainty
@@ -86,7 +96,7 @@ class Suite:
         with jax.enable_x64(True):
             by_grad = -np.asarray(jax.jit(jax.grad(energy_fn(potential)))(POSITIONS[1]))
         np.testing.assert_allclose(by_grad, forces[1], atol=1e-9)
-        np.testing.assert_allclose([atomic_energies(potential, r).sum() for r in POSITIONS], energies, atol=1e-9)
+        np.testing.assert_allclose([energy_shares(potential, r).sum() for r in POSITIONS], energies, atol=1e-9)
 
     def test_nothing_holds_a_molecule_in_place(self, potential):
         energies, forces = energy_and_forces(potential)(POSITIONS)
@@ -108,7 +118,14 @@ class Suite:
         assert not jax.config.jax_enable_x64
         energies, forces = energy_and_forces(potential)(POSITIONS)
         assert energies.dtype == forces.dtype == np.float64
-        assert atomic_energies(potential, POSITIONS[0]).dtype == np.float64
+        assert energy_shares(potential, POSITIONS[0]).dtype == np.float64
+
+    def test_atomic_energies_are_told_where_they_mean_something(self, potential):
+        shares = energy_shares(potential, POSITIONS[0])
+        np.testing.assert_array_equal(atomic_energies(potential, POSITIONS[0]), shares)
+        np.testing.assert_array_equal(
+            Atoms(SPECIES, POSITIONS[0], calculator=IQAGP(potential)).get_potential_energies(), shares
+        )
 
     def test_uncertainty_or_none(self, potential):
         known = uncertainty(potential)

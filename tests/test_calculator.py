@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.vibrations import Vibrations
 from conftest import REFERENCE, SPECIES
 
-from iqagp_jax import energy_and_forces, fit_gp, save_model
+from iqagp_jax import atomic_energies, energy_and_forces, energy_shares, fit_gp, save_model
 from iqagp_jax.ase_calculator import IQAGP
-from iqagp_jax.compose import PerMolecule
+from iqagp_jax.compose import PerMolecule, Sum
 from iqagp_jax.families.pairs.models import BondedMorse
 from iqagp_jax.system.system import System
+from iqagp_jax.validation import learned_atomic_energies
 
 ETHANOL = molecule("CH3CH2OH")
 DISTORTED = ETHANOL.positions + 0.05 * np.random.default_rng(0).normal(size=ETHANOL.positions.shape)
@@ -130,6 +132,24 @@ def test_uncertainty_is_asked_for_by_name(process, morse):
         with pytest.raises(PropertyNotImplementedError, match=f"does not know the uncertainty of its {name}"):
             atoms.calc.get_property(f"{name}_std", atoms)
         assert np.isfinite(atoms.get_potential_energy())
+
+
+def test_atomic_energies_that_nobody_learned_are_refused(dataset):
+    """A model of the molecule's energy alone, and sums that it is in, divide it as it happens."""
+    whole = fit_gp(replace(dataset[:6], atomic_energies=None), max_steps=0)
+    system, rest = System.of(SPECIES, REFERENCE), BondedMorse.of(System.of(SPECIES, REFERENCE))
+    assert whole.targets == ("energy", "forces")
+    for potential in (whole, Sum(rest, whole), PerMolecule(whole)):
+        assert not learned_atomic_energies(potential)
+        with pytest.raises(ValueError, match="take `energy_shares` if that division is what you want"):
+            atomic_energies(potential, REFERENCE, system)
+    atoms = Atoms(SPECIES, positions=REFERENCE, calculator=IQAGP(whole))
+    with pytest.raises(PropertyNotImplementedError, match="found one that learned their sum alone"):
+        atoms.get_potential_energies()
+    shares = atoms.calc.get_property("energy_shares", atoms)
+    assert shares.shape == (4,) and shares.sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+    np.testing.assert_array_equal(energy_shares(whole, REFERENCE), shares)
+    assert learned_atomic_energies(replace(whole, targets=("atomic_energies", "energy", "forces")))
 
 
 def test_it_can_be_pickled_before_and_after_use(morse):

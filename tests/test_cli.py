@@ -8,12 +8,14 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from ase.io import read
 from conftest import make_dataset
 
-from iqagp_jax import cli, load_dataset, save_dataset, save_model
+from iqagp_jax import cli, load_dataset, sampling, save_dataset, save_model
 from iqagp_jax.cli import console, models
 from iqagp_jax.families.fflux.files import CONVENTIONS
+from iqagp_jax.families.gp.search import Found
 from iqagp_jax.labels.partitions import PARTITIONS
 from iqagp_jax.machine.devices import use_cores
 from iqagp_jax.references.xtb import XTB
@@ -154,6 +156,17 @@ def write_bad(folder, name):
         (("export", "{folder}", "-o", "x.extxyz"), "expected trajectory-0000.npz"),
         (("sample", "C1CC", "-o", "g.extxyz"), "which RDKit cannot parse"),
         (("sample", "O", "-o", "g.extxyz", "--thermal", "hot"), "TEMPERATURE:NUMBER"),
+        (("sample", "O", "-o", "g.extxyz", "--thermal", "nan:4"), "expected --thermal at 0 to 100000 K"),
+        (("sample", "O", "-o", "g.extxyz", "--test", "300:-4"), "expected --test at 0 to 100000 K and 1 to 1,000,000"),
+        (("sample", "O", "-o", "g.extxyz", "--test", "300:4", "--test", "300:5"), "each temperature of --test once"),
+        (("sample", "O", "-o", "g.extxyz", "--bond", "-1"), "Invalid value for '--bond'"),
+        (("sample", "{truncated}", "-o", "g.extxyz"), "is not a whole file of geometries"),
+        (("sample", "O", "-o", "g.extxyz", "--runs", "9" * 20), "Invalid value for '--runs'"),
+        (("train", "{data}", "-o", "m.st", "--max-steps", "9" * 20), "expected max_steps of at most 1000000, found 9"),
+        (("train", "{data}", "-o", "{data}/m.safetensors"), "data.extxyz is a file; choose another name"),
+        (("train", "{data}", "-o", "m.st", "--noise", ""), "expected --noise as 1e-8 or energy=1e-8,forces=1e-6, found ''"),
+        (("train", "{data}", "-o", "m.st", "--targets", ""), "expected targets among atomic_energies, energy, forces"),
+        (("train", "{data}", "-o", "m.st", "--targets", "energy,energy"), "expected each target once, found energy, energy"),
         (("label", "{folder}/missing.xyz", "-o", "d.extxyz"), "found nothing at"),
         (("label", "{data}", "-o", "d.extxyz", "--xc", "nonsense"), "expected a functional that PySCF knows"),
         (("label-xtb", "{data}", "-o", "d.extxyz", "--spin", "1"), "16 electrons cannot have 1 unpaired"),
@@ -169,6 +182,59 @@ def test_bad_input_gets_a_sentence_and_exit_code_2(folder, model_file, tmp_path,
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err
     assert sentence.replace(" ", "") in "".join(c for c in shown.err if c not in " \n│")
+
+
+@pytest.mark.parametrize(
+    ("loss", "cells", "sentence"),
+    [
+        ("marginal", ["1", "-3.50000", "7"], "with its constant, as in FEREBUS' files"),
+        ("concentrated", ["1", "-3.50000", "13.52726", "7"], "FEREBUS' files leave out n/2 (1 + ln 2 pi) = 17.02726"),
+        ("hold-out", ["1", "-3.50000", "7"], "-ln RMSE"),
+    ],
+)
+def test_it_is_told_which_likelihood_is_printed(capsys, loss, cells, sentence):
+    models.print_starts("m.model", loss, 12, Found(None, None, np.array([[-3.5]]), np.array([[7]])))
+    told = capsys.readouterr().out
+    assert sentence in told
+    assert any([cell.strip() for cell in line.split("│")[1:-1]] == cells for line in told.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (("--atom", "O2"), "expected --atom as an element and the first number of --alf, as in O1, found 'O2'"),
+        (("--atom", "nope"), "found 'nope'"),
+        (("--atom", "Xx1"), "expected chemical symbols as species, found 'Xx'"),
+        (("--atom", "O1", "--system", "a b"), "expected --system as one word"),
+        (("--atom", "O1", "--system", ""), "expected --system as one word"),
+    ],
+)
+def test_names_that_a_model_file_cannot_have_get_a_sentence(tmp_path, capsys, names, sentence):
+    (tmp_path / "t.csv").write_text("f1,f2,f3,iqa\n1.8,1.8,1.8,-75.1\n1.8,1.9,1.8,-75.2\n1.9,1.8,1.8,-75.3\n")
+    assert iqagp("train-atom", tmp_path / "t.csv", "-o", tmp_path / "m.model", "--alf", "1,2,3", *names) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_ctrl_c_while_sampling_tells_how_to_go_on(tmp_path, monkeypatch, capsys):
+    water = molecule("H2O")
+    monkeypatch.setattr(sampling, "distinct_minima", lambda *_: [water])
+
+    def stopped(minima, plan, make_calculator, variables, seed, parts, progress):
+        parts.part("thermal-300.0K-0", lambda: {"positions": water.positions[None]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "sample", stopped)
+    command = ("sample", "O", "-o", tmp_path / "g.extxyz")
+    for _ in range(2):
+        assert iqagp(*command) == 130
+        told = capsys.readouterr().out
+        assert (
+            f"stopped: what is finished, 1 of its parts, is kept in {tmp_path / 'g.extxyz.parts'}; the same command goes"
+            in told
+        )
+    assert "going on with what is finished" in told
+    assert iqagp(*command, "--seed", 1) == 2
+    assert "seed 0 there, 1 here" in capsys.readouterr().err
 
 
 @pytest.mark.labels

@@ -1,5 +1,6 @@
 """All families through the suite of `families`."""
 
+from dataclasses import replace
 from functools import cached_property
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from conftest import REFERENCE, SPECIES, make_dataset
 from families import Suite
 
-from iqagp_jax import fit_gp
+from iqagp_jax import energy_fn, fit_gp
 from iqagp_jax.compose import PerMolecule, Sum
 from iqagp_jax.families.fflux.files import assemble
 from iqagp_jax.families.fflux.fit import fit_atom
@@ -58,6 +59,11 @@ class TestFFLUX(Suite):
 
         with jax.enable_x64(True):
             return assemble([one(a, frame) for a, frame in enumerate(FRAMES)])
+
+    def test_properties_that_are_no_energies_make_no_potential(self, potential):
+        charges = replace(potential, made_by=replace(potential.made_by, targets=("q00",)))
+        with pytest.raises(ValueError, match="as a potential, found models of q00"):
+            energy_fn(charges)
 
 
 class TestBondedMorse(Suite):

@@ -10,9 +10,9 @@ from test_cli import iqagp
 from test_joint import ALL
 
 from iqagp_jax import (
-    atomic_energies,
     energy_and_forces,
     energy_fn,
+    energy_shares,
     energy_variance,
     fit_gp,
     force_variance,
@@ -99,7 +99,7 @@ def test_posterior_is_the_textbooks(features, targets, few, test_set):
 def test_fast_path_forces_and_second_derivatives(few, test_set):
     model = fit_gp(few, targets=BOTH, max_steps=0, prior_mean="mf5", symmetry=False)
     energies, forces = energy_and_forces(model)(test_set.positions)
-    np.testing.assert_allclose(energies, [atomic_energies(model, r).sum() for r in test_set.positions], atol=1e-8)
+    np.testing.assert_allclose(energies, [energy_shares(model, r).sum() for r in test_set.positions], atol=1e-8)
     step = 1e-4 * np.random.default_rng(0).normal(size=test_set.positions[0].shape)
     up, down = (float(energy_fn(model)(test_set.positions[0] + s * step)) for s in (1, -1))
     # The energies are sums of large weights, rounded to about 1e-9 eV.

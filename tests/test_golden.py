@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iqagp_jax import atomic_energies, energy_and_forces, load_model
+from iqagp_jax import energy_and_forces, energy_shares, load_model
 from iqagp_jax.potential import uncertainty
 from iqagp_jax.verdict import digest
 
@@ -27,7 +27,7 @@ def test_old_models_say_what_they_said(name):
     found = {
         "energy": energies,
         "forces": forces,
-        "atomic_energies": np.array([atomic_energies(model, r) for r in positions]),
+        "atomic_energies": np.array([energy_shares(model, r) for r in positions]),
         "variance": variances.energy(positions),
         "atomic_variance": variances.atomic_energies(positions),
     }

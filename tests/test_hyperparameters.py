@@ -113,6 +113,27 @@ def test_features_that_do_not_matter_are_soon_done_with():
     assert np.isfinite(found.parameters).all() and (found.parameters[0, 2:] > 10).all()
 
 
+def test_random_starts_are_ever_more_scattered():
+    starts = random_starts(jnp.array([[1.0, 10.0], [2.0, 20.0]]), 5, 3) - jnp.log(jnp.array([[1.0, 10.0], [2.0, 20.0]]))
+    low, high = np.log(search_module.RANDOM_FACTORS)
+    apart = np.ptp(starts, axis=2)
+    assert apart[0].max() < 1e-6 and (apart <= 2 * np.log(search_module.SCATTER) * np.linspace(0, 1, 5)[:, None] + 1e-6).all()
+    assert low < starts.min() + np.log(2) and starts.max() - np.log(2) < high
+    assert np.ptp(starts.mean(2), axis=0).min() > 0.5 * (high - low)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_search_begins_at_the_likeliest_starts():
+    goal, data = objective(build, NOISE, "marginal"), (jnp.array(X), jnp.array(Y - Y.mean(1, keepdims=True)))
+    starts = random_starts(jnp.ones((2, 2)), 6, 0)
+    begun = np.array([[goal(start[a], data[0][a], data[1][a]) for a in range(2)] for start in starts])
+    found = maximise(goal, data, starts, Search("marginal", max_steps=1, n_starts=2, tolerance=0.0))
+    assert found.values.shape == (2, 2)
+    assert (found.values >= np.sort(begun, axis=0)[::-1][:2] - 1e-9).all()
+    kept = maximise(goal, data, starts, Search("marginal", max_steps=0, n_starts=2))
+    np.testing.assert_allclose(kept.values, begun.max(0)[None], rtol=1e-12)
+
+
 def test_adam_and_lbfgs_find_the_same_model():
     x = RNG.uniform(1, 2, (40, 3))
     y = -75 + 0.01 * np.sin(2 * x.sum(1))

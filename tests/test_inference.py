@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqagp_jax import atomic_energies, energy_and_forces, energy_fn
+from iqagp_jax import energy_and_forces, energy_fn, energy_shares
 from iqagp_jax.bench import Case, starts, synthetic_model
 from iqagp_jax.families.gp import fast, images, joint
 from iqagp_jax.families.gp.kernels import Matern92
@@ -66,7 +66,7 @@ def test_products_shared_by_images_change_nothing(count, block, x64, monkeypatch
 
 
 def plain(model):
-    return lambda positions: atomic_energies(model, positions).sum()
+    return lambda positions: energy_shares(model, positions).sum()
 
 
 @pytest.mark.parametrize("name", CASES)

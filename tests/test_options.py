@@ -1,20 +1,22 @@
 """Options of a family as data: Python's keywords, the command line and the docs' table are made of one dataclass."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from iqagp_jax.cli.options import table_of, taking
-from iqagp_jax.families.gp.options import GPOptions
+from iqagp_jax.families.gp.options import GPOptions, shares_of
 from iqagp_jax.families.options import as_in, check, made_of, option, signature_of
 
 
 @dataclass(frozen=True)
 class Plain:
-    size: int = option(3, "How large.", least=1)
+    size: int = option(3, "How large.", least=1, most=1000)
     colour: str = option("red", "Which | one.", names=("red", "blue"))
     smooth: bool | None = option(None, "Whether.")
     turned: bool = option(False, "Turned.")
@@ -75,6 +77,50 @@ def test_bad_values_and_names_get_a_sentence():
     with pytest.raises(TypeError, match="found 8 of them"):
         made_of(Plain, tuple(range(8)), {})
     assert made_of(Plain, (1, "blue"), {"turned": True}) == Plain(1, "blue", turned=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"size": 2.5}, "expected size to be a whole number, found 2.5"),
+        ({"size": "3"}, "expected size to be a whole number, found '3'"),
+        ({"size": True}, "expected size to be a whole number, found True"),
+        ({"size": 10**9}, "expected size of at most 1000, found 1000000000"),
+        ({"hidden": float("nan")}, "expected hidden to be a finite number, found nan"),
+        ({"hidden": float("inf")}, "expected hidden to be a finite number, found inf"),
+        ({"n_parts": "few"}, "expected n_parts to be a finite number, found 'few'"),
+        ({"turned": "no"}, "expected turned to be True or False, found 'no'"),
+        ({"colour": ["red"]}, "expected colour among red, blue, found ['red']"),
+    ],
+)
+def test_values_of_another_kind_get_a_sentence(given, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        check(Plain(**given))
+    check(Plain(np.int64(2), turned=np.bool_(True), n_parts=2, hidden=np.float32(0.5)))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"targets": 5}, "expected targets among"),
+        ({"targets": ("",)}, "found ('',)"),
+        ({"targets": ("energy", "energy")}, "expected each target once"),
+        ({"noise": "1e-8"}, "expected a noise between 0 and 1 (a share of the signal variance), found '1e-8'"),
+        ({"noise": (1e-8, 1e-6)}, "expected a noise, or a mapping of targets to theirs"),
+        ({"noise": float("nan")}, "found nan"),
+        ({"prior_mean": 5}, "expected a prior mean's name or a function of positions, found 5"),
+        ({"n_train": 2.5}, "expected n_train to be a whole number"),
+    ],
+)
+def test_options_of_a_fit_get_a_sentence(dataset, given, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        GPOptions(**given).resolved(dataset)
+
+
+@pytest.mark.parametrize("text", ["", "a", "energy=", "energy=1e-8,energy=1e-6", "energy=1=2", "=1"])
+def test_noise_as_text_gets_a_sentence(dataset, text):
+    with pytest.raises(ValueError, match=r"expected (--noise as 1e-8 or energy=1e-8,forces=1e-6, found|a noise for each)"):
+        GPOptions(noise=shares_of(text)).resolved(dataset)
 
 
 def test_signatures_and_borrowed_fields():

@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.fd import calculate_numerical_forces
 
 from iqagp_jax import sampling
 from iqagp_jax.dynamics.metadynamics import Dihedral, WellTempered
+from iqagp_jax.machine.parts import NOTHING_KEPT, Parts, kept_in
 from iqagp_jax.system.geometry import bond_graph, graph_distances, moved_side, pair_distances
 
 WATER = np.array([[0.0, 0.0, 0.1173], [0.0, 0.7572, -0.4692], [0.0, -0.7572, -0.4692]])
@@ -24,8 +29,7 @@ def short_equilibration():
 
 @pytest.fixture(scope="module")
 def sampled():
-    calculator = sampling.xtb()
-    minima = sampling.distinct_minima(sampling.starting_geometries("OO"), calculator)
+    minima = sampling.distinct_minima(sampling.starting_geometries("OO"), sampling.xtb)
     return sampling.sample(minima, PLAN, sampling.xtb, (TORSION,), seed=3), minima
 
 
@@ -58,6 +62,31 @@ def test_metadynamics_without_anything_to_bias_gets_a_sentence(sampled):
         sampling.sample(minima, PLAN, sampling.xtb)
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"thermal": {}, "metadynamics": {}}, "expected geometries from metadynamics or hot dynamics to distort, found none"),
+        ({"thermal": {}, "metadynamics": {}, "test": {}, "displaced": 0, "bond": 0}, "found none planned; ask for some"),
+    ],
+)
+def test_plans_of_nothing_get_a_sentence(changed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sampling.sample([Atoms(HOOH, positions=PEROXIDE)], replace(PLAN, **changed), Springs, (TORSION,))
+
+
+@pytest.mark.parametrize(
+    ("atoms", "sentence"),
+    [
+        (Atoms("He"), "expected one molecule of at least two atoms, found one atom or pieces in He"),
+        (Atoms("O2", [[0, 0, 0], [9, 0, 0]]), "found one atom or pieces in O2"),
+        (Atoms("H2", [[0, 0, 0], [0.74, 0, 0]]), "expected atoms two bonds apart for near contacts, found H2"),
+    ],
+)
+def test_molecules_that_cannot_be_sampled_get_a_sentence(atoms, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sampling.sample([atoms], replace(PLAN, metadynamics={}, contact=2), Springs)
+
+
 def test_the_bias_reaches_ase_as_energy_and_forces(sampled):
     _, minima = sampled
     atoms = minima[0].copy()
@@ -78,8 +107,6 @@ def test_the_bias_reaches_ase_as_energy_and_forces(sampled):
 
 
 def test_duplicates_are_found_in_any_orientation():
-    from ase import Atoms
-
     frames = [Atoms(HOOH, positions=PEROXIDE), Atoms(HOOH, positions=PEROXIDE + 0.1), Atoms(HOOH, positions=PEROXIDE * 1.01)]
     frames[1].rotate(40, "x")
     assert sampling.without_duplicates(frames) == [frames[0], frames[2]]
@@ -99,6 +126,50 @@ def test_same_seed_same_geometries(sampled):
     (frames, _), minima = sampled
     again, _ = sampling.sample(minima, PLAN, sampling.xtb, (TORSION,), seed=3)
     np.testing.assert_allclose([a.positions for a in again], [a.positions for a in frames], atol=1e-6)
+
+
+class Springs(Calculator):
+    """A harmonic molecule at rest as hydrogen peroxide: no xTB."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012 (ASE's own declaration)
+    made = 0
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        Springs.made += 1
+        apart = self.atoms.positions - PEROXIDE
+        self.results = {"energy": 5.0 * np.sum(apart**2), "forces": -10.0 * apart}
+
+
+def test_a_sampling_that_is_killed_goes_on_with_the_same_geometries(tmp_path, monkeypatch):
+    """At every part in turn, and whatever had been drawn before; what is kept is not calculated again."""
+    minima = [Atoms(HOOH, positions=PEROXIDE)]
+    plan = replace(PLAN, contact=2, train_spacing=2.0, test_spacing=5.0)
+    for name in ("EQUILIBRATION", "METADYNAMICS_SPACING", "HILL_SPACING"):
+        monkeypatch.setattr(sampling, name, 5.0)
+    names = [*(f"{d.kind}-{d.temperature}K-{run}" for d in plan.dynamics for run in range(2)), *sampling.DISTORTIONS]
+
+    def made(parts=NOTHING_KEPT):
+        frames, dropped = sampling.sample(minima, plan, Springs, (TORSION,), 3, parts)
+        return [(a.positions.tobytes(), sorted(a.info.items())) for a in frames], dropped
+
+    undisturbed = made()
+    for killed_at in names[3], names[4], names[-1]:  # with hills before it, without, and distortions
+
+        def die(self, name, make, killed_at=killed_at):
+            if name == killed_at:
+                make()  # part of the way
+                raise KeyboardInterrupt
+            return Parts.part(self, name, make)
+
+        dying = type("Dying", (Parts,), {"part": die})(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            made(dying)
+        assert len(dying.kept) == names.index(killed_at)
+    with kept_in(tmp_path, {}) as parts:
+        assert made(parts) == undisturbed and parts.kept == sorted(names)
+        Springs.made = 0
+        assert made(parts) == undisturbed and Springs.made == 0
 
 
 @pytest.mark.parametrize("source", sampling.DISTORTIONS)
@@ -150,7 +221,7 @@ def test_bad_molecules_get_a_sentence(molecule, error, sentence):
 
 def test_langevin_keeps_its_temperature():
     """Kinetic energy of ASE's Langevin with a free centre of mass: 3N kT/2, within its error bar."""
-    from ase import Atoms, units
+    from ase import units
     from ase.calculators.harmonic import HarmonicCalculator, HarmonicForceField
 
     atoms = Atoms(HOOH, positions=PEROXIDE)

@@ -1,14 +1,24 @@
 """From a molecule to labelled geometries: sampling, labels, campaigns."""
 
+import inspect
 import os
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, only_with, output_file, table, track
+from iqagp_jax.cli.console import console, only_with, output_file, table, then, track
+
+XTB_METHOD = "gfn2-xtb"
+
+HOTTEST = 1e5
+"""K: no molecule is left there."""
+
+MOST = 1_000_000
+"""Geometries, runs, workers: more are a slip of the finger."""
 
 # Spelled out because type checkers and typer read it.
 ExecutorName = Literal["processes", "submitit", "dask"]
@@ -29,16 +39,15 @@ Multipoles = Annotated[bool | None, typer.Option(help="Also atomic multipole mom
 Forces = Annotated[bool | None, typer.Option(help="Also forces. Default: yes; not needed where `collect --beside` adds them.")]
 Executor = Annotated[ExecutorName, typer.Option(help="Processes of this machine, Slurm jobs, or a Dask scheduler.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes, jobs or Dask tasks at a time; one per core or Dask worker by default.")
+    int | None,
+    typer.Option(min=1, max=MOST, help="Processes, jobs or Dask tasks at a time; one per core or Dask worker by default."),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Geometries that a worker is given at a time, say 20 for Slurm.")]
+Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Geometries that a worker is given at a time, say 20 for Slurm.")]
 Job = Annotated[
     list[str] | None,
     typer.Option(help="NAME=VALUE for submitit, as timeout_min=240, mem_gb=8, slurm_partition=short; repeatable."),
 ]
 Scheduler = Annotated[str | None, typer.Option(help="Address of the Dask scheduler, as tcp://host:8786.")]
-
-XTB_METHOD = "gfn2-xtb"
 
 
 def counts(values, what):
@@ -48,10 +57,14 @@ def counts(values, what):
         return result
     for value in values:
         try:
-            temperature, number = value.split(":")
-            result[float(temperature)] = int(number)
+            temperature, number = (kind(text) for kind, text in zip((float, int), value.split(":"), strict=True))
         except ValueError:
             raise typer.BadParameter(f"expected {what} as TEMPERATURE:NUMBER, for example 500:200, found {value!r}") from None
+        if not (0 < temperature < HOTTEST and 0 < number <= MOST):
+            raise typer.BadParameter(f"expected {what} at 0 to {HOTTEST:g} K and 1 to {MOST:,} geometries, found {value!r}")
+        if temperature in result:
+            raise typer.BadParameter(f"expected each temperature of {what} once, found {value!r} again")
+        result[temperature] = number
     return result
 
 
@@ -71,22 +84,31 @@ def sample(
     thermal: Annotated[
         list[str], typer.Option(help="Training geometries from Langevin dynamics, TEMPERATURE(K):NUMBER; repeatable.")
     ] = ["300:70", "500:180", "700:190", "1000:150", "1500:60"],
-    displaced: Annotated[int, typer.Option(help="Training geometries with all atoms displaced at random.")] = 40,
-    bond: Annotated[int, typer.Option(help="Training geometries with one bond stretched or compressed.")] = 50,
-    contact: Annotated[int, typer.Option(help="Training geometries with a compressed nonbonded contact.")] = 60,
+    displaced: Annotated[
+        int, typer.Option(min=0, max=MOST, help="Training geometries with all atoms displaced at random.")
+    ] = 40,
+    bond: Annotated[int, typer.Option(min=0, max=MOST, help="Training geometries with one bond stretched or compressed.")] = 50,
+    contact: Annotated[
+        int, typer.Option(min=0, max=MOST, help="Training geometries with a compressed nonbonded contact.")
+    ] = 60,
     test: Annotated[
         list[str], typer.Option(help="Test geometries from runs of their own, TEMPERATURE(K):NUMBER; repeatable.")
     ] = ["500:200", "1000:100"],
-    runs: Annotated[int, typer.Option(min=1, help="Runs per temperature.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, max=MOST, help="Runs per temperature.")] = 10,
     charge: Annotated[int, typer.Option(help="Total charge.")] = 0,
     spin: Annotated[int, typer.Option(min=0, help="Number of unpaired electrons.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Seed of all random numbers.")] = 0,
 ):
-    """By GFN2-xTB make geometries that are worth labelling: metadynamics, hot dynamics, distortions, test runs."""
+    """By GFN2-xTB make geometries that are worth labelling: metadynamics, hot dynamics, distortions, test runs.
+
+    It may be killed at any moment: finished runs are kept in OUTPUT.parts, and the same command goes on with them.
+    """
     from ase.io import write
 
     from iqagp_jax import sampling
-    from iqagp_jax.dynamics.metadynamics import choose_variables, parse_variable
+    from iqagp_jax.dynamics.metadynamics import parse_variable
+    from iqagp_jax.machine.files import checksum
+    from iqagp_jax.machine.parts import kept_in
     from iqagp_jax.references.xtb import xtb
     from iqagp_jax.system.elements import check_electrons
 
@@ -100,19 +122,16 @@ def sample(
         counts(test, "--test"),
         runs=runs,
     )
-    make_calculator = partial(xtb, charge, spin)
     starts = sampling.starting_geometries(molecule, seed=seed)
-    check_electrons(starts[0].get_chemical_symbols(), charge, spin)
-    minima = sampling.distinct_minima(starts, make_calculator())
-    symbols, positions = minima[0].get_chemical_symbols(), minima[0].get_positions()
-    if variable:
-        variables = tuple(parse_variable(text, len(symbols)) for text in variable)
-    else:
-        variables = choose_variables(symbols, positions)
-    if plan.metadynamics and variables:
-        names = [f"{v.name}({','.join(symbols[a] + str(a) for a in v.atoms)})" for v in variables]
-        console.print(f"{len(minima)} minima to start from; biased variables: {', '.join(names)}")
-    frames, dropped = sampling.sample(minima, plan, make_calculator, variables, seed, track)
+    symbols = starts[0].get_chemical_symbols()
+    check_electrons(symbols, charge, spin)
+    variables = variable and tuple(parse_variable(text, len(symbols)) for text in variable)
+    positions = {str(k): atoms.positions.round(6) for k, atoms in enumerate(starts)}
+    options = {"molecule": f"{molecule} {checksum(' '.join(symbols), positions)[:8]}", "charge": charge, "spin": spin}
+    options |= {"seed": seed, "variable": variable, **asdict(plan)}
+    folder = output.with_name(output.name + ".parts")
+    with kept_in(folder, options) as parts, going_on(parts):
+        frames, dropped = sampled(starts, plan, partial(xtb, charge, spin), variables, seed, parts)
     write(output, frames, format="extxyz")
     table(
         f"{len(frames)} geometries in {output}",
@@ -121,6 +140,35 @@ def sample(
     )
     if dropped:
         table("dropped", ["reason", "number"], sorted(dropped.items()))
+    then(f"iqagp label {output} -o {output.with_name(output.stem + '-labelled.extxyz')}")
+
+
+def sampled(starts, plan, make_calculator, variables, seed, parts):
+    """The geometries of `sampling.sample` from what ``starts`` relax to, and what was dropped, with bars."""
+    from iqagp_jax import sampling
+    from iqagp_jax.dynamics.metadynamics import choose_variables
+
+    minima = sampling.distinct_minima(starts, make_calculator, parts, lambda items: track(items, "minima"))
+    symbols, positions = minima[0].get_chemical_symbols(), minima[0].get_positions()
+    variables = variables or choose_variables(symbols, positions)
+    if plan.metadynamics and variables:
+        names = [f"{v.name}({','.join(symbols[a] + str(a) for a in v.atoms)})" for v in variables]
+        console.print(f"{len(minima)} minima to start from; biased variables: {', '.join(names)}")
+    return sampling.sample(minima, plan, make_calculator, variables, seed, parts, progress=True)
+
+
+@contextmanager
+def going_on(parts):
+    """Ctrl-C ends with what is kept, and how to go on."""
+    if parts.kept:
+        console.print(f"going on with what is finished, {len(parts.kept)} of its parts, in {parts.folder}")
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped: what is finished, {len(parts.kept)} of its parts, is kept in {parts.folder}; the same command goes on"
+        )
+        raise typer.Exit(130) from None
 
 
 def label(
@@ -163,6 +211,7 @@ def label(
         useless = ("campaign", "partition", "multipoles", "forces", "executor", "batch", "job", "scheduler", "xc", "basis")
         only_with(context, **dict.fromkeys(useless, (False, "a functional and basis")))
         label_by_xtb(geometries, output, charge or 0, spin or 0, workers)
+        then(train_on(output))
         return
     only_with(context, **used_by(executor))
     if xc or basis:
@@ -186,8 +235,12 @@ def label(
         print_progress(running)
     if running.missing:
         console.print(f"stopped with {len(running.missing)} labels missing; run it again to go on")
+        then(f"iqagp label --campaign {folder}" + (f" -o {output}" if output else ""))
     elif output:
         write_dataset(running, output)
+        then(train_on(output))
+    else:
+        then(f"iqagp campaign collect {folder} -o labelled.extxyz")
 
 
 def label_by_xtb(geometries, output, charge, spin, workers):
@@ -222,6 +275,12 @@ def label_xtb(
     """Another spelling of `iqagp label --method gfn2-xtb`."""
     other_spelling("iqagp label-xtb", f"iqagp label GEOMETRIES -o OUTPUT --method {XTB_METHOD}")
     label_by_xtb(geometries, output, charge, spin, workers)
+    then(train_on(output))
+
+
+def train_on(dataset):
+    """The command that learns a dataset."""
+    return f"iqagp train {dataset} -o {dataset.stem}.safetensors"
 
 
 def other_spelling(old, new):
@@ -283,32 +342,21 @@ campaign_app = typer.Typer(no_args_is_help=True, help="Folders of many labels, w
 CampaignFolder = Annotated[Path, typer.Argument(help="Folder of the campaign.")]
 
 
-@campaign_app.command(hidden=True)
-def start(
-    context: typer.Context,
-    folder: CampaignFolder,
-    geometries: Geometries = None,
-    xc: Xc = None,
-    basis: Basis = None,
-    partition: Partition = None,
-    charge: Charge = None,
-    spin: Spin = None,
-    multipoles: Multipoles = None,
-    forces: Forces = None,
-    executor: Executor = "processes",
-    workers: Workers = None,
-    batch: Batch = 1,
-    job: Job = None,
-    scheduler: Scheduler = None,
-):
+def start(context, folder, **options):
     """Another spelling of `iqagp label --campaign FOLDER`."""
-    from iqagp_jax.labels.campaign import begin
-
     other_spelling("iqagp campaign start", "iqagp label GEOMETRIES --campaign FOLDER --method FUNCTIONAL/BASIS")
-    only_with(context, **used_by(executor))
-    campaign = begin(folder, geometries, **planned(None, xc, basis, partition, charge, spin, multipoles, forces))
-    make_labels(campaign, executor_of(executor, folder, workers, parameters(job or []), scheduler), batch)
-    print_progress(campaign)
+    label(context, campaign=folder, **options)
+
+
+def _parameters_of_start():
+    """Those of `label` but for what it did not have, and the folder first."""
+    context, *rest = inspect.signature(label).parameters.values()
+    folder = inspect.Parameter("folder", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=CampaignFolder)
+    return [context, folder, *(p for p in rest if p.name not in ("output", "method", "campaign"))]
+
+
+start.__signature__ = inspect.Signature(_parameters_of_start())  # type: ignore[attr-defined]
+campaign_app.command(hidden=True)(start)
 
 
 @campaign_app.command()
@@ -319,6 +367,7 @@ def pack(folder: CampaignFolder):
 
     packed, new = Campaign.load(folder).pack()
     console.print(f"{packed} labels in {folder / PACK}, {new} of them new")
+    then(f"iqagp campaign collect {folder} -o labelled.extxyz")
 
 
 @contextmanager
@@ -351,7 +400,14 @@ def status(folder: CampaignFolder):
     """Labels made, rejected and set aside, their rate, and the estimated end; also while it runs."""
     from iqagp_jax.labels.campaign import Campaign
 
-    print_progress(Campaign.load(folder))
+    campaign = Campaign.load(folder)
+    print_progress(campaign)
+    if not campaign.missing:
+        then(f"iqagp campaign collect {folder} -o labelled.extxyz")
+    elif campaign.progress().owner:
+        then(f"iqagp campaign stop {folder}")
+    else:
+        then(f"iqagp label --campaign {folder}")
 
 
 def print_progress(campaign):
@@ -379,6 +435,7 @@ def stop(folder: CampaignFolder):
     from iqagp_jax.machine.lock import request_stop
 
     console.print(f"{request_stop(folder)} will stop once the labels in flight are finished")
+    then(f"iqagp campaign status {folder}")
 
 
 @campaign_app.command()
@@ -393,3 +450,4 @@ def collect(
     from iqagp_jax.labels.campaign import Campaign
 
     write_dataset(Campaign.load(folder), output_file(output), beside)
+    then(train_on(output))

@@ -1,6 +1,7 @@
 """From labelled geometries to models, and how good they are."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from iqagp_jax.cli.console import PartitionName, console, only_with, output_file
 from iqagp_jax.cli.options import taking
 from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp.options import GPOptions
+from iqagp_jax.system.elements import check_species
 
 EnergyKey = Annotated[str | None, typer.Option(help="Name of the energy (eV) in the file; REF_energy, else energy.")]
 ForcesKey = Annotated[str | None, typer.Option(help="Name of the forces (eV/Å) in the file; REF_forces, else forces.")]
@@ -128,18 +130,49 @@ def train_atom(
     unseen = validation_set and ferebus.property_of(validation_set, property)
     x, y = ferebus.property_of(training_set, property)
     frame = ferebus.parse_frame(alf, x.shape[1] // 3 + 2)
+    check_names(system, atom, frame[0])
     labels = (("name", system), ("atom", atom), ("property", property))
     model, found = fit_atom(x, y, frame, labels, progress=lambda steps: track(steps, "hyperparameters"), **options)
     ferebus.write_model(model, output)
-    table(
-        f"{output}: {model.n_train} training points",
-        ["start", options["loss"], "evaluations"],
-        [(k + 1, f"{v:.5f}", n) for k, (v, n) in enumerate(zip(found.values[:, 0], found.evaluations[:, 0], strict=True))],
-    )
+    print_starts(output, options["loss"], model.n_train, found)
     if unseen:
         x, y = unseen
         error = Errors.of(np.asarray(ferebus.predict(model, x)) - y)
         table(f"{validation_set}: {len(y)} points", ["error of", "MAE", "RMSE", "max"], [(property, *vars(error).values())])
+    then(f"iqagp convert {output.parent} -o {system.lower()}.safetensors" + f" --property {property}" * (property != "iqa"))
+
+
+def check_names(system, atom=None, centre=0):
+    """ValueError, in a sentence, for names that no .model file can have, and an atom that is not its frame's ``centre``."""
+    if not re.fullmatch(r"[^\s/]+", system):
+        raise ValueError(f"expected --system as one word that can be in a file's name, found {system!r}")
+    if atom is None:
+        return
+    parts = re.fullmatch(r"([A-Z][a-z]?)(\d+)", atom)
+    if not parts or int(parts[2]) != centre + 1:
+        raise ValueError(f"expected --atom as an element and the first number of --alf, as in O{centre + 1}, found {atom!r}")
+    check_species([parts[1]])
+
+
+def print_starts(output, loss, n_train, found):
+    """Table of what the search found from every start, a concentrated likelihood also as FEREBUS' files have it."""
+    from iqagp_jax.families.fflux.fit import by_ferebus
+
+    title, values = f"{output}: {n_train} training points", [float(value) for value in found.values[:, 0]]
+    columns = {"marginal": ["ln L"], "concentrated": ["ln L", "ln L by FEREBUS"], "hold-out": ["-ln RMSE"]}[loss]
+    rows = [
+        (str(k), *(f"{v:.5f}" for v in (value, by_ferebus(value, loss, n_train))[: len(columns)]), int(evaluations))
+        for k, (value, evaluations) in enumerate(zip(values, found.evaluations[:, 0], strict=True), 1)
+    ]
+    table(title, ["start", *columns, "evaluations"], rows)
+    if loss == "marginal":
+        console.print("ln L: marginal log likelihood at signal variance 1, with its constant, as in FEREBUS' files")
+    elif loss == "concentrated":
+        left_out = by_ferebus(0.0, loss, n_train)
+        console.print(
+            f"ln L: log likelihood at the best mean and signal variance, with its constant; FEREBUS' files leave out"
+            f" n/2 (1 + ln 2 pi) = {left_out:.5f}"
+        )
 
 
 def convert(
@@ -166,11 +199,14 @@ def convert(
         model = ferebus.read_folder(source, property, tuple(convention or ()), accept_weights)
         save_model(model, output_file(output))
         console.print(f"{output}: {property} of {' '.join(model.species)}, up to {model.n_train} training points an atom")
+        then(f"iqagp simulate {output} --out run" if property == "iqa" else f"iqagp convert {output} -o {output.stem}-files")
     else:
         if convention or accept_weights:
             raise ValueError("expected --convention and --accept-weights with a folder of .model files; leave them out")
+        check_names(system)
         paths = ferebus.write_folder(load_model(source), output_folder(output), system)
         console.print(f"{len(paths)} files in {output}, {paths[0].name} first")
+        then(f"iqagp convert {output} -o again.safetensors")
 
 
 def validate(

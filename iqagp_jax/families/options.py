@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from inspect import Parameter, Signature
-from typing import Any
+from math import isfinite
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, SupportsFloat, get_args, get_type_hints
 
 
 def option(default: Any, help: str, **told: Any) -> Any:
@@ -11,8 +14,9 @@ def option(default: Any, help: str, **told: Any) -> Any:
 
     Parameters
     ----------
-    told: ``names`` (those that may be chosen), ``least`` (a number), ``flag`` (its name on the command line, None where it is
-        not there), ``once`` (an earlier name, which is still taken), ``read`` (text -> value, for what is no word or number).
+    told: ``names`` (those that may be chosen), ``least`` and ``most`` (numbers), ``flag`` (its name on the command line, None
+        where it is not there), ``once`` (an earlier name, which is still taken), ``read`` (text -> value, for what is no word
+        or number).
     """
     return field(default=default, metadata={"help": help, **told})
 
@@ -24,15 +28,39 @@ def as_in(other: Any, name: str, **changed: Any) -> Any:
 
 
 def check(options: Any) -> None:
-    """ValueError, in a sentence, for a name that is not among those of its field, and a number below its least."""
+    """ValueError, in a sentence, for a value of another kind than its field's, a name or a number that it may not have."""
+    hints = get_type_hints(type(options))
     for f in fields(options):
-        value, names, least = getattr(options, f.name), f.metadata.get("names"), f.metadata.get("least")
+        value, told = getattr(options, f.name), f.metadata
         if value is None and f.default is None:
             continue
-        if names and value not in names:
-            raise ValueError(f"expected {f.name} among {', '.join(names)}, found {value!r}")
-        if least is not None and value < least:
-            raise ValueError(f"expected {f.name} of at least {least}, found {value}")
+        kinds = set(get_args(hints[f.name]) or (hints[f.name],)) - {NoneType}
+        if names := told.get("names"):
+            if not isinstance(value, str) or value not in names:
+                raise ValueError(f"expected {f.name} among {', '.join(names)}, found {value!r}")
+        elif len(kinds) == 1 and (wanted := _lacking(value, *kinds)):
+            raise ValueError(f"expected {f.name} to be {wanted}, found {value!r}")
+        if "least" in told and value < told["least"]:
+            raise ValueError(f"expected {f.name} of at least {told['least']}, found {value}")
+        if "most" in told and value > told["most"]:
+            raise ValueError(f"expected {f.name} of at most {told['most']}, found {value}")
+
+
+def _lacking(value: Any, kind: Any) -> str:
+    """What a value should be, in words, where it is not of a kind."""
+    is_bool = isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's as well
+    if kind is bool:
+        return "" if is_bool else "True or False"
+    if kind is int:
+        return "" if isinstance(value, Integral) and not is_bool else "a whole number"
+    if kind is float:
+        return "" if isinstance(value, Real) and not is_bool and isfinite(value) else "a finite number"
+    return ""
+
+
+def is_share(value: Any) -> bool:
+    """Whether it is a number between 0 and 1, as a noise is that is a share of a variance."""
+    return isinstance(value, SupportsFloat) and 0 < float(value) < 1
 
 
 def signature_of(options: Any, *first: str, **last: Any) -> Signature:

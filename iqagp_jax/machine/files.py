@@ -58,14 +58,35 @@ def _writer():
     return f"{socket.gethostname()}.{os.getpid()}"
 
 
+def output_file(path):
+    """The path of a file that can be written; a sentence where its folder is none or cannot be, or something else is there."""
+    path = Path(path)
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ValueError(f"expected a file in a folder, found {path}, where {path.parent} is a file; choose another name")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"expected a file in a writable folder, found {path}, which is no file; choose another name")
+    try:
+        _touch_in(path.parent)
+    except OSError as error:
+        raise ValueError(
+            f"expected a file in a writable folder, found {path} ({error.strerror}); choose another name"
+        ) from error
+    return path
+
+
+def _touch_in(folder):
+    """Make a file in a folder and delete it: what permissions promise may still fail."""
+    probe = folder / f".{_writer()}{UNFINISHED}"
+    probe.touch()
+    probe.unlink(missing_ok=True)
+
+
 def output_folder(path):
     """The folder, made if necessary; a sentence where it cannot be written."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".{_writer()}{UNFINISHED}"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        _touch_in(path)
     except OSError as error:
         raise ValueError(f"expected a writable folder, found {path} ({error.strerror}); choose another") from error
     return path

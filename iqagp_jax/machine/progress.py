@@ -22,9 +22,16 @@ def progress_bar(total, visible=True):
 
 
 def track(items, description, total=None):
-    """Iterate with a progress bar."""
-    with progress_bar(len(items) if total is None else total) as (show, _):
+    """Iterate with a progress bar, which tells where the loop was left before the end: so many items were enough."""
+    most = len(items) if total is None else total
+    with progress_bar(most) as (show, _):
         show(completed=0, description=description)
-        for k, item in enumerate(items):
-            yield item
-            show(completed=k + 1)
+        for k, item in enumerate(items, 1):
+            try:
+                yield item
+            except GeneratorExit:
+                if k < most:
+                    description += f", ended after {k} of at most {most}:"
+                show(completed=k, total=k, description=description)
+                raise
+            show(completed=k)

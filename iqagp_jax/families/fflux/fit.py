@@ -11,11 +11,16 @@ from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.kernels import build_kernel
 from iqagp_jax.families.gp.search import search_hyperparameters
-from iqagp_jax.families.options import made_of
+from iqagp_jax.families.options import is_share, made_of
 from iqagp_jax.units import BOHR, HARTREE
 
 FEREBUS_NOISE = 1e-10
 """FEREBUS' nugget, with signal variance 1."""
+
+
+def by_ferebus(likelihood, loss, n):
+    """A log likelihood of n points as FEREBUS' files have it, which leave n/2 (1 + ln 2 pi) out of a concentrated one."""
+    return likelihood + (n / 2 * (1 + np.log(2 * np.pi)) if loss == "concentrated" else 0.0)
 
 
 def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTREE, progress=lambda steps: steps, **options):
@@ -34,9 +39,14 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
     """
     parse_atom(dict(labels)["atom"])
     search = made_of(AtomOptions, (kernel,), options).search
-    n, d = x.shape
-    if d < 3 or d % 3 or len(y) != n:
-        raise ValueError(f"expected features (n, 3N - 6) and n values, found {x.shape} and {np.shape(y)}")
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    n, d = x.shape if x.ndim == 2 else (0, 0)
+    if n < 2 or d < 3 or d % 3 or y.shape != (n,):
+        raise ValueError(f"expected features (n, 3N - 6) and n values, at least two, found {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(y) == 0:
+        raise ValueError("expected finite features and finite values that differ, found others; check the training set")
+    if not is_share(noise):
+        raise ValueError(f"expected a noise between 0 and 1 (the signal variance is 1), found {noise!r}")
     angular = (np.arange(d) > 2) & (np.arange(d) % 3 == 2) & (kernel == "rbf-periodic")
     free_mean = search.loss == "concentrated"
     with jax.enable_x64(True):
@@ -51,6 +61,9 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         factor = jnp.linalg.cholesky(regression.covariance_matrix(fitted, points[0], noise))
         if free_mean:
             offset += regression.generalised_least_squares_mean(factor, residual[0])
+        notes = [("program", f"iqagp_jax {version('iqagp-jax')}"), (search.loss, f"{found.values.max():.10g}")]
+        if search.loss != "hold-out":
+            notes.append(("likelihood", f"{by_ferebus(float(found.values.max()), search.loss, n):.10g}"))
         model = AtomGP(
             frame=frame,
             n_atoms=d // 3 + 2,
@@ -63,6 +76,6 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
             y_scaling=(np.zeros(()), np.ones(())),
             units=(np.where(is_length(d), BOHR, 1.0), np.array(unit)),
             noise=noise,
-            labels=(*labels, ("program", f"iqagp_jax {version('iqagp-jax')}"), (search.loss, f"{found.values.max():.10g}")),
+            labels=(*labels, *notes),
         )
         return jax.device_get((model, found))

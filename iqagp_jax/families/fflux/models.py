@@ -234,6 +234,15 @@ class Atomwise(OfOneMolecule):
         """(N, 3) angstrom -> (N,)"""
         return jnp.stack([atom(positions) for atom in self.atoms])
 
+    def check(self, system):
+        """ValueError, in a sentence, for other atoms, and where the atoms' property is no energy."""
+        super().check(system)
+        if other := [name for name in self.made_by.targets if name not in ("atomic_energies", "")]:
+            raise ValueError(
+                f"expected models of atomic energies (iqa) as a potential, found models of {' and '.join(other)}; call them for"
+                " that property, or make `Moments` of models of multipoles"
+            )
+
     def bind(self, system, dtype=np.float64):
         """The atoms as they are: each has a kernel and data of its own, so there is nothing to prepare."""
         return Bound(lambda positions, aux: (self(positions), aux))

@@ -238,7 +238,8 @@ class Model(OfOneMolecule):
 
     def bind(self, system, dtype=np.float64):
         """The plain formula, and beside it matrix products where the kernel is radial."""
-        plain = Bound(lambda positions, aux: (self.atomic_energies(positions), aux))
+        only_sum = "atomic_energies" not in self.targets
+        plain = Bound(lambda positions, aux: (self.atomic_energies(positions), aux), only_sum=only_sum)
         if not isinstance(self.kernel, Radial):
             return plain
         value_and_gradient = _value_and_gradient(self, np.dtype(dtype))

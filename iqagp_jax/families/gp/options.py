@@ -1,6 +1,6 @@
 """All that can be chosen about a model of Gaussian processes, for keywords, command line, docs and files alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from iqagp_jax.families.gp.features import FEATURES
 from iqagp_jax.families.gp.joint import TARGETS
 from iqagp_jax.families.gp.kernels import NAMES as KERNELS
 from iqagp_jax.families.gp.search import Search
-from iqagp_jax.families.options import as_in, check, option
+from iqagp_jax.families.options import as_in, check, is_share, option
 
 SOLVERS = ("cholesky", "cg")
 
@@ -35,14 +35,17 @@ def shares_of(text: str) -> float | dict[str, float]:
     try:
         if "=" not in text:
             return float(text)
-        return {target: float(share) for target, share in (part.split("=") for part in text.split(","))}
+        pairs = [(target.strip(), float(share)) for target, share in (part.split("=") for part in text.split(","))]
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError
+        return dict(pairs)
     except ValueError:
         raise ValueError(f"expected --noise as 1e-8 or energy=1e-8,forces=1e-6, found {text!r}") from None
 
 
 def names_of(text: str) -> tuple[str, ...]:
     """Names with commas between."""
-    return tuple(text.split(","))
+    return tuple(name.strip() for name in text.split(","))
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class GPOptions:
         Raises ValueError, in a sentence, for unknown names, numbers out of range, and options that do not go together.
         """
         check(self)
+        if not (self.prior_mean is None or isinstance(self.prior_mean, str) or callable(self.prior_mean)):
+            raise ValueError(f"expected a prior mean's name or a function of positions, found {self.prior_mean!r}")
         _ = self.search  # which checks its own
         targets = check_targets(default_targets(dataset, self.solver) if self.targets is None else self.targets)
         chosen = replace(self, targets=targets)
@@ -154,7 +159,10 @@ class GPOptions:
             return None if self.is_joint else NOISE
         if not isinstance(self.noise, Mapping | tuple):
             return _share(self.noise)
-        given = dict(self.noise)
+        try:
+            given = dict(self.noise)
+        except (TypeError, ValueError):
+            raise ValueError(f"expected a noise, or a mapping of targets to theirs, found {self.noise!r}") from None
         if set(given) != set(self.learned):
             raise ValueError(f"expected a noise for each of {', '.join(self.learned)}, found {', '.join(given) or 'none'}")
         each = tuple(_share(given[target]) for target in self.learned)
@@ -170,8 +178,8 @@ class GPOptions:
 
 def _share(noise: Any) -> float:
     """A share of the signal variance."""
-    if not 0 < noise < 1:
-        raise ValueError(f"expected a noise between 0 and 1 (a share of the signal variance), found {noise}")
+    if not is_share(noise):
+        raise ValueError(f"expected a noise between 0 and 1 (a share of the signal variance), found {noise!r}")
     return float(noise)
 
 
@@ -179,9 +187,11 @@ def check_targets(targets: tuple[str, ...]) -> tuple[str, ...]:
     """The targets in the order of `joint.TARGETS`; ValueError, in a sentence, where there are others, or none."""
     if isinstance(targets, str):
         raise ValueError(f"expected a tuple of targets, found the word {targets!r}; write ({targets!r},)")
-    unknown = sorted(set(targets) - set(TARGETS))
-    if unknown or not targets:
-        raise ValueError(f"expected targets among {', '.join(TARGETS)}, found {', '.join(unknown) or 'none'}")
+    if not isinstance(targets, Collection) or not targets or not set(targets) <= set(TARGETS):
+        unknown = isinstance(targets, Collection) and ", ".join(str(t) for t in targets if t not in TARGETS)
+        raise ValueError(f"expected targets among {', '.join(TARGETS)}, found {unknown or repr(targets)}")
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"expected each target once, found {', '.join(targets)}")
     return tuple(target for target in TARGETS if target in targets)
 
 
