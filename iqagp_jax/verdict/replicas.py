@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from iqagp_jax.dynamics import soundness
 from iqagp_jax.dynamics.checks import check_temperatures, multiple, require_positive
 from iqagp_jax.dynamics.folder import CHECKPOINT, DESCRIPTION, TOLERANCE
 from iqagp_jax.dynamics.minimise import minimise
@@ -184,6 +185,7 @@ def run_replicas(
     """
     # What is finished is read without a potential made ready for it.
     if all((directory / name).exists() for name in (DESCRIPTION, CHECKPOINT)) and (run := Run.open(directory)).finished:
+        soundness.warn(run)
         return run
     temperatures = protocol.temperatures
     return simulate(
