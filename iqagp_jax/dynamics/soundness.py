@@ -32,11 +32,14 @@ SIGMAS = 5.0
 BIAS = 0.02
 """Share by which a mean temperature may be off: chains of small molecules do not visit all there is."""
 
-BLOCKS = 10
-"""Stretches of time whose scatter makes an error bar."""
-
 FORGOTTEN = 5.0
-"""A thermostat has forgotten the start after so many of its own times."""
+"""A thermostat has forgotten the start after so many of its own times: the length of a block, whose mean is a sample."""
+
+BLOCKS = 50
+"""At most."""
+
+INDEPENDENT = 10
+"""As so many samples the frames of a replica count, at most, where the error of a slope is asked for."""
 
 DRIFT = 0.01
 """kT per ps and degree of freedom. Runs of ours drift by 1e-6 to 1e-4."""
@@ -44,7 +47,7 @@ DRIFT = 0.01
 MOVED = 0.1
 """A drift counts once it has come to this share of kT for every degree of freedom and the range of the potential energy."""
 
-SWING = 0.25
+SWING = 0.15
 """The conserved energy may fluctuate by this share of what potential and kinetic energy do; (w dt)^2 / 8 is right."""
 
 RANGES = 3.0
@@ -127,19 +130,18 @@ def warn(run: "Run", stacklevel: int = 3) -> None:
 
 def temperature(course: Course) -> list[str]:
     """A sentence for each target temperature whose replicas have another mean kinetic temperature."""
-    end = course.times[-1]
-    seen = course.times >= max(0.5 * end, FORGOTTEN * course.memory)
+    seen = course.times >= max(0.5 * course.times[-1], FORGOTTEN * course.memory)
     span = seen.sum() * (course.times[1] - course.times[0])
-    if span < FORGOTTEN * course.memory or seen.sum() < 2:
+    blocks = int(min(span / (FORGOTTEN * course.memory), seen.sum(), BLOCKS))
+    if not blocks:
         return []
     told = []
     for target in np.unique(course.targets):
         of_target = course.temperatures[seen][:, course.targets == target] / target - 1
-        mean, error = mean_and_error_bar(of_target)
-        # Whatever the scatter is, a right run is one independent sample of the canonical ensemble for each replica, and more
-        # where it is longer: 2K/kT is chi-squared with f degrees of freedom.
-        samples = of_target.shape[1] * max(span / (2 * FORGOTTEN * course.memory), 1.0)
-        error = min(error, np.sqrt(2 / course.freedom / samples))
+        mean, error = mean_and_error_bar(of_target, blocks)
+        # Whatever scatters, a right run is one sample of the canonical ensemble for each replica, or more where it is longer:
+        # 2K/kT is chi-squared with f degrees of freedom.
+        error = min(error, np.sqrt(2 / course.freedom / of_target.shape[1] / max(blocks / 2, 1)))
         if abs(mean) > course.bias + SIGMAS * error:
             told.append(
                 f"the mean kinetic temperature is {target * (1 + mean):.0f} K where {target:g} K were asked for (error bar"
@@ -148,20 +150,22 @@ def temperature(course: Course) -> list[str]:
     return told
 
 
-def mean_and_error_bar(series: np.ndarray) -> tuple[float, float]:
-    """Mean of (F, R) and its error bar, the larger of those by the scatter of replicas and of blocks of time.
+def mean_and_error_bar(series: np.ndarray, blocks: int) -> tuple[float, float]:
+    """Mean of deviations (F, R) as shares of what is right, and the error bar that it would have if it were right.
 
-    It is as wide as makes `SIGMAS` of it as improbable as of a normal distribution; infinite where nothing scatters.
+    The larger one of those by the scatter of blocks of time and of replicas, so that neither correlated frames nor replicas
+    that do not mix are taken for many samples. So wide, by Student's t, that `SIGMAS` of it are as improbable as of a normal
+    distribution. Temperatures that are too low scatter by as much less: theirs is taken in proportion.
     """
-    blocks = np.array([block.mean(0) for block in np.array_split(series, min(BLOCKS, len(series)))])
-    each = [sample.std(ddof=1) * student(sample.size) for sample in (blocks.ravel(), blocks.mean(0)) if sample.size > 1]
-    return float(series.mean()), float(max(each, default=np.inf))
-
-
-def student(size: int) -> float:
-    """Standard error in units of the standard deviation of a sample, widened by Student's t for a small one."""
+    mean = float(series.mean())
+    sample = np.array([block.mean(0) for block in np.array_split(series, blocks)])
+    if sample.size < 2:
+        return mean, np.inf
     tail = 2.87e-7  # of a normal distribution beyond five standard deviations, on either side
-    return float(stdtrit(size - 1, 1 - tail)) / SIGMAS / np.sqrt(size)
+    error = sample.std(ddof=1) / np.sqrt(sample.size) * float(stdtrit(sample.size - 1, 1 - tail)) / SIGMAS
+    if series.shape[1] > 1:
+        error = max(error, sample.mean(0).std(ddof=1) / np.sqrt(series.shape[1]))
+    return mean, float(error) / min(max(1 + mean, 1e-3), 1)
 
 
 def conservation(course: Course) -> list[str]:
@@ -172,8 +176,7 @@ def conservation(course: Course) -> list[str]:
     mean = course.conserved.mean(0)
     slopes = picoseconds @ (course.conserved - mean) / (picoseconds @ picoseconds)
     residual = (course.conserved - mean - np.outer(picoseconds, slopes)).std(0)
-    # Frames are no independent samples: as many as blocks are counted.
-    error = residual / picoseconds.std() / np.sqrt(min(BLOCKS, len(picoseconds)))
+    error = residual / picoseconds.std() / np.sqrt(min(INDEPENDENT, len(picoseconds)))
     moved = np.abs(slopes) * np.ptp(picoseconds) > MOVED * (course.heat + np.ptp(course.energies, axis=0))
     drifting = (np.abs(slopes) > DRIFT * course.heat) & (np.abs(slopes) > SIGMAS * error) & moved
     exchanged = course.energies.std(0) + course.heat / np.sqrt(2 * course.freedom)
