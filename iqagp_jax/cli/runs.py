@@ -139,6 +139,7 @@ def variance_told(loaded, model):
 
     import numpy as np
 
+    from iqagp_jax.machine.progress import in_words
     from iqagp_jax.potential import uncertainty
 
     def unknown():
@@ -157,17 +158,12 @@ def variance_told(loaded, model):
         size = 0 if observed is None else np.count_nonzero(observed)
         if size > LARGE:
             console.print(f"uncertainty: factoring the covariance of {size} observations, {8 * size**2 / 2**30:.1f} GiB ...")
-            console.print(f"{minutes(loaded.seconds_to_know())}; Ctrl-C is safe")
+            console.print(f"{in_words(loaded.seconds_to_know())}; Ctrl-C is safe")
         if known.energy is None:
             raise unknown()
         return known.energy
 
     return lambda positions: prepared()(positions)
-
-
-def minutes(seconds):
-    """A time in words."""
-    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"
 
 
 def reference_name(loaded):
@@ -257,6 +253,7 @@ def bench(
     if json_file:
         json_file.write_text(json.dumps(report, indent=1))
     print_bench(report)
+    then("iqagp simulate MODEL --out RUN --replicas N, with as many replicas as were fast")
 
 
 def print_bench(report):

@@ -100,7 +100,7 @@ def robustness(
                 reference_time=reference_time,
                 seed=seed,
             )
-            verdict = judge(loaded, out, teacher, protocol, path.name, track)
+            verdict = judge(loaded, out, teacher, protocol, path.name, track, say=console.print)
     table(
         f"{judged}, held to {verdict.reference}; errors in kcal/mol of {frames} frames or more a row",
         ["start", "K", *OUTCOME],

@@ -44,6 +44,7 @@ def judge(
     progress: Progress = _silent,
     relabel: bool = True,
     system: System | None = None,
+    say: Callable[[str], Any] = lambda line: None,
 ) -> Verdict:
     """Judge a model and write ``report.html``, ``robustness.json`` and pictures to the folder ``out``.
 
@@ -55,6 +56,7 @@ def judge(
         progress: wraps iterables, as a progress bar does; gets a word for what is done, and their length.
         relabel: whether the reference labels frames; else it only chooses starts, and the same call with it goes on from there.
         system: the molecule at rest, where the potential is not of one molecule.
+        say: gets a line on what the reference's dynamics will cost, before anything runs.
 
     Returns the `Verdict`, whose ``as_dict`` is written to ``robustness.json``. Warns where a run cannot be believed, see
     `dynamics.soundness`: no part of its verdict is good. Raises ValueError, in a sentence, where the folder holds another
@@ -62,7 +64,7 @@ def judge(
     """
     (potential, system), protocol, out = _ready(model, system), protocol or Protocol(), Path(out)
     claim(out, potential, reference, protocol, system)
-    driven = drive(potential, system, out, protocol, reference)
+    driven = drive(potential, system, out, protocol, reference, say)
     return _written(potential, out, driven, reference if relabel else None, name, progress)
 
 
