@@ -212,4 +212,5 @@ def _summary(verdict: Verdict) -> dict[str, Any]:
         **columns("de", Spread.worst(errors)),
         "survival": verdict.survival.grade,
         "truth": verdict.truth.grade,
+        "concerns": list(verdict.concerns),
     }

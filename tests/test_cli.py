@@ -68,10 +68,11 @@ def test_train_validate_simulate_export(folder, capsys):
     run = ("simulate", model, "--out", folder / "run", "--replicas", 3, "--time", 0.1, "--start", "equilibrium")
     assert iqagp(*run, "--start", "displaced", "--displacement", 0.05) == 0
     told = capsys.readouterr().out
-    assert told.count("1/1") == 3 and "drift of the conserved energy" in told
+    assert [told.count(n) for n in ("2/2", "1/1", "3/3")] == [1, 1, 1] and "drift of the conserved energy" in told
+    assert told.splitlines()[-1] == f"next: iqagp robustness {folder / 'run'} --out {folder / 'run'}-verdict --reference none"
     assert iqagp(*run, "--start", "displaced", "--displacement", 0.05) == 0
     again = capsys.readouterr()
-    assert "finished already" in again.err and again.out.count("1/1") == 3
+    assert "finished already" in again.err and again.out.count("3/3") == 1
     assert iqagp(*run, "--start", "displaced", "--displacement", 0.05, "--max-uncertainty", 9) == 2
     assert "found a different uncertainty limit eV (None there, 0.39" in capsys.readouterr().err
     assert iqagp("export", folder / "run", "-o", folder / "run.extxyz") == 0

@@ -14,6 +14,7 @@ from iqagp_jax.data.level import Level
 from iqagp_jax.families.pairs.models import BondedMorse
 from iqagp_jax.labels import queue
 from iqagp_jax.labels.campaign import Campaign
+from iqagp_jax.labels.executors import Processes
 from iqagp_jax.labels.plan import LabelPlan
 from iqagp_jax.potential import MadeBy
 from iqagp_jax.references.choose import reference_of
@@ -130,3 +131,15 @@ def test_xtb_drives_jax_with_the_forces_of_its_labels(dataset):
     none = SimpleNamespace(name="GFN2-xTB", labels=lambda positions, progress: (np.full(3, np.nan), None))
     with pytest.raises(ValueError, match="can label, found none of 3"):
         relabelled(dataset[:3], none)
+
+
+def test_dynamics_that_is_interrupted_leaves_no_worker_and_says_nothing(capfd):
+    """JAX has begun steps by then, which ask for labels still: they started a worker anew, and told of memory."""
+    with pytest.raises(KeyboardInterrupt), jax.enable_x64(True), Processes(1) as pool:
+        energies = jax.jit(jax.vmap(XTB(SPECIES, pool=pool).energy_fn()))
+        assert np.isfinite(energies(REFERENCE[None])).all()
+        raise KeyboardInterrupt
+    with jax.enable_x64(True):
+        assert np.isnan(energies(REFERENCE[None])).all()
+    assert not any(process.is_alive() for process in pool._connections)
+    assert capfd.readouterr() == ("", "")

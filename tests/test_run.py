@@ -11,12 +11,14 @@ from conftest import REFERENCE, SPECIES, make_dataset
 from test_checkpoint import compiled_once  # noqa: F401 (all runs here share what they compile)
 from test_cli import iqagp
 
-from iqagp_jax import energy_fn, load_model, load_trajectory, save_model, simulate
+from iqagp_jax import energy_fn, fit_gp, load_model, load_trajectory, save_model, simulate
+from iqagp_jax.cli import runs
 from iqagp_jax.compose import PerMolecule, Sum
 from iqagp_jax.dynamics import replicas
 from iqagp_jax.dynamics.record import Run, description_of, rule_of
 from iqagp_jax.dynamics.starts import at_rest, starts
 from iqagp_jax.families.pairs.models import BondedMorse, NeighbourMorse
+from iqagp_jax.formats.trajectories import export
 from iqagp_jax.potential import bind
 from iqagp_jax.system.failure import failure_rule
 from iqagp_jax.system.system import System
@@ -245,6 +247,53 @@ def test_a_potential_without_uncertainty_has_none_to_stop_at(morse_file, tmp_pat
     assert iqagp("simulate", morse_file, "--out", tmp_path / "run", "--max-uncertainty", 5) == 2
     assert "knows the variance of its energy for --max-uncertainty" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoint.npz", "trajectory-0000.npz"])
+def test_what_is_damaged_is_told_before_a_model_is_even_read(pair_run, tmp_path, capsys, name):
+    shutil.copytree(pair_run.directory, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=f"expected .*{name}"):
+        simulate(None, PAIR, PAIR.positions[None], tmp_path / "run", **BRIEF)
+    assert iqagp("simulate", "no-such-model.safetensors", "--out", tmp_path / "run") == 2
+    assert name in capsys.readouterr().err
+
+
+def test_what_an_uncertainty_waits_for_is_told_once_and_after_all_options_are_checked(tmp_path, capsys, monkeypatch, dataset):
+    model = fit_gp(dataset, n_train=40, targets=("energy", "forces"), max_steps=0)
+    save_model(model, tmp_path / "m.safetensors")
+    monkeypatch.setattr(runs, "LARGE", 100)
+    command = ("simulate", tmp_path / "m.safetensors", "--out", tmp_path / "run", "--max-uncertainty", 50, "--temperature", 50)
+    assert iqagp(*command, "--time", 0.0123) == 2
+    assert "factoring" not in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert iqagp(*command, "--time", 0.02, "--replicas", 2) == 0
+    told = capsys.readouterr().out
+    assert told.count("factoring the covariance of 520 observations, 0.0 GiB") == 1 and "about 1 s" in " ".join(told.split())
+    assert iqagp(*command, "--time", 0.02, "--replicas", 2) == 0
+    assert "factoring" not in capsys.readouterr().out
+
+
+def test_no_replica_is_exported_that_there_is_not(pair_run, tmp_path):
+    for replica in (-1, 2, 0.5, "0"):
+        with pytest.raises(ValueError, match="expected a replica from 0 to 1, found"):
+            export(pair_run.trajectory, tmp_path / "all.extxyz", replica)
+    assert export(pair_run.trajectory, tmp_path / "one.extxyz", np.int64(1)) == 5
+
+
+def test_the_table_of_replicas_has_a_row_a_start_and_temperature(pair_run, capsys, monkeypatch):
+    """And one for all; single replicas where they failed."""
+    monkeypatch.setattr(runs.console, "width", 80)
+    runs.print_replicas(pair_run)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [" ".join(line.replace("│", " ").split()) for line in lines]
+    assert [sum(row.startswith(name) for row in rows) for name in ("equilibrium 200 1/1", "displaced 200 1/1", "all 2/2")] == [
+        1
+    ] * 3
+    runs.print_replicas(Run.open(GOLDEN / "short"))
+    told = capsys.readouterr().out
+    assert "failed replicas" in told and "atoms H3 and H4 0.07 A apart" in told
 
 
 def test_a_rule_of_several_molecules_is_told_by_its_pairs():

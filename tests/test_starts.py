@@ -1,11 +1,15 @@
+import gc
 from dataclasses import replace
+from weakref import ref
 
 import numpy as np
 import pytest
-from conftest import SPECIES
+from conftest import REFERENCE, SPECIES
 
-from iqagp_jax import energy_and_forces
+from iqagp_jax import System, energy_and_forces, energy_fn
+from iqagp_jax.dynamics.minimise import minimise
 from iqagp_jax.dynamics.starts import equilibrium, hydrogen_bonds_to_stretch, starts
+from iqagp_jax.families.pairs.models import BondedMorse
 
 
 def test_each_kind_is_where_asked(model, dataset):
@@ -43,3 +47,17 @@ def test_no_frame_of_a_distorted_dataset_is_thermal(model, dataset):
 def test_bad_kinds_get_a_sentence(model, kinds, sentence):
     with pytest.raises(ValueError, match=sentence):
         starts(model, kinds)
+
+
+def test_a_search_for_a_minimum_holds_on_to_nothing():
+    """A program kept the last four models alive, which are gigabytes."""
+
+    def relaxed():
+        energy = energy_fn(BondedMorse.of(System.of(SPECIES, REFERENCE)))
+        first, again = (minimise(energy, REFERENCE).energy for _ in range(2))
+        assert first == again
+        return ref(energy)
+
+    held = relaxed()
+    gc.collect()
+    assert held() is None

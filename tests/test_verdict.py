@@ -340,7 +340,12 @@ class Driving(XTB):
 
 def test_dynamics_of_the_reference_is_compared_and_told(distance_model, tmp_path):
     protocol = Protocol((100.0, 150.0), ("equilibrium",), 1, 0.1, frames=2, reference_replicas=2, reference_time=0.1)
-    found = judge(distance_model, tmp_path, Driving(), protocol)
+    said = []
+    found = judge(distance_model, tmp_path, Driving(), protocol, say=said.append)
+    (cost,) = said
+    assert cost.startswith("dynamics of toy: 200 steps of 4 replicas, about ") and "--reference-replicas 0" in cost
+    judge(distance_model, tmp_path, Driving(), protocol, say=said.append)
+    assert len(said) == 1  # it is there
     cold, hot = found.ensemble.rows
     assert cold.distributions and hot.distributions and found.reference_failures == ()
     assert found.ensemble.evidence == tuple(ensemble.Sampled(t, 1, 2, pytest.approx(0.08)) for t in (100.0, 150.0))
@@ -364,7 +369,7 @@ def test_the_report_opens_anywhere(verdict):
 
 def test_files_have_the_keys_that_they_always_had(verdict):
     told = json.loads((verdict.out / "robustness.json").read_text())
-    new = ["charge", "spin"]
+    new = ["charge", "spin", "concerns"]
     assert [key for key in told if key not in new] == [
         *("model", "level_of_theory", "reference", "protocol", "equilibrium", "starts", "rows", "ensemble"),
         *("reference_failures", "warning", "verdict"),

@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from iqagp_jax import plots
-from iqagp_jax.cli.console import console, output_folder, track
+from iqagp_jax.cli.console import console, output_folder, then, track
 from iqagp_jax.cli.models import validate_split
 from iqagp_jax.cli.runs import draw_replicas, print_replicas
 from iqagp_jax.data.extxyz import load_dataset
@@ -50,7 +50,7 @@ def run_demo(out):
     stretched = stretched_bond(model, positions)
     folder = out / "trajectory"
     run = simulate(model, rest.system, positions, folder, temperature=TEMPERATURE, time=PICOSECONDS, kinds=KINDS)
-    print_replicas(run, each=False)
+    print_replicas(run)
     relaxed = relaxation(model, run.trajectory, stretched, out)
     draw_replicas(run, out)
     report = {
@@ -69,6 +69,7 @@ def run_demo(out):
     }
     write_atomically(out / "report.json", json.dumps(report, indent=1))
     console.print(f"model, pictures, trajectory and report.json are in {out}")
+    then(f"iqagp simulate {out / 'model.safetensors'} --out {out / 'run'} --temperature 1000")
 
 
 def stretched_bond(model, positions):

@@ -6,8 +6,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, only_with, output_file, table, track
+from iqagp_jax.cli.console import console, only_with, output_file, table, then, track
 
+UNSOUND = 3
+"""Exit status of a run that cannot be believed, where that was asked for."""
+
+LARGE = 3000
+"""Observations whose covariance is factored in seconds."""
+
+FAILURES_SHOWN = 20
+
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with status 3 where a run cannot be believed: where a warning tells so.")
+]
 ThermostatName = Literal["nose-hoover", "langevin"]
 PrecisionName = Literal["float64", "float32"]
 
@@ -51,6 +62,7 @@ def simulate(
     keep_compiled: Annotated[
         bool, typer.Option("--keep-compiled", help="Keep compiled programs in your cache folder: the next run starts sooner.")
     ] = False,
+    strict: Strict = False,
 ):
     """Run many replicas of the molecule at constant temperature and report which of them broke.
 
@@ -61,12 +73,13 @@ def simulate(
 
     from iqagp_jax.data.extxyz import load_dataset
     from iqagp_jax.dynamics.ensembles import Langevin, NoseHoover
+    from iqagp_jax.dynamics.folder import look
     from iqagp_jax.dynamics.run import UncertaintyLimit
     from iqagp_jax.dynamics.run import simulate as drive
     from iqagp_jax.dynamics.starts import at_rest, starts
     from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
-    from iqagp_jax.potential import rounding_error, uncertainty
+    from iqagp_jax.potential import rounding_error
     from iqagp_jax.units import KCAL_MOL
 
     only_with(
@@ -78,6 +91,7 @@ def simulate(
         friction=(thermostat == "langevin", "--thermostat langevin"),
         uncertainty_interval=(max_uncertainty is not None, "--max-uncertainty"),
     )
+    look(out)
     devices.use_cores(threads)
     if distributed:
         jax.distributed.initialize()
@@ -90,13 +104,7 @@ def simulate(
     data = load_dataset(dataset) if dataset else None
     limit = None
     if max_uncertainty is not None:
-        known = uncertainty(loaded)
-        if known is None or known.energy is None:
-            raise ValueError(
-                f"expected a model that knows the variance of its energy for --max-uncertainty, found none in {model}; leave"
-                " the option out"
-            )
-        limit = UncertaintyLimit(known.energy, max_uncertainty * KCAL_MOL, uncertainty_interval)
+        limit = UncertaintyLimit(variance_told(loaded, model), max_uncertainty * KCAL_MOL, uncertainty_interval)
     rest = at_rest(loaded)
     begin = starts(loaded, kinds, data=data, displacement=displacement, stretch=stretch, seed=seed, rest=rest)
     if precision == "float32":
@@ -120,43 +128,84 @@ def simulate(
     )
     print_replicas(run)
     draw_replicas(run, out)
+    then(f"iqagp robustness {out} --out {out}-verdict --reference {reference_name(loaded)}")
+    if strict and run.concerns:
+        raise typer.Exit(UNSOUND)
 
 
-def print_replicas(run, each=True):
-    """Table of survival, temperature and energy, a line a replica, or a line for each kind of start and temperature."""
+def variance_told(loaded, model):
+    """The variance of a model's energy as a function of positions, which tells what it waits for when first called."""
+    from functools import cache
+
+    import numpy as np
+
+    from iqagp_jax.machine.progress import in_words
+    from iqagp_jax.potential import uncertainty
+
+    def unknown():
+        return ValueError(
+            f"expected a model that knows the variance of its energy for --max-uncertainty, found none in {model}; leave the"
+            " option out"
+        )
+
+    known = uncertainty(loaded)
+    if known is None:
+        raise unknown()
+
+    @cache
+    def prepared():
+        observed = getattr(loaded, "observed", None)
+        size = 0 if observed is None else np.count_nonzero(observed)
+        if size > LARGE:
+            console.print(f"uncertainty: factoring the covariance of {size} observations, {8 * size**2 / 2**30:.1f} GiB ...")
+            console.print(f"{in_words(loaded.seconds_to_know())}; Ctrl-C is safe")
+        if known.energy is None:
+            raise unknown()
+        return known.energy
+
+    return lambda positions: prepared()(positions)
+
+
+def reference_name(loaded):
+    """The reference for `iqagp robustness` that can label what a model learned, as far as it tells."""
+    level = getattr(getattr(loaded, "made_by", None), "level", None)
+    method = getattr(level, "method", "")
+    return "xtb" if method == "GFN2-xTB" else "dft" if method else "none"
+
+
+def print_replicas(run):
+    """Table of survival, temperature and energy, a line for each kind of start and temperature, and one for all."""
     import numpy as np
 
     from iqagp_jax.units import KCAL_MOL
 
-    groups = [
-        (kind, f"{target:g}", k) if each else (kind, f"{target:g}")
-        for k, (kind, target) in enumerate(zip(run.kinds, run.target_temperatures, strict=True))
-    ]
     means = run.mean_temperatures(0.5)
     energies = (run.energies - np.nanmin(run.energies)) / KCAL_MOL
-    rows = []
-    for group in dict.fromkeys(groups):
-        chosen = np.array([g == group for g in groups])
-        half = energies[len(energies) // 2 :, chosen]
-        heat, energy = means[chosen][np.isfinite(means[chosen])], half[np.isfinite(half)]
-        rows.append(
-            (
-                " ".join(map(str, group[:1] + group[2:])),
-                group[1],
-                f"{run.survived[chosen].sum()}/{chosen.sum()}",
-                f"{heat.mean():.0f}" if heat.size else "-",
-                f"{np.median(energy):.1f}" if energy.size else "-",
-                f"{np.nanmax(energies[:, chosen]):.1f}",
-            )
+    later = energies[len(energies) // 2 :]
+
+    def row(name, target, chosen):
+        heat, energy = (x[np.isfinite(x)] for x in (means[chosen], later[:, chosen]))
+        return (
+            *(name, target, f"{run.survived[chosen].sum()}/{len(chosen)}"),
+            f"{heat.mean():.0f}" if heat.size else "-",
+            f"{np.median(energy):.1f}" if energy.size else "-",
+            f"{np.nanmax(energies[:, chosen]):.1f}" if np.isfinite(energies[:, chosen]).any() else "-",
         )
+
+    rows = [row(kind, f"{target:g}", run.group(target, kind)) for target, kind in run.groups]
+    if len(rows) > 1:
+        rows.append(row("all", "", np.arange(len(run.survived))))
     table(
-        f"replicas, {run.times[-1] / 1000:g} ps; temperature and median energy over the second half",
-        ["start", "target K", "survived", "mean K", "median E, kcal/mol", "max E, kcal/mol"],
+        f"replicas, {run.times[-1] / 1000:g} ps; K and kcal/mol, means over the second half",
+        ["start", "K", "alive", "mean K", "median E", "max E"],
         rows,
     )
-    failures = [(k, reason) for k, reason in enumerate(run.failure_reasons) if reason]
-    if failures:
-        table("failed replicas", ["replica", "reason"], failures)
+    failed = np.flatnonzero(~run.survived)
+    if len(failed):
+        shown = [(int(k), run.kinds[k], f"{run.target_temperatures[k]:g}", run.failure_reasons[k]) for k in failed]
+        table("failed replicas", ["replica", "start", "K", "reason"], shown[:FAILURES_SHOWN])
+    if len(failed) > FAILURES_SHOWN:
+        console.print(f"and {len(failed) - FAILURES_SHOWN} more, in {run.directory / 'failures.extxyz'}")
     drifts = 1000 * run.energy_drifts
     if np.isfinite(drifts).any():
         worst = drifts[np.nanargmax(np.abs(drifts))]
@@ -204,6 +253,7 @@ def bench(
     if json_file:
         json_file.write_text(json.dumps(report, indent=1))
     print_bench(report)
+    then("iqagp simulate MODEL --out RUN --replicas N, with as many replicas as were fast")
 
 
 def print_bench(report):
@@ -247,3 +297,4 @@ def export(
 
     written = trajectories.export(load_trajectory(directory), output_file(output), replica)
     console.print(f"{written} frames in {output}")
+    then(f"iqagp robustness {directory} --out {directory}-verdict --reference none")

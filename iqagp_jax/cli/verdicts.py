@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, only_with, output_folder, table, track
+from iqagp_jax.cli.console import console, only_with, output_folder, table, then, track
 from iqagp_jax.cli.models import EnergyKey, ForcesKey
+from iqagp_jax.cli.runs import UNSOUND, Strict
 
 ReferenceName = Literal["xtb", "dft", "none"]
 
@@ -60,6 +61,7 @@ def robustness(
     workers: Workers = None,
     seed: Seed = 0,
     model: Annotated[Path | None, typer.Option(help="Model file of a RUN, where the run does not name it.")] = None,
+    strict: Strict = False,
 ):
     """Judge a model: who survives, how wrong it is, whether it goes where the reference goes, and whether it warns.
 
@@ -98,7 +100,7 @@ def robustness(
                 reference_time=reference_time,
                 seed=seed,
             )
-            verdict = judge(loaded, out, teacher, protocol, path.name, track)
+            verdict = judge(loaded, out, teacher, protocol, path.name, track, say=console.print)
     table(
         f"{judged}, held to {verdict.reference}; errors in kcal/mol of {frames} frames or more a row",
         ["start", "K", *OUTCOME],
@@ -107,6 +109,17 @@ def robustness(
     for name, part in verdict.parts():
         console.print(f"[bold]{name}[/bold]: {part.grade}, {part.sentence}")
     console.print(f"{out / 'report.html'}")
+    then(after_verdict(verdict, path, out, reference))
+    if strict and verdict.concerns:
+        raise typer.Exit(UNSOUND)
+
+
+def after_verdict(verdict, model, out, reference):
+    """What to type next: teach a model what it lacks where it can be taught, or look."""
+    taught = reference != "none" and not (verdict.survival.good and verdict.truth.good)
+    if taught and not verdict.concerns:
+        return f"iqagp active {model} DATASET --out {out}-taught --reference {reference}"
+    return f"xdg-open {out / 'report.html'}"
 
 
 def model_of(run, path):
@@ -163,6 +176,7 @@ def active(
     seed: Seed = 0,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
+    strict: Strict = False,
 ):
     """Judge a model and teach it what it knows least of its own runs, in turn, until it survives and is right.
 
@@ -189,6 +203,9 @@ def active(
         ["round", "geometries", *OUTCOME],
         [(row["round"], row["geometries"], *outcome(row)) for row in told],
     )
+    then(f"iqagp simulate {out / 'model.safetensors'} --out {out / 'run'}")
+    if strict and told[-1]["concerns"]:
+        raise typer.Exit(UNSOUND)
 
 
 def starts_used(start):

@@ -22,7 +22,7 @@ from ase import Atoms
 from ase.io.extxyz import XYZError
 
 from iqagp_jax.data.content import SMALLEST, numbers, one_molecule
-from iqagp_jax.dynamics.trajectory import piece_paths
+from iqagp_jax.dynamics.trajectory import piece_paths, read_piece
 from iqagp_jax.machine.files import BROKEN_FILE, checksum, clear_unfinished, write_atomically
 from iqagp_jax.system.failure import Status
 
@@ -38,8 +38,8 @@ TOLD = {"time_ps", "timestep_fs", "temperatures_K", "species", "starts", "bonds"
 UNTOLD = ("kinds", "model", "precision", "charge", "spin", "molecules", "cell", "at_rest")
 """What folders of before 2026-12 do not tell: where only one of two runs tells it, they may be the same."""
 
-NOTES = ("time_ps", "model")
-"""What a run does not follow from: how long it is to be, and which file its potential was read from."""
+NOTES = ("time_ps", "model", "shortest_period_fs", "training_energies_eV")
+"""What a run does not follow from: how long it is to be, which file its potential was read from, what it is judged by."""
 
 
 def check_same_run(directory, description):
@@ -127,6 +127,14 @@ def describe(directory, description):
     told = description | there | {"time_ps": description["time_ps"]}
     if told != there:
         write_atomically(path, "{\n" + ",\n".join(f'"{name}": {json.dumps(value)}' for name, value in told.items()) + "\n}\n")
+
+
+def look(directory):
+    """What is there of a run, before anything is prepared for it: ValueError, in a sentence, where it is damaged."""
+    there, numbers = read_description(directory), piece_paths(directory)
+    found = read_checkpoint(directory)
+    if there and found is not None and numbers:
+        read_piece(numbers[max(numbers)])
 
 
 def save_checkpoint(directory, state):

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,23 @@ class Minimum:
     """L-BFGS steps taken"""
 
 
-@lru_cache(maxsize=4)
+_programs: WeakKeyDictionary[Callable, dict[int, Callable]] = WeakKeyDictionary()
+"""By energy function and largest number of steps, for as long as someone else holds the function, and a model with it."""
+
+
 def _compiled(energy_fn: Callable, max_steps: int) -> Callable:
-    """A program for an energy function; only the last few are kept, as each holds on to a model."""
-    return jax.jit(partial(_minimise, energy_fn, max_steps))
+    """The program for an energy function, which must not hold it: it would live as long as the program, and that by it."""
+    programs = _programs.setdefault(energy_fn, {})
+    if max_steps not in programs:
+        held = ref(energy_fn)
+
+        def program(positions: jax.Array, max_force: Any) -> Minimum:
+            function = held()
+            assert function is not None, "whoever asks for the program has the function"
+            return _minimise(function, max_steps, positions, max_force)
+
+        programs[max_steps] = jax.jit(program)
+    return programs[max_steps]
 
 
 def _minimise(energy_fn: Callable, max_steps: int, positions: jax.Array, max_force: Any) -> Minimum:

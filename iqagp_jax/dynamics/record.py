@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from iqagp_jax.dynamics import soundness
 from iqagp_jax.dynamics.ensembles import Frame
 from iqagp_jax.dynamics.folder import (
     DESCRIPTION,
@@ -134,6 +135,11 @@ class Run:
         return self._series["energies"]
 
     @property
+    def conserved_energies(self) -> np.ndarray:
+        """(frames, R) eV, see `Trajectory.conserved_energies`."""
+        return self._series["conserved_energies"]
+
+    @property
     def lives(self) -> np.ndarray:
         """(R,) frames that each replica was alive in."""
         return self._series["alive"].sum(0)
@@ -141,7 +147,7 @@ class Run:
     @property
     def energy_drifts(self) -> np.ndarray:
         """(R,) slopes of `Trajectory.conserved_energies` in eV/ps while alive, by least squares; NaN where there is none."""
-        times, energies = self.times[:, None] / 1000, self._series["conserved_energies"]
+        times, energies = self.times[:, None] / 1000, self.conserved_energies
         known = np.isfinite(energies)
         count = np.maximum(known.sum(0), 1)
         t = np.where(known, times - np.where(known, times, 0).sum(0) / count, 0)
@@ -198,6 +204,22 @@ class Run:
     def momenta(self) -> np.ndarray:
         """Final momenta (R, N, 3) in sqrt(amu eV)."""
         return self.state["replicas.dynamics.momentum"]
+
+    @property
+    def shortest_period(self) -> float | None:
+        """Of a vibration of the potential where the molecule rests, fs; None where it is not known, as in folders of before."""
+        return self.description.get("shortest_period_fs")
+
+    @property
+    def training_energies(self) -> tuple[float, float] | None:
+        """Lowest and highest energy, eV, of the geometries that the potential learned; None where it does not tell them."""
+        told = self.description.get("training_energies_eV")
+        return told and (told[0], told[1])
+
+    @cached_property
+    def concerns(self) -> tuple[str, ...]:
+        """Why it cannot be believed, a sentence each; empty where nothing speaks against it. See `soundness`."""
+        return soundness.concerns(self)
 
     @property
     def ms_per_step_per_replica(self) -> float:

@@ -16,9 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.dynamics import soundness
 from iqagp_jax.dynamics.checks import check_integer, check_starts, check_temperatures, multiple, require_positive
 from iqagp_jax.dynamics.ensembles import Dynamics, Langevin, NoseHoover, bound_energy, inertia
-from iqagp_jax.dynamics.folder import check_same_run, describe, read_checkpoint, read_description, save_checkpoint
+from iqagp_jax.dynamics.folder import (
+    check_same_run,
+    describe,
+    log,
+    look,
+    read_checkpoint,
+    read_description,
+    save_checkpoint,
+)
 from iqagp_jax.dynamics.record import Record, Run, description_of, rule_of
 from iqagp_jax.dynamics.replicas import Driver, RunState, Schedule, alive
 from iqagp_jax.dynamics.trajectory import Recorder
@@ -40,6 +49,9 @@ CHECKPOINT_SECONDS = 3.0
 PIECE_BYTES = 8e6
 """Size of a trajectory piece where the number of its frames is not given."""
 
+FEWEST, MOST_CALLS = 10, 500
+"""Training geometries below which their energies tell no range, and calls of the potential in which to find it."""
+
 PROBE_DISPLACEMENT = 0.1
 """A potential is recognised by its energies of the starts displaced by up to this (angstrom) in every coordinate."""
 
@@ -58,7 +70,7 @@ class UncertaintyLimit:
     def __post_init__(self):
         require_positive("a largest uncertainty in eV", self.largest)
 
-    def deviations(self, positions):
+    def deviations(self, positions: Any) -> np.ndarray:
         """Standard deviations (R,) in eV at positions (R, N, 3)."""
         return np.sqrt(np.asarray(self.variance(positions)))
 
@@ -122,7 +134,7 @@ def simulate(
     dtype: of the arithmetic within a potential that is not bound yet, where it has a choice; float64 by default.
     model: where the potential came from, to be kept with the run.
 
-    Returns the `Run`; at once where it is finished.
+    Returns the `Run`; at once where it is finished. Warns of its `Run.concerns`, each a reason not to believe it.
 
     Raises ValueError, in a sentence, where an option is not what it should be or the folder holds another run.
     """
@@ -135,6 +147,7 @@ def simulate(
         frames_per_piece = max(round(PIECE_BYTES / (8 * len(starts) * (3 * starts.shape[1] + 5))), 1)
     check_integer("frames per piece", frames_per_piece, 1)
     _check_kinds(kinds, len(starts))
+    look(directory)
 
     with jax.enable_x64(True):
         atoms, rule, told = _atoms(system, potential, starts, Path(directory))
@@ -162,31 +175,62 @@ def simulate(
             **({} if kinds is None else {"kinds": [str(kind) for kind in kinds]}),
             **({} if dtype is None else {"precision": np.dtype(dtype).name}),
             **({} if model is None else {"model": model}),
+            "shortest_period_fs": _shortest_period(start, atoms, targets),
+            "training_energies_eV": _training_energies(potential, driver),
             "starts": starts.tolist(),
             "potential": np.asarray(driver.advance(start(probes(starts), targets), 0)[1].energies).tolist(),
         }
         check_same_run(folder, description)
         first = jax.process_index() == 0
-        with (
-            owned(folder, "simulation") if first else nullcontext(),
-            progress_bar(schedule.last // schedule.frame, progress and first) as (show, say),
-            deferred_interrupt() as interrupted,
-        ):
+        with owned(folder, "simulation") if first else nullcontext():
             driver, state = _opened(folder, driver, description if first else None)
-            recorder = None
-            if first:
-                per_run = {"species": np.array(rule.species), "masses": atoms.masses, "target_temperatures": targets}
-                frames = state.step // schedule.frame + 1 if state.step else 0
-                recorder = Recorder(folder, frames_per_piece, per_run, frames)
-            record = Record(folder, rule.species, recorder, say)
-            _drive(driver, state, schedule, frame_interval, uncertainty_limit, record, show, interrupted)
+            over = schedule.over(state)
+            if uncertainty_limit and not over:
+                # What an uncertainty needs may take minutes: now, while Ctrl-C is at once.
+                uncertainty_limit.deviations(starts)
+            with progress_bar(schedule.last // schedule.frame, progress and first) as (show, say):
+                recorder = None
+                if first:
+                    per_run = {"species": np.array(rule.species), "masses": atoms.masses, "target_temperatures": targets}
+                    frames = state.step // schedule.frame + 1 if state.step else 0
+                    recorder = Recorder(folder, frames_per_piece, per_run, frames)
+                record = Record(folder, rule.species, recorder, say)
+                with deferred_interrupt() as interrupted:
+                    _drive(driver, state, schedule, frame_interval, uncertainty_limit, record, show, interrupted)
             meet("all is written")
-    return Run.open(folder)
+            run = Run.open(folder)
+            if first and not over:
+                for sentence in run.concerns:
+                    log(folder, f"warning: {sentence}")
+    if first:
+        soundness.warn(run)
+    return run
 
 
 def probes(starts: np.ndarray) -> np.ndarray:
     """Geometries (R, N, 3) near the starts (R, N, 3), whose energies tell one potential from another."""
     return starts + np.random.default_rng(0).uniform(-PROBE_DISPLACEMENT, PROBE_DISPLACEMENT, starts.shape)
+
+
+def _shortest_period(start: Callable, atoms: System, targets: np.ndarray) -> float | None:
+    """Of a vibration of the potential where the system rests, in fs, by the forces that replicas begin with."""
+    return soundness.shortest_period(
+        lambda positions: start(positions, targets).dynamics.force, atoms.positions, atoms.masses, len(targets)
+    )
+
+
+def _training_energies(potential: Any, driver: Driver) -> list[float] | None:
+    """Lowest and highest energy in eV that a potential gives to the geometries that it learned, if it tells at least ten."""
+    learned = getattr(potential, "train_positions", None)
+    if learned is None or len(learned) < FEWEST:
+        return None
+    like, replicas = driver.like.dynamics, len(driver.targets)
+    chosen = learned[np.linspace(0, len(learned) - 1, min(len(learned), MOST_CALLS * replicas)).astype(int)]
+    found = []
+    for k in range(0, len(chosen), replicas):
+        there = like.set(position=np.resize(chosen[k : k + replicas], like.position.shape))
+        found.append(np.asarray(driver.advance(driver.like._replace(dynamics=there), 0)[1].energies))
+    return [float(np.nanmin(found)), float(np.nanmax(found))] if np.isfinite(found).any() else None
 
 
 def _drive(

@@ -102,7 +102,7 @@ class Recorder:
         paths = _complete(directory, n_pieces)
         for number in paths.keys() - range(n_pieces):
             paths[number].unlink()
-        self.pending = _frames(_read_piece(paths[self.piece]))[:n_pending] if n_pending else []
+        self.pending = _frames(read_piece(paths[self.piece]))[:n_pending] if n_pending else []
 
     def record(self, **frame):
         """Add the per-frame fields of a `Trajectory`, without frame axis; a full piece is written."""
@@ -150,7 +150,7 @@ def read_pieces(directory):
     paths = _complete(directory, max(numbers) + 1)
     first, last, times = None, None, []
     for number in sorted(paths):
-        piece = _read_piece(paths[number])
+        piece = read_piece(paths[number])
         first = first or piece
         times.append(piece.times)
         _check_one_run(directory, first, piece, np.concatenate(times))
@@ -183,7 +183,8 @@ def _frames(piece):
     return [{name: getattr(piece, name)[k] for name in names} for k in range(len(piece.times))]
 
 
-def _read_piece(path):
+def read_piece(path):
+    """The `Trajectory` of one piece; ValueError, in a sentence, where it is damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

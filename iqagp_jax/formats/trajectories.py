@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
@@ -27,8 +28,8 @@ def export(trajectory: Any, path: Path, replica: int | None = None) -> int:
     if path.suffix not in (".extxyz", ".h5"):
         raise ValueError(f"expected an output ending in .extxyz or .h5, found {path.name!r}")
     n_replicas = len(trajectory.target_temperatures)
-    if replica is not None and replica >= n_replicas:
-        raise ValueError(f"expected a replica from 0 to {n_replicas - 1}, found {replica}")
+    if replica is not None and not (isinstance(replica, int | np.integer) and 0 <= replica < n_replicas):
+        raise ValueError(f"expected a replica from 0 to {n_replicas - 1}, found {replica!r}; choose one of them")
     chosen = range(n_replicas) if replica is None else [replica]
     frames = {r: list(replica_frames(trajectory, r)) for r in chosen}
     if path.suffix == ".extxyz":

@@ -21,11 +21,13 @@ JOB = {"name": "iqagp", "timeout_min": 60, "mem_gb": 4, "cpus_per_task": 1}
 class Processes(ThreadPoolExecutor):
     """Processes on this machine, each fed by a thread of its own and replaced when it dies.
 
-    Leaving the ``with`` block by an exception kills them, so that Ctrl-C need not wait for tasks in flight.
+    Leaving the ``with`` block by an exception kills them, so that Ctrl-C need not wait for tasks in flight: these, and those
+    that someone still asks for, raise CancelledError.
     """
 
     def __init__(self, workers):
         super().__init__(workers)
+        self._killed = False
         # One thread each: BLAS reads this when a process imports it.
         os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
         self._own = threading.local()
@@ -34,6 +36,8 @@ class Processes(ThreadPoolExecutor):
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """The future of ``function(*arguments, **named)`` in a process of its own."""
+        if self._killed:
+            raise CancelledError("its processes were ended")
         return super().submit(self._hand_over, partial(function, **named), arguments)
 
     def _hand_over(self, function, arguments):
@@ -45,6 +49,8 @@ class Processes(ThreadPoolExecutor):
             finished, result = self._connections[process].recv()
         except (EOFError, OSError):
             process.join()
+            if self._killed:
+                raise CancelledError("its process was ended") from None
             killed = " (out of memory?)" if process.exitcode == -signal.SIGKILL else ""
             raise RuntimeError(f"the process ended with exit code {process.exitcode}{killed}") from None
         if finished:
@@ -54,6 +60,8 @@ class Processes(ThreadPoolExecutor):
     def _start(self):
         context = get_context("spawn")
         with self._lock:
+            if self._killed:
+                raise CancelledError("its processes were ended")
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,))
             process.start()
@@ -70,8 +78,10 @@ class Processes(ThreadPoolExecutor):
 
     def __exit__(self, kind, *rest):
         if kind:
-            for process in list(self._connections):
-                process.kill()
+            with self._lock:
+                self._killed = True
+                for process in self._connections:
+                    process.kill()
         return super().__exit__(kind, *rest)
 
 

@@ -2,9 +2,14 @@
 
 import fcntl
 import os
+import random
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
+
+PATIENCE = 10.0
+"""Seconds in which those who only look at a lock have to let it go; they hold it for microseconds."""
 
 
 @contextmanager
@@ -15,13 +20,18 @@ def owned(folder, kind="process", advice="wait for it, or stop it"):
     crash or a reboot leaves behind is a file, no lock. NFS (Linux since 2.6.12) and Lustre mounted with ``flock`` hold
     it between hosts too; of a host that vanished, until the server has given it up. Mounted with ``nolock``,
     ``local_lock`` or ``localflock`` they hold it between processes of one host only.
+
+    Who asks for the `owner` holds it too, shared and for a moment: that is waited for, an owner is not.
     """
-    path = Path(folder) / "lock"
+    path, until = Path(folder) / "lock", time.monotonic() + PATIENCE
     with open(path, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is owned by a running {kind} ({path.read_text()}); {advice}") from None
+        while not _locked(lock, fcntl.LOCK_EX):
+            if not _locked(lock, fcntl.LOCK_SH) or time.monotonic() > until:
+                raise ValueError(
+                    f"{folder} is owned by a running {kind} ({path.read_text() or 'which has just begun'}); {advice}"
+                )
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            time.sleep(random.uniform(0, 2e-3))
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {gethostname()}")
         lock.flush()
@@ -35,11 +45,16 @@ def owner(folder):
     if not path.exists():
         return None
     with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return lock.read()
-    return None
+        return None if _locked(lock, fcntl.LOCK_SH) else lock.read() or "a process that has just begun"
+
+
+def _locked(file, how):
+    """Whether a lock could be had at once."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def request_stop(folder):

@@ -35,3 +35,9 @@ def track(items, description, total=None):
                 show(completed=k, total=k, description=description)
                 raise
             show(completed=k)
+
+
+def in_words(seconds: float) -> str:
+    """A time that is not known better than so."""
+    unit, name = next((u, n) for u, n in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * u or u == 1)
+    return f"about {max(seconds / unit, 1):.0f} {name}"

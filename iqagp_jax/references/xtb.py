@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -91,7 +91,11 @@ class XTB:
             size = len(flat) if self._alone else CHUNK
             chunks = [flat[k : k + size] for k in range(0, len(flat), size)]
             with one_at_a_time:
-                parts = list(self._map(partial(_labels, self.system), chunks))
+                try:
+                    parts = list(self._map(partial(_labels, self.system), chunks))
+                except CancelledError:
+                    # Ended, as by Ctrl-C: JAX is to end the steps that it has begun at once, and quietly.
+                    parts = [(np.full(len(chunk), np.nan), np.full(chunk.shape, np.nan)) for chunk in chunks]
             energies, forces = (np.concatenate([part[k] for part in parts]) for k in range(2))
             energies = energies.reshape(positions.shape[:-2])
             return tuple(a[..., None].view(np.uint32) for a in (energies, -forces.reshape(positions.shape)))

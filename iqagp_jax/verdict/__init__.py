@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from iqagp_jax.dynamics import soundness
 from iqagp_jax.dynamics.folder import DESCRIPTION
 from iqagp_jax.machine.files import output_folder, write_atomically
 from iqagp_jax.potential import energy_and_forces, potential_of, system_of
@@ -43,6 +44,7 @@ def judge(
     progress: Progress = _silent,
     relabel: bool = True,
     system: System | None = None,
+    say: Callable[[str], Any] = lambda line: None,
 ) -> Verdict:
     """Judge a model and write ``report.html``, ``robustness.json`` and pictures to the folder ``out``.
 
@@ -54,13 +56,15 @@ def judge(
         progress: wraps iterables, as a progress bar does; gets a word for what is done, and their length.
         relabel: whether the reference labels frames; else it only chooses starts, and the same call with it goes on from there.
         system: the molecule at rest, where the potential is not of one molecule.
+        say: gets a line on what the reference's dynamics will cost, before anything runs.
 
-    Returns the `Verdict`, whose ``as_dict`` is written to ``robustness.json``. Raises ValueError, in a sentence, where the
-    folder holds another verdict, and before anything runs where the model cannot be judged.
+    Returns the `Verdict`, whose ``as_dict`` is written to ``robustness.json``. Warns where a run cannot be believed, see
+    `dynamics.soundness`: no part of its verdict is good. Raises ValueError, in a sentence, where the folder holds another
+    verdict, and before anything runs where the model cannot be judged.
     """
     (potential, system), protocol, out = _ready(model, system), protocol or Protocol(), Path(out)
     claim(out, potential, reference, protocol, system)
-    driven = drive(potential, system, out, protocol, reference)
+    driven = drive(potential, system, out, protocol, reference, say)
     return _written(potential, out, driven, reference if relabel else None, name, progress)
 
 
@@ -91,6 +95,7 @@ def judge_run(
     potential, system = _ready(potential, getattr(potential, "system", run.system))
     dtype = drove(potential, system, run)
     claim(out, potential, reference, found, system, run=hashlib.sha256((run.directory / DESCRIPTION).read_bytes()).hexdigest())
+    soundness.warn(run)
     driven = Driven(found, run, *minimum_of(potential, system))
     return _written(potential, out, driven, reference, name, progress, dtype)
 

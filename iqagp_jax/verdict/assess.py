@@ -46,6 +46,8 @@ class Verdict:
     """without rows where the potential has no uncertainty"""
     reference_failures: tuple[str, ...] | None = None
     """why replicas of the reference failed; None where there were none to fail"""
+    concerns: tuple[str, ...] = ()
+    """why the runs that it rests on cannot be believed, see `dynamics.soundness`"""
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """The four parts by their names, in order."""
@@ -77,6 +79,7 @@ class Verdict:
             "rows": [group.as_dict() for group in self.survival.rows],
             "ensemble": [compared.as_dict() for compared in self.ensemble.rows],
             "reference_failures": None if self.reference_failures is None else list(self.reference_failures),
+            "concerns": list(self.concerns),
             "warning": {**asdict(warned), **asdict(followed)},
             "verdict": {name: part.as_dict() for name, part in self.parts()},
         }
@@ -125,6 +128,12 @@ def assess(potential: Any, driven: Driven, seen: Seen, name: str = "a model") ->
     run, system, beside = driven.run, driven.system, driven.reference
     groups = truth.groups(run, seen.frames, system, seen.labelled)
     compared = tuple(ensemble.compare(system, run, beside, t) for t in driven.protocol.temperatures) if beside else ()
+    parts = {
+        "survival": truth.survival(groups, run),
+        "truth": truth.truth(groups),
+        "ensemble": ensemble.ensemble(compared, driven.protocol.no_ensemble),
+        "warning": alarm.warning(run, seen.frames, *seen.windows) if seen.windows else alarm.no_warning(run),
+    }
     return Verdict(
         name,
         potential.made_by.level if potential.made_by else Level(),
@@ -134,12 +143,21 @@ def assess(potential: Any, driven: Driven, seen: Seen, name: str = "a model") ->
         driven.protocol,
         driven.equilibrium,
         driven.starts,
-        survival=truth.survival(groups, run),
-        truth=truth.truth(groups),
-        ensemble=ensemble.ensemble(compared, driven.protocol.no_ensemble),
-        warning=alarm.warning(run, seen.frames, *seen.windows) if seen.windows else alarm.no_warning(run),
+        **_as_sound_as_their_runs(parts, driven),
         reference_failures=tuple(filter(None, beside.failure_reasons)) if beside else None,
+        concerns=tuple(f"{name}: {sentence}" for name, run in driven.runs.items() for sentence in run.concerns),
     )
+
+
+def _as_sound_as_their_runs(parts: dict[str, Any], driven: Driven) -> dict[str, Any]:
+    """The parts, of which none is good that rests on a run which cannot be believed; to survive such a run tells nothing."""
+    if driven.run.concerns:
+        survival = parts["survival"].at_most("poor", "but the run is unsound, and to survive it tells nothing")
+        others = {name: parts[name].at_most("fair", "but the run is unsound") for name in ("truth", "ensemble", "warning")}
+        parts = {"survival": survival, **others}
+    if driven.reference and driven.reference.concerns:
+        parts["ensemble"] = parts["ensemble"].at_most("fair", "but the reference's run is unsound")
+    return parts
 
 
 def draw(verdict: Verdict, driven: Driven, seen: Seen) -> dict[str, Figure]:

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
 
+from iqagp_jax.dynamics import soundness
 from iqagp_jax.dynamics.checks import check_temperatures, multiple, require_positive
 from iqagp_jax.dynamics.folder import CHECKPOINT, DESCRIPTION, TOLERANCE
 from iqagp_jax.dynamics.minimise import minimise
 from iqagp_jax.dynamics.record import Run
 from iqagp_jax.dynamics.run import probes, simulate
 from iqagp_jax.dynamics.starts import at_rest, random_displacements, stretched
+from iqagp_jax.machine.progress import in_words
 from iqagp_jax.potential import energy_and_forces, energy_fn
 from iqagp_jax.system.elements import same_atoms
 from iqagp_jax.system.failure import Status, failure_status
@@ -151,22 +154,55 @@ class Driven:
         return {"model": self.run, **({"reference": self.reference} if self.reference else {})}
 
 
-def drive(potential: Any, system: System, directory: Path, protocol: Protocol, reference: Any = None) -> Driven:
+def drive(
+    potential: Any,
+    system: System,
+    directory: Path,
+    protocol: Protocol,
+    reference: Any = None,
+    say: Callable[[str], Any] = lambda line: None,
+) -> Driven:
     """Run the replicas of a protocol, and the reference's own where it has dynamics; or go on with them.
 
-    The runs are in the folders ``model`` and ``reference`` of ``directory``.
+    The runs are in the folders ``model`` and ``reference`` of ``directory``. ``say`` is told beforehand what the reference's
+    will cost.
     """
     energy = energy_fn(potential, system=system)
     system, equilibrium = minimum_of(potential, system, energy)
     starts, told = choose_starts(energy, system, protocol, reference)
+    has_dynamics = hasattr(reference, "energy_fn") and protocol.reference_replicas and "equilibrium" in protocol.kinds
+    if has_dynamics and (cost := cost_of_reference(reference, system, protocol, directory / "reference")):
+        say(cost)
     run = run_replicas(potential, system, starts, protocol, directory / "model", protocol.time, protocol.seed)
     beside = None
-    if hasattr(reference, "energy_fn") and protocol.reference_replicas and "equilibrium" in protocol.kinds:
+    if has_dynamics:
         begin = {"equilibrium": np.repeat(system.positions[None], protocol.reference_replicas, axis=0)}
         # Other momenta than the model's, so that the two samples are independent.
         options = protocol, directory / "reference", protocol.reference_time, protocol.seed + 1
         beside = run_replicas(reference.energy_fn(), system, begin, *options)
     return Driven(protocol, run, system, equilibrium, told, beside)
+
+
+def cost_of_reference(reference: Any, system: System, protocol: Protocol, directory: Path) -> str:
+    """What the dynamics of the reference will take, in words, by a label of all its replicas; empty where it is there."""
+    replicas = protocol.reference_replicas * len(protocol.temperatures)
+    steps = round(1000 * protocol.reference_time / protocol.timestep)
+    if _begun(directory):
+        steps -= int(Run.open(directory).state["step"])
+    if steps <= 0:
+        return ""
+    begin = np.repeat(system.positions[None], replicas, axis=0)
+    for _ in range(2):  # the first time its processes have to begin
+        began = perf_counter()
+        reference.labels(begin, progress=lambda items, total: items)
+    return (
+        f"dynamics of {reference.name}: {steps} steps of {replicas} replicas, {in_words((perf_counter() - began) * steps)}"
+        " by a timed label; --reference-replicas 0 leaves it out"
+    )
+
+
+def _begun(directory: Path) -> bool:
+    return all((directory / name).exists() for name in (DESCRIPTION, CHECKPOINT))
 
 
 def run_replicas(
@@ -183,7 +219,8 @@ def run_replicas(
     ``potential`` is any that `simulate` takes, ``system`` is at its minimum, ``time`` in ps.
     """
     # What is finished is read without a potential made ready for it.
-    if all((directory / name).exists() for name in (DESCRIPTION, CHECKPOINT)) and (run := Run.open(directory)).finished:
+    if _begun(directory) and (run := Run.open(directory)).finished:
+        soundness.warn(run)
         return run
     temperatures = protocol.temperatures
     return simulate(

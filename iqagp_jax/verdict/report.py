@@ -25,6 +25,7 @@ img { max-width: 100%; display: block; margin: 1em 0 }
 .tile { border-radius: 8px; padding: .8em 1em; color: white }
 .tile b { display: block; font-size: 12px; text-transform: uppercase; letter-spacing: .06em }
 .good { background: #1a7f37 } .fair { background: #b08000 } .poor { background: #b2182b } .unknown { background: #777 }
+.concerns { border-left: 6px solid #b2182b; padding: .3em 1em; margin: 1em 0 }
 .note { color: #555; font-size: 13px }
 """
 
@@ -39,6 +40,7 @@ def html(verdict: Verdict, figures: Mapping[str, Figure]) -> str:
         f"<h1>{title}</h1>",
         note(f"Trained on: {verdict.theory}. Held to: {verdict.reference}."),
         tiles(verdict),
+        *concerns(verdict),
         pictures(figures, "overview"),
         *survival_section(verdict),
         pictures(figures, "survival"),
@@ -59,6 +61,12 @@ def tiles(verdict: Verdict) -> str:
         for name, part in verdict.parts()
     )
     return f'<div class="tiles">{"".join(each)}</div>'
+
+
+def concerns(verdict: Verdict) -> list[str]:
+    """Why the runs cannot be believed, if so."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict.concerns)
+    return [f'<div class="concerns"><b>The runs cannot be believed</b><ul>{items}</ul></div>'] if items else []
 
 
 def survival_section(verdict: Verdict) -> list[str]:

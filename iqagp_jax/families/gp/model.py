@@ -5,6 +5,7 @@ The plain formula is `Model.atomic_energies`; `fast` has the same numbers by mat
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -201,6 +202,17 @@ class Model(OfOneMolecule):
     def process(self):
         """The `joint.Process` of a model of several targets."""
         return joint.Process.of(self.kernel, self.features, self.signal_variance, self.learned_jointly.permutations)
+
+    def seconds_to_know(self, few=(8, 32)):
+        """How long `known` will take, roughly: as long as it takes for ``few`` geometries, by the square of their number."""
+        data, n = self.learned_jointly, len(self.learned_jointly.positions)
+        each, took = len(data.observed) // n, []
+        for some in few:
+            part = replace(data, positions=data.positions[:some], observed=data.observed[: some * each])
+            began = perf_counter()
+            _ = replace(self, joint=part).known
+            took.append(perf_counter() - began)
+        return took[1] + max(took[1] - took[0], 0.0) * n**2 / (few[1] ** 2 - few[0] ** 2)
 
     def see(self, positions):
         """`joint.Seen` of positions (n, N, 3) in such a model."""
