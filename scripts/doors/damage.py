@@ -44,13 +44,17 @@ BYTES = {
 }
 
 
-def _number(value):
-    """Another value for one of the numbers of a text, a decimal one where there are such."""
+DECIMAL = re.compile(r"[-+]?\d+\.\d+(?:[eEdD][-+]?\d+)?")
+
+
+def _number(value, row=""):
+    """Another value for a decimal number in one of the lines that begin so, or for any number where there is none."""
 
     def change(text, chance):
-        decimal = list(re.finditer(r"[-+]?\d+\.\d+(?:[eEdD][-+]?\d+)?", text))
-        found = chance.choice(decimal or list(re.finditer(r"\d+", text)))
-        return text[: found.start()] + value + text[found.end() :]
+        lines = re.finditer(f"(?m)^{row}.*$", text)
+        found = [number for line in lines for number in DECIMAL.finditer(text, line.start(), line.end())]
+        one = chance.choice(found or list(re.finditer(r"\d+", text)))
+        return text[: one.start()] + value + text[one.end() :]
 
     return _text(change)
 
@@ -67,7 +71,8 @@ def _lines(change):
     return _text(changed)
 
 
-NUMBERS = {f"number {v or 'lost'}": _number(v) for v in ("NaN", "inf", "1e300", "-1e300", "abc", "", "1.2.3", "1,5", "****")}
+NO_NUMBERS = "NaN", "inf", "1e300", "-1e300", "abc", "", "1.2.3", "1,5", "****"
+NUMBERS = {f"number {v or 'lost'}": _number(v) for v in NO_NUMBERS}
 ENCODINGS = {
     "utf-16": _bytes(lambda data, chance: data.decode().encode("utf-16")),
     "byte order mark": _bytes(lambda data, chance: b"\xef\xbb\xbf" + data),
@@ -86,12 +91,12 @@ TEXT = BYTES | ENCODINGS | NUMBERS | LINES
 VALUES = None, [], {}, "text", 0, -1, 1e300, float("nan"), [[1]], True, 10**30, "lost"
 
 
-def damaged_json(value, chance, other=None):
+def damaged_json(value, chance, other="any"):
     """A tree with another value, or one of `VALUES`, or none, in a random place."""
     holders = [(value, key) for key in _keys(value)]
     for holder, key in holders:
         holders.extend((holder[key], deeper) for deeper in _keys(holder[key]))
-    other = chance.choice(VALUES) if other is None else other
+    other = chance.choice(VALUES) if other == "any" else other
     if not holders or chance.random() < 0.05:
         return other
     holder, key = chance.choice(holders)
@@ -190,11 +195,10 @@ def _length_scale(factor, header, tensors, chance):
 MODEL = BYTES | {
     "bit": _bytes(_flipped),
     "header": _header(damaged_json),
-    "structure": _model(lambda h, t, chance: (h | {"structure": damaged_json(h["structure"], chance)}, t)),
-    "tensors": _model(lambda h, t, chance: (h, damaged_arrays(t, chance))),
-    "length scale": _model(
-        lambda h, t, chance: (h, {n: a * chance.choice([0, -1]) if "scale" in n else a for n, a in t.items()})
-    ),
+    **{f"structure {json.dumps(v)}": _model(partial(_structure, v)) for v in VALUES},
+    **{f"tensor {way}": _model(partial(_tensors, way)) for way in WAYS if way != "type"},
+    "length scale 0": _model(partial(_length_scale, 0.0)),
+    "length scale -1": _model(partial(_length_scale, -1.0)),
     "checksum": _with_metadata(json.dumps({"format": "iqagp-model-2", "checksum": "0" * 64, "structure": {}})),
     **{f"metadata {v[:9]}": _with_metadata(v) for v in ("[]", "3", "null", '"text"', "{", "", '{"format": "iqagp-model-1"}')},
 }
@@ -308,7 +312,6 @@ FEREBUS = TEXT | {
         for old, new in (
             ("theta", "tetha"),
             ("type rbf", "type cubic"),
-            ("type rbf", "type rbf-cyclic"),
             ("property iqa", "property q00"),
             ("units.x bohr", "units.x angstrom"),
             ("units.y Ha", "units.y eV"),
@@ -348,6 +351,23 @@ XYZ = TEXT | {
         ("3\n\n", '3\nLattice="1 0 0"\n'),
         ("3\n\n", "3\nProperties=species:S:1:pos:R:2\n"),
     )
+}
+
+AIMALL = TEXT | {
+    **{f"number {v or 'lost'} of an atom": _number(v, "(?:O1|H2|H3) ") for v in NO_NUMBERS},
+    **{
+        f"{new or 'no'} {old}": _renamed(old, new)
+        for old, new in (
+            ("O1         8.0", "O1         9.0"),
+            ("H2         1.0", "H2         0.5"),
+            ("H3 ", "H2 "),
+            ("H3 ", "X3 "),
+            ("E(Mol) from", "E(Other) from"),
+            ("-7.6421710687E+01", "-4.7E+04"),
+            ("Restricted", ""),
+            ("Total time for AIMSum", ""),
+        )
+    },
 }
 
 WFN = {
@@ -404,6 +424,7 @@ NUMBER = "", "nan", "inf", "-inf", "-1e300", "1e300", "abc", "1,5", "-1"
 NONSENSE = {
     "number": NUMBER,
     "positive": (*NUMBER, "0"),
+    "name": ("", "two words"),
     "integer": ("", "nan", "1.5", "1e300", "abc", "-1", "99999999999999999999"),
     "count": ("", "nan", "1.5", "1e300", "abc", "-1", "0", "99999999999999999999"),
     "charge": ("", "nan", "1.5", "abc", "1", "1000", "-1000"),

@@ -142,7 +142,7 @@ def of_xtb():
 
 def rounds():
     of_xtb()
-    made("rounds", *ACTIVE.split())
+    made("rounds", *LEARN.split())
 
 
 # What is no command.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from doors.damage import BYTES, CSV, EXTXYZ, FEREBUS, JSON, MODEL, NPZ, PACKED, TEXT, WFN, XYZ, of, options
+from doors.damage import AIMALL, BYTES, CSV, EXTXYZ, FEREBUS, JSON, MODEL, NPZ, PACKED, TEXT, WFN, XYZ, of, options
 from doors.good import (
     HOT,
     LEARN,
@@ -108,7 +108,7 @@ DOORS = {
         ATOM,
         options(
             ATOM,
-            f"1 file -o new-file {FIT} --alf word --atom word --property word --validation-set file --system word",
+            f"1 file -o new-file {FIT} --alf word --atom word --property word --validation-set file --system name",
             "--alf 1,2; --alf 1,2,2; --alf 0,1,2; --alf 1,2,9; --alf 1,2,3,; --atom Xx1; --atom O; --atom O7",
         ),
         ("out.model",),
@@ -148,7 +148,7 @@ DOORS = {
         ("out.extxyz",),
     ),
     "AIMAll": Door(
-        of_aimall, "water.sum .", of("water.sum", TEXT) | of("*.int", TEXT), ("out.npz",), aimall, needs="aimall_water"
+        of_aimall, "water.sum .", of("water.sum", AIMALL) | of("*.int", TEXT), ("out.npz",), aimall, needs="aimall_water"
     ),
     "wfn": Door(of_pyscf, "water.wfn", of("water.wfn", TEXT | WFN), ("out.npz",), wavefunctions),
     "wfx": Door(of_pyscf, "water.wfx", of("water.wfx", TEXT), (), wavefunctions),
