@@ -22,15 +22,18 @@ from doors.judge import RIGHT, WRONG
 from doors.table import DOORS
 from doors.workplace import Workplace
 
+QUICK = "train", "convert options", "train-atom", "train-atom options", "model, calculator", "AIMAll", "wfn", "molden"
+"""Doors of seconds, of the short form."""
 
-def inputs(names, count, seed):
-    """(door, kind, seed of its own), ``count`` in all, the kinds of each door in turn."""
-    found = []
-    for k, name in enumerate(names):
-        n = count // len(names) + (k < count % len(names))
-        kinds = list(DOORS[name].damages)
+
+def inputs(names, count, seed, part):
+    """(door, kind, seed of its own), ``count`` in all, in proportion to the kinds of damage that a door knows."""
+    of_door = {name: [kind for kind in DOORS[name].damages if part in kind] for name in names}
+    known, found = sum(map(len, of_door.values())), []
+    for name, kinds in of_door.items():
         random.Random(f"{seed} {name}").shuffle(kinds)
-        found += [(name, kinds[i % len(kinds)], f"{seed} {name} {i}") for i in range(n)]
+        n = -(-count * len(kinds) // known)
+        found += [(name, kinds[k % len(kinds)], f"{seed} {name} {k}") for k in range(n)]
     return found
 
 
@@ -46,32 +49,38 @@ def table(rows):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def tried(workplace, names, options):
+    """What became of every input, a dict each, told on the way."""
+    began, rows = time.time(), []
+    for name in names:
+        found, said = workplace.ask(name, None, 0, limit=600)
+        if found != "made":
+            raise RuntimeError(f"good input of {name}: {found} {said}")
+    asked = inputs(names, options.count, options.seed, options.kind)
+    print(f"good input of {len(names)} doors after {time.time() - began:.0f} s; {len(asked)} inputs", flush=True)
+    for k, (name, kind, seed) in enumerate(asked):
+        before = time.time()
+        found, said = workplace.ask(name, kind, seed)
+        rows.append({"door": name, "kind": kind, "seed": seed, "found": found, "said": said, "s": time.time() - before})
+        if found not in RIGHT or (k + 1) % 50 == 0:
+            told = f", {found}: {kind} | {said}" if found not in RIGHT else ""
+            print(f"{k + 1} of {len(asked)}, {time.time() - began:.0f} s, {name}{told}", flush=True)
+    return rows
+
+
 def main():
     arguments = {
         "--door": {"action": "append", "choices": list(DOORS), "help": "repeatable; all by default"},
+        "--kind": {"help": "only kinds of damage whose name contains this"},
         "--count": {"type": int, "help": "inputs in all"},
         "--seed": {"type": int},
         "--out": {"type": Path, "help": "a JSON file of every input and what became of it"},
     }
-    usual = {"door": list(DOORS), "count": 1500, "seed": 0, "out": None}
-    options = parsed(__doc__, arguments, usual, {"count": 80, "out": None})
-    began, rows = time.time(), []
-    with tempfile.TemporaryDirectory(prefix="iqagp-malformed-") as home:
-        (Path(home) / "run").mkdir()
-        workplace = Workplace(Path(home))
-        names = [name for name in options.door if not DOORS[name].needs or reference_files(DOORS[name].needs, short=True)]
-        for name in names:
-            found, said = workplace.ask(name, None, 0, limit=600)
-            print(f"{time.time() - began:.0f} s: good input of {name}: {found} {said}", flush=True)
-        asked = inputs(names, options.count, options.seed)
-        for k, (name, kind, seed) in enumerate(asked):
-            before = time.time()
-            found, said = workplace.ask(name, kind, seed)
-            rows.append({"door": name, "kind": kind, "seed": seed, "found": found, "said": said, "s": time.time() - before})
-            if found not in RIGHT or (k + 1) % 50 == 0:
-                told = f"{found}: {kind} | {said}" if found not in RIGHT else ""
-                print(f"{k + 1} of {len(asked)}, {time.time() - began:.0f} s, {name} {told}", flush=True)
-        workplace.close()
+    usual = {"door": list(DOORS), "kind": "", "count": 1500, "seed": 0, "out": None}
+    options = parsed(__doc__, arguments, usual, {"door": QUICK, "count": 80, "out": None})
+    names = [name for name in options.door if not DOORS[name].needs or reference_files(DOORS[name].needs, short=True)]
+    with tempfile.TemporaryDirectory(prefix="iqagp-malformed-") as home, Workplace(Path(home)) as workplace:
+        rows = tried(workplace, names, options)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
     print(table(rows))

@@ -236,6 +236,12 @@ def _renamed(old, new, all_of_them=True):
     return _text(lambda text, chance: text.replace(old, new, -1 if all_of_them else 1))
 
 
+def _swaps(told):
+    """Damages of a text: one "old => new" a line."""
+    pairs = [line.strip().replace("\\n", "\n").split(" =>") for line in told.strip().splitlines()]
+    return {f"{old.strip()} =>{new}".replace("\n", "|"): _renamed(old, new[1:]) for old, new in pairs}
+
+
 def _exchanged(frames, one, chance):
     one.positions[[0, 1]] = one.positions[[1, 0]]
 
@@ -270,122 +276,112 @@ EXTXYZ = TEXT | {
 }
 
 
-def _cell(values):
-    """Another value for the feature or property of one row of a csv file: ``values`` are {column: value}."""
+def _cell(column, value):
+    """Another value in one row of a csv file."""
 
     def change(text, chance):
-        lines = text.splitlines()
-        k = chance.randrange(1, len(lines))
-        words = lines[k].split(",")
-        for column, value in values.items():
-            words[column] = value
-        lines[k] = ",".join(words)
-        return "\n".join(lines) + "\n"
+        rows = [line.split(",") for line in text.splitlines()]
+        chance.choice(rows[1:])[column] = value
+        return "".join(f"{','.join(row)}\n" for row in rows)
 
     return _text(change)
 
 
 def _degrees(text, chance):
-    head, *lines = [line.split(",") for line in text.splitlines()]
-    for words in lines:
-        words[3] = str(np.degrees(float(words[3])))
-    return "\n".join(map(",".join, [head, *lines])) + "\n"
+    head, *rows = [line.split(",") for line in text.splitlines()]
+    return "".join(f"{','.join(row)}\n" for row in (head, *([*r[:3], str(np.degrees(float(r[3]))), *r[4:]] for r in rows)))
 
 
-CSV = {name: kind for name, kind in TEXT.items() if name not in ("line lost", "line twice")} | {
-    **{f"distance {v}": _cell({1: v}) for v in ("0.0", "-1.8", "1e200", "")},
-    **{f"angle {v}": _cell({3: v}) for v in ("9.0", "-0.5", "110.0")},
-    **{f"iqa {v}": _cell({4: v}) for v in ("0.0", "75.0", "1e200", "-75.1 -75.2")},
-    "degrees": _text(_degrees),
-    "last number cut": _bytes(lambda data, chance: data[: -chance.randrange(2, 12)]),
-    "semicolons": _text(lambda text, chance: text.replace(",", ";")),
-    "columns exchanged": _text(lambda text, chance: text.replace("f1,f2,f3", "f3,f2,f1")),
-    "column twice": _text(lambda text, chance: text.replace("f1,f2,f3", "f1,f1,f3")),
-    "column renamed": _text(lambda text, chance: text.replace("iqa", "energy")),
-    "units": _text(lambda text, chance: text.replace("-75.", "-2045.")),
-}
+CSV = {name: kind for name, kind in TEXT.items() if name not in ("line lost", "line twice")}  # other data, but no worse
+CSV |= {f"distance {v}": _cell(1, v) for v in ("0.0", "-1.8", "1e200", "")}
+CSV |= {f"angle {v}": _cell(3, v) for v in ("9.0", "-0.5", "110.0")}
+CSV |= {f"iqa {v}": _cell(4, v) for v in ("0.0", "75.0", "1e200", "-75.1 -75.2")}
+CSV |= _swaps("""
+    , => ;
+    f1,f2,f3 => f3,f2,f1
+    f1,f2,f3 => f1,f1,f3
+    iqa => energy
+    -75. => -2045.
+""")
+CSV |= {"degrees": _text(_degrees), "last number cut": _bytes(lambda data, chance: data[: -chance.randrange(2, 12)])}
 
 
-FEREBUS = TEXT | {
-    **{
-        f"{new or 'no'} {old}": _renamed(old, new)
-        for old, new in (
-            ("theta", "tetha"),
-            ("type rbf", "type cubic"),
-            ("property iqa", "property q00"),
-            ("units.x bohr", "units.x angstrom"),
-            ("units.y Ha", "units.y eV"),
-            ("scaling.x none", "scaling.x standardise"),
-            ("ALF 1", "ALF 2"),
-            ("atom O1", "atom Xx1"),
-            ("atom O1", "atom S1"),
-            ("[weights]", ""),
-            ("name MOLECULE", "name OTHER"),
-            ("number_of_training_points 12", "number_of_training_points 11"),
-            ("nugget 1e-08", "nugget -1"),
-        )
-    },
-    "two of one atom": lambda path, chance: path.with_name("MOLECULE_iqa_S1.model").write_bytes(path.read_bytes()),
-    "of another molecule": lambda path, chance: path.with_name("AMMONIA_iqa_N1.model").write_text(
-        path.read_text().replace("MOLECULE", "AMMONIA").replace("atom O", "atom N")
-    ),
-    "renamed": lambda path, chance: path.rename(path.with_name("MOLECULE_q00_O1.model")),
-}
+FEREBUS = (
+    TEXT
+    | _swaps("""
+        theta => tetha
+        type rbf => type cubic
+        property iqa => property q00
+        units.x bohr => units.x angstrom
+        units.y Ha => units.y eV
+        scaling.x none => scaling.x standardise
+        ALF 1 => ALF 2
+        atom O1 => atom Xx1
+        atom O1 => atom S1
+        [weights] =>
+        name MOLECULE => name OTHER
+        number_of_training_points 12 => number_of_training_points 11
+        nugget 1e-08 => nugget -1
+    """)
+    | {
+        "two of one atom": lambda path, chance: path.with_name("MOLECULE_iqa_S1.model").write_bytes(path.read_bytes()),
+        "of another molecule": lambda path, chance: path.with_name("AMMONIA_iqa_N1.model").write_text(
+            path.read_text().replace("MOLECULE", "AMMONIA").replace("atom O", "atom N")
+        ),
+        "renamed": lambda path, chance: path.rename(path.with_name("MOLECULE_q00_O1.model")),
+    }
+)
 
-XYZ = TEXT | {
-    f"{old.strip()} is {new.strip()}": _renamed(old, new)
-    for old, new in (
-        ("O 0", "X 0"),
-        ("O 0", "8 0"),
-        ("O 0", "Qq 0"),
-        ("3\n", "4\n"),
-        ("3\n", "2\n"),
-        ("3\n", "0\n"),
-        ("3\n", "-3\n"),
-        ("0.96 0.0", "0.0 0.0"),
-        ("0.96 0.0", "500.0 0.0"),
-        ("0.96", "0.01"),
-        ("3\n\n", "3\ncharge=1\n"),
-        ("3\n\n", "3\nspin=up\n"),
-        ("3\n\n", '3\nLattice="1 0 0 0 1 0 0 0 1" pbc="T T T"\n'),
-        ("3\n\n", '3\nLattice="1 0 0"\n'),
-        ("3\n\n", "3\nProperties=species:S:1:pos:R:2\n"),
-    )
-}
+XYZ = TEXT | _swaps(r"""
+    O 0 => X 0
+    O 0 => 8 0
+    O 0 => Qq 0
+    3\n => 4\n
+    3\n => 2\n
+    3\n => 0\n
+    3\n => -3\n
+    0.96 0.0 => 0.0 0.0
+    0.96 0.0 => 500.0 0.0
+    0.96 => 0.01
+    3\n\n => 3\ncharge=1\n
+    3\n\n => 3\nspin=up\n
+    3\n\n => 3\nLattice="1 0 0 0 1 0 0 0 1" pbc="T T T"\n
+    3\n\n => 3\nLattice="1 0 0"\n
+    3\n\n => 3\nProperties=species:S:1:pos:R:2\n
+""")
 
-AIMALL = TEXT | {
-    **{f"number {v or 'lost'} of an atom": _number(v, "(?:O1|H2|H3) ") for v in NO_NUMBERS},
-    **{
-        f"{new or 'no'} {old}": _renamed(old, new)
-        for old, new in (
-            ("O1         8.0", "O1         9.0"),
-            ("H2         1.0", "H2         0.5"),
-            ("H3 ", "H2 "),
-            ("H3 ", "X3 "),
-            ("E(Mol) from", "E(Other) from"),
-            ("-7.6421710687E+01", "-4.7E+04"),
-            ("Restricted", ""),
-            ("Total time for AIMSum", ""),
-        )
-    },
-}
+AIMALL = (
+    TEXT
+    | {f"number {v or 'lost'} of an atom": _number(v, "(?:O1|H2|H3) ") for v in NO_NUMBERS}
+    | _swaps("""
+        O1         8.0 => O1         9.0
+        H2         1.0 => H2         0.5
+        H3 => H2
+        H3 => X3
+        E(Mol) from => E(Other) from
+        -7.6421710687E+01 => -4.7E+04
+        Restricted =>
+        Total time for AIMSum =>
+    """)
+)
 
-WFN = {
-    f"{old.strip()} is {new.strip()}": _renamed(old, new)
-    for old, new in (
-        ("CHARGE =  8.0", "CHARGE = 200.0"),
-        ("CHARGE =  8.0", "CHARGE = -8.0"),
-        ("CHARGE =  8.0", "CHARGE =  1.0"),
-        ("OCC NO =    2.0", "OCC NO =    5.0"),
-        ("OCC NO =    2.0", "OCC NO =   -2.0"),
-        ("OCC NO =    2.0", "OCC NO =    1.0"),
-        ("3 NUCLEI", "4 NUCLEI"),
-        ("3 NUCLEI", "2 NUCLEI"),
-        ("5 MOL", "4 MOL"),
-        ("END DATA", ""),
-        ("GAUSSIAN", "SLATER"),
-    )
-} | {"an exponent of 0": _text(lambda text, chance: re.sub(r"(EXPONENTS\s+)\S+", r"\g<1>0.0000000E+00", text, count=1))}
+WFN = (
+    TEXT
+    | _swaps("""
+        CHARGE =  8.0 => CHARGE = 200.0
+        CHARGE =  8.0 => CHARGE = -8.0
+        CHARGE =  8.0 => CHARGE =  1.0
+        OCC NO =    2.0 => OCC NO =    5.0
+        OCC NO =    2.0 => OCC NO =   -2.0
+        OCC NO =    2.0 => OCC NO =    1.0
+        3 NUCLEI => 4 NUCLEI
+        3 NUCLEI => 2 NUCLEI
+        5 MOL => 4 MOL
+        END DATA =>
+        GAUSSIAN => SLATER
+    """)
+    | {"an exponent of 0": _text(lambda text, chance: re.sub(r"(EXPONENTS\s+)\S+", r"\g<1>0.0000000E+00", text, count=1))}
+)
 
 
 def _packed(change):
@@ -431,6 +427,7 @@ NONSENSE = {
     "word": ("", "nope", "nan", "0", "-1", "None", "\u00e9"),
     "file": ("", ".", "nowhere", "nowhere/at/all", "/dev/null", "/proc/version"),
     "new-file": ("", ".", "nowhere/at/all", "/proc/x", "/dev/null/x"),
+    "new-folder": ("", "/proc/x", "/dev/null/x", "/dev/null"),
     "share": ("", "500", "500:", ":3", "500:x", "nan:3", "inf:1", "-5:3", "0:3", "500:-1", "1e300:1", "500:1.5", "500:3:3"),
 }
 

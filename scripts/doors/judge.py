@@ -57,7 +57,7 @@ def judged(call, words, results, good):
     """(one of `RIGHT` and `WRONG`, what was said) of an input."""
     status, said, error = outcome_of(call, words)
     if status == 2:
-        return ("refused" if is_a_sentence(error) else "traceback"), _end(said) + _where(error)
+        return ("refused" if is_a_sentence(error) else "traceback"), f"error: {error}"[:400] + _where(error)
     if status not in (0, 3):
         return "traceback", f"{type(error).__name__}: {error}"[-300:] + _where(error)
     # One line may have wrapped differently: what is new is looked for without line ends.

@@ -88,7 +88,7 @@ DOORS = {
     "validate options": Door(
         to_validate,
         VALIDATE,
-        options(VALIDATE, f"1 file 2 file --split word --json new-file --out new-file {KEYS}", "--split train --split test"),
+        options(VALIDATE, f"1 file 2 file --split word --json new-file --out new-folder {KEYS}", "--split train --split test"),
         ("out.json",),
     ),
     "convert": Door(of_ferebus, CONVERT, of("ferebus/*.model", FEREBUS), ("out.safetensors",)),
@@ -122,7 +122,7 @@ DOORS = {
         PLANNED,
         options(
             PLANNED,
-            f"1 file --campaign new-file --method word --partition word --executor word --batch count --job word {STATE}",
+            f"1 file --campaign new-folder --method word --partition word --executor word --batch count --job word {STATE}",
             "--xc hf; --method hf/; --method /sto-3g; --method hf/nope; --method nope/sto-3g; --method b3lyp-d3/sto-3g;"
             "--method hf/lanl2dz; --partition none --no-forces; --spin 1; --charge 1; --charge 1 --spin 2; --charge 20;"
             "--scheduler x; --executor dask; --executor dask --scheduler nowhere; --executor submitit --job time=;"
@@ -150,7 +150,7 @@ DOORS = {
     "AIMAll": Door(
         of_aimall, "water.sum .", of("water.sum", AIMALL) | of("*.int", TEXT), ("out.npz",), aimall, needs="aimall_water"
     ),
-    "wfn": Door(of_pyscf, "water.wfn", of("water.wfn", TEXT | WFN), ("out.npz",), wavefunctions),
+    "wfn": Door(of_pyscf, "water.wfn", of("water.wfn", WFN), ("out.npz",), wavefunctions),
     "wfx": Door(of_pyscf, "water.wfx", of("water.wfx", TEXT), (), wavefunctions),
     "molden": Door(of_pyscf, "water.molden", of("water.molden", TEXT), ("out.npz",), wavefunctions),
     "resume": Door(
@@ -169,7 +169,7 @@ DOORS = {
         SIMULATE,
         options(
             SIMULATE,
-            f"1 file --out new-file {RUN} --thermostat word --seed integer --precision word --max-uncertainty positive"
+            f"1 file --out new-folder {RUN} --thermostat word --seed integer --precision word --max-uncertainty positive"
             " --threads count --dataset file",
             "--friction 5; --thermostat langevin --friction nan; --thermostat langevin --friction -1; --thermostat-time 0;"
             "--thermostat langevin --thermostat-time 5; --thermostat-time nan; --displacement 0.1;"
@@ -199,7 +199,7 @@ DOORS = {
         ROBUSTNESS,
         options(
             ROBUSTNESS,
-            f"1 file --out new-file --reference word {RUN} --frames count --seed integer --model file {STATE}",
+            f"1 file --out new-folder --reference word {RUN} --frames count --seed integer --model file {STATE}",
             "--reference xtb; --reference dft; --reference-time 5; --reference-replicas 3; --displacement 0.1; --stretch 2;"
             "--start displaced --displacement nan; --start stretched --stretch nan; --temperature 300 --temperature 300",
         ),
@@ -211,7 +211,7 @@ DOORS = {
         LEARN,
         options(
             LEARN,
-            f"1 file 2 file --out new-file --reference word --rounds count --per-round count --max-uncertainty positive"
+            f"1 file 2 file --out new-folder --reference word --rounds count --per-round count --max-uncertainty positive"
             f" --energy-window positive {RUN} --frames count --seed integer {STATE} {KEYS}",
             "--reference dft; --displacement 0.1; --stretch 2",
         ),

@@ -76,6 +76,13 @@ class Workplace:
 
     def __init__(self, home):
         self.home, self.process = home, None
+        (home / "run").mkdir()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     def ask(self, *question, limit=LIMIT):
         """`answer`, or "hang", or "traceback" where the process died."""
