@@ -227,7 +227,7 @@ DOORS = {
             " --contact integer --runs count --charge charge --spin integer --seed integer --variable word",
             "--metadynamics 300:2 --variable distance(0,9); --metadynamics 300:2 --variable distance(0,0); --spin 1;"
             "--metadynamics 300:2 --variable distance(0); --metadynamics 300:2 --variable dihedral(0,1,2,2); --charge 1;"
-            "--displaced 0; --variable distance(0,1)",
+            "--variable distance(0,1)",
         ),
         ("out.extxyz",),
     ),
