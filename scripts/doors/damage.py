@@ -306,6 +306,14 @@ CSV |= _swaps("""
 CSV |= {"degrees": _text(_degrees), "last number cut": _bytes(lambda data, chance: data[: -chance.randrange(2, 12)])}
 
 
+def _second_model(system, element, path, chance):
+    """Another model of the oxygen beside its own; the first one's last line is another, as something of it must."""
+    text = path.with_name("MOLECULE_iqa_O1.model").read_text()
+    other = text.replace("MOLECULE", system).replace("atom O", f"atom {element}")
+    path.with_name(f"{system}_iqa_{element}1.model").write_text(other)
+    path.write_text(path.read_text() + "\n")
+
+
 FEREBUS = (
     TEXT
     | _swaps("""
@@ -324,11 +332,9 @@ FEREBUS = (
         nugget 1e-08 => nugget -1
     """)
     | {
-        "two of one atom": lambda path, chance: path.with_name("MOLECULE_iqa_S1.model").write_bytes(path.read_bytes()),
-        "of another molecule": lambda path, chance: path.with_name("AMMONIA_iqa_N1.model").write_text(
-            path.read_text().replace("MOLECULE", "AMMONIA").replace("atom O", "atom N")
-        ),
-        "renamed": lambda path, chance: path.rename(path.with_name("MOLECULE_q00_O1.model")),
+        "name => MOLECULE_q00_O1.model": lambda path, chance: path.rename(path.with_name("MOLECULE_q00_O1.model")),
+        "two of one atom =>": partial(_second_model, "MOLECULE", "S"),
+        "of another molecule =>": partial(_second_model, "AMMONIA", "N"),
     }
 )
 
@@ -352,7 +358,7 @@ XYZ = TEXT | _swaps(r"""
 
 AIMALL = (
     TEXT
-    | {f"number {v or 'lost'} of an atom": _number(v, "(?:O1|H2|H3) ") for v in NO_NUMBERS}
+    | {f"number {v or 'lost'} of an atom": _number(v, r"(?:O1|H2|H3) |Q\[") for v in NO_NUMBERS}
     | _swaps("""
         O1         8.0 => O1         9.0
         H2         1.0 => H2         0.5
@@ -368,17 +374,19 @@ AIMALL = (
 WFN = (
     TEXT
     | _swaps("""
-        CHARGE =  8.0 => CHARGE = 200.0
-        CHARGE =  8.0 => CHARGE = -8.0
-        CHARGE =  8.0 => CHARGE =  1.0
-        OCC NO =    2.0 => OCC NO =    5.0
-        OCC NO =    2.0 => OCC NO =   -2.0
-        OCC NO =    2.0 => OCC NO =    1.0
+        CHARGE = 8.0 => CHARGE = 200.0
+        CHARGE = 8.0 => CHARGE = -8.0
+        CHARGE = 8.0 => CHARGE =  1.0
+        MO  1                     OCC NO =   2.0 => MO  1                     OCC NO =   5.0
+        MO  1                     OCC NO =   2.0 => MO  1                     OCC NO =  -2.0
+        MO  1                     OCC NO =   2.0 => MO  1                     OCC NO =   1.0
         3 NUCLEI => 4 NUCLEI
         3 NUCLEI => 2 NUCLEI
         5 MOL => 4 MOL
         END DATA =>
         GAUSSIAN => SLATER
+        O    1  => Xx   1
+        O    1  => H    1
     """)
     | {"an exponent of 0": _text(lambda text, chance: re.sub(r"(EXPONENTS\s+)\S+", r"\g<1>0.0000000E+00", text, count=1))}
 )
@@ -411,7 +419,12 @@ def of(path, kinds):
     """Damages of a door by ``kinds`` of damage to a file, or to one of those that a pattern gives."""
 
     def damage(kind, chance):
-        kind(chance.choice(sorted(Path().glob(path))), chance)
+        files = {file: file.read_bytes() for file in sorted(Path().glob(path))}
+        for file in chance.sample(list(files), len(files)):
+            kind(file, chance)
+            if not file.is_file() or file.read_bytes() != files[file]:
+                return
+        raise RuntimeError("expected damage, found none")
 
     return {f"{path}: {name}": partial(damage, kind) for name, kind in kinds.items()}
 

@@ -13,6 +13,9 @@ import numpy as np
 
 RIGHT = "refused", "told", "harmless"
 WRONG = "traceback", "hang", "accepted"
+OUTRIGHT = re.compile(r" =>|'(nan|abc|nope|None|é|1,5|1\.5|500|[^' ]*:[^' ]*)'$")
+"""Kinds of damage that are to be told of or refused even where they change nothing: what a file says, an option of nonsense."""
+
 TOLD = re.compile(r"warning(?!.* encountered in)|rejected|left out|set aside|dropped|failed (?!▕)", re.IGNORECASE)
 """In what tells of something odd; not NumPy's own words."""
 
@@ -53,7 +56,7 @@ def is_a_sentence(error):
     return ours or bool(re.search("expected .*found", str(error), re.DOTALL))
 
 
-def judged(call, words, results, good):
+def judged(call, words, results, good, kind):
     """(one of `RIGHT` and `WRONG`, what was said) of an input."""
     status, said, error = outcome_of(call, words)
     if status == 2:
@@ -64,7 +67,8 @@ def judged(call, words, results, good):
     new = [line for line in said.splitlines() if TOLD.search(line) and (not good or line not in good[1])]
     if new:
         return "told", " ".join(new)[:400]
-    return ("harmless" if good and same(result_of(results), good[0]) else "accepted"), _end(said)
+    harmless = good and not OUTRIGHT.search(kind) and same(result_of(results), good[0])
+    return ("harmless" if harmless else "accepted"), _end(said)
 
 
 def _end(said):

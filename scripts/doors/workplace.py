@@ -14,7 +14,7 @@ from doors.judge import command, judged, outcome_of, result_of
 from doors.table import DOORS
 
 LIMIT = 60
-"""Seconds that an input may take."""
+"""Seconds that an input may take on a machine of which a core is free."""
 
 MEMORY = 8 * 2**30
 """Bytes of addresses that the process may have, lest a count of nonsense take the machine's memory."""
@@ -64,7 +64,7 @@ def answer(home, name, kind, seed):
     os.chdir(folder)
     words = door.damages[kind](random.Random(seed))
     known = pickle.loads((home / f"{name}.good").read_bytes()) if door.results else None
-    found = judged(door.call or command, door.words.split() if words is None else words, door.results, known)
+    found = judged(door.call or command, door.words.split() if words is None else words, door.results, known, kind)
     os.chdir(home)
     shutil.rmtree(folder, ignore_errors=True)
     matplotlib.pyplot.close("all")
@@ -95,9 +95,10 @@ class Workplace:
             limit += LIMIT
         self.pipe.send(question)
         try:
+            limit *= max(1, os.getloadavg()[0] / os.cpu_count())
             if self.pipe.poll(limit):
                 return self.pipe.recv()
-            found = "hang", f"no end after {limit} s"
+            found = "hang", f"no end after {limit:.0f} s"
         except EOFError:
             found = "traceback", "the process died"
         self.close()
