@@ -33,7 +33,7 @@ def serve(pipe, home):
 
     from iqagp_jax.machine import devices
 
-    jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(home / "compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     devices.use_cores(1)
     while True:
