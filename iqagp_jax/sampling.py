@@ -16,7 +16,6 @@ from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 from ase.io import read
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
 from iqagp_jax.dynamics.metadynamics import WellTempered, choose_variables
@@ -155,7 +154,8 @@ def langevin(atoms, calculator, temperature, n_frames, spacing, rng):
     """
     moving = atoms.copy()
     moving.calc = calculator
-    thermalize_momenta(moving, temperature, rng=rng)
+    spreads = np.sqrt(moving.get_masses() * units.kB * temperature)
+    moving.set_momenta(rng.standard_normal((len(moving), 3)) * spreads[:, None])
     dynamics = Langevin(
         moving, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng
     )
