@@ -20,7 +20,6 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
 from iqagp_jax.dynamics.metadynamics import Hills, WellTempered, choose_variables
@@ -236,7 +235,8 @@ def langevin(atoms, calculator, temperature, n_frames, spacing, rng, stepped=lam
     """
     moving = atoms.copy()
     moving.calc = calculator
-    thermalize_momenta(moving, temperature, rng=rng)
+    spreads = np.sqrt(moving.get_masses() * units.kB * temperature)
+    moving.set_momenta(rng.standard_normal((len(moving), 3)) * spreads[:, None])
     dynamics = Langevin(
         moving, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng
     )
