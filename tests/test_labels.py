@@ -207,7 +207,7 @@ def hydrogen_iodide(basis, length):
 
 @pytest.mark.parametrize(("basis", "electrons"), [("3-21g", 54), ("def2-svp", 26)])
 def test_a_heavy_atom_is_fitted_with_or_without_its_core(basis, electrons):
-    """HI in 3-21G was 8 hartree off, and a stretch by a tenth of an angstrom 1.4 kcal/mol, for lack of functions for the core."""
+    """HI in 3-21G was 8 hartree off, and a stretch by a tenth of an angstrom 1.4 kcal/mol: the fit lacked its core."""
     errors = []
     for length in (1.609, 1.709):
         mol = hydrogen_iodide(basis, length)

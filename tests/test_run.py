@@ -109,6 +109,16 @@ def pair_run(tmp_path_factory):
     return simulate(TWICE, PAIR, np.repeat(PAIR.positions[None], 2, axis=0), folder, kinds=kinds, **BRIEF)
 
 
+def test_a_run_goes_on_with_the_rule_that_it_began_with(pair_run, tmp_path):
+    """Of before contacts knew the elements, but with its geometry at rest."""
+    folder = shutil.copytree(pair_run.directory, tmp_path / "run")
+    told = json.loads((folder / "run.json").read_text())
+    assert told.pop("coordination") == pair_run.rule.coordination.tolist()
+    (folder / "run.json").write_text(json.dumps(told))
+    again = simulate(TWICE, PAIR, pair_run.starts, folder, kinds=pair_run.kinds, **BRIEF)
+    assert again.rule.coordination is None and "coordination" not in json.loads((folder / "run.json").read_text())
+
+
 def test_a_run_tells_its_system_and_its_starts(pair_run):
     found = Run.open(pair_run.directory)
     assert found.kinds.tolist() == ["equilibrium", "displaced"] and found.groups == [

@@ -96,9 +96,8 @@ def label_key(species: Sequence[str], positions: np.ndarray, plan: LabelPlan) ->
     # Labels that were made before there were these settings keep their names.
     later = {"multipoles": False, "forces": True}
     settings = {name: value for name, value in asdict(plan).items() if name not in later or value != later[name]}
-    if (
-        max(atomic_numbers[s] for s in species) > KRYPTON
-    ):  # before 2026-12 densities were fitted there by functions without a core
+    # Before 2026-12 densities were fitted there by functions that lack the core.
+    if max(atomic_numbers[s] for s in species) > KRYPTON:
         settings["fitting"] = "with core"
     content = json.dumps([list(species), np.round(positions, DECIMALS).tolist(), settings])
     return hashlib.sha256(content.encode()).hexdigest()[:20]

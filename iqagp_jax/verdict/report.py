@@ -78,7 +78,8 @@ def survival_section(verdict: Verdict) -> list[str]:
             f"{verdict.protocol.words}. Equilibrium starts: {verdict.equilibrium}. A replica fails by the rule of"
             " system/failure.py: positions not finite, a contact, a bond twice its length without another that forms, a"
             " molecule distorted beyond chemistry, or three times the temperature for 1 ps. Right: survived, and the median"
-            f" |dE| of the later half of its frames is at most {truth.FALSE_BASIN:g} kcal/mol. Reacted: other neighbours in the end than in the minimum."
+            f" |dE| of the later half of its frames is at most {truth.FALSE_BASIN:g} kcal/mol. Reacted: other neighbours in the"
+            " end than in the minimum."
         ),
         *(
             note(
