@@ -1,13 +1,13 @@
 """How good a model is on labelled geometries it has not seen: errors, calibration of its uncertainty, report."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import jax
 import numpy as np
 from scipy.spatial import cKDTree
 
-from iqagp_jax.data.scale import check_units
+from iqagp_jax.data.scale import FORCES, check_units
 from iqagp_jax.machine.warn import warn
 from iqagp_jax.potential import bind, energy_and_forces, potential_of, uncertainty
 from iqagp_jax.system.elements import same_atoms
@@ -15,6 +15,12 @@ from iqagp_jax.units import KCAL_MOL
 
 BATCH = 64
 """Geometries predicted at once, at most."""
+
+ALIKE = 0.9
+"""Cosine of forces and predictions from which on their sizes are compared."""
+
+NEAR = 0.2
+"""Logarithm by which a factor may miss one between units."""
 
 SAME = 2e-4
 """Distances of a geometry that differ by less (angstrom) are those of another one: files have four decimals at least."""
@@ -76,7 +82,8 @@ class Predictions:
 
     def __getitem__(self, index):
         """Those of the geometries that ``index`` selects."""
-        return Predictions(*(None if x is None else x[index] for x in (getattr(self, f.name) for f in fields(self))))
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: values[index] for name, values in known.items() if values is not None})
 
 
 @dataclass(frozen=True)
@@ -220,8 +227,29 @@ def check_atoms(model, dataset):
     same_atoms(potential_of(model).system.species, dataset.species, "the dataset")
 
 
+def check_forces(dataset, predictions):
+    """Warn where forces are those predicted times a factor between units, or minus them."""
+    if dataset.forces is None:
+        return
+    known = np.isfinite(dataset.forces)
+    found, expected = dataset.forces[known], predictions.forces[known]
+    sizes = np.linalg.norm(found), np.linalg.norm(expected)
+    if not min(sizes) > 0 or abs(found @ expected) < ALIKE * np.prod(sizes):
+        return
+    slope = found @ expected / sizes[1] ** 2
+    unit = next((unit for unit, value in FORCES.items() if abs(np.log(abs(slope) * value)) < NEAR), "")
+    if slope < 0 or unit not in ("", "eV/angstrom"):
+        sign = " of the opposite sign, as gradients are" * (slope < 0)
+        told = f", as if they were in {unit}" * (unit not in ("", "eV/angstrom"))
+        warn(
+            f"forces are {abs(slope):.3g} times those that the model predicts{sign}{told}; expected minus the gradient, in"
+            " eV/angstrom: convert the dataset, or take another model"
+        )
+
+
 def compared(model, dataset, predictions):
     """The `Validation` of a model by its predictions for all geometries of a `Dataset`."""
+    check_forces(dataset, predictions)
     error = (predictions.energy - dataset.energy) / KCAL_MOL
     atoms = forces = energy_calibration = force_calibration = None
     if predictions.variance is not None:

@@ -17,7 +17,7 @@ N = 6
 
 
 def surface():
-    """N geometries of water, their energies (eV) and forces by two springs, as stiff as its bonds are, and one between hydrogens."""
+    """N geometries of water, their energies (eV) and forces by springs, two of them as stiff as its bonds are."""
     positions = WATER + 0.04 * np.random.default_rng(0).normal(size=(N, 3, 3))
     energies, forces = np.full(N, -76.4 * HARTREE), np.zeros((N, 3, 3))
     for i, j, k in ((0, 1, 48.0), (0, 2, 48.0), (1, 2, 6.0)):
