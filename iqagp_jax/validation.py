@@ -113,20 +113,32 @@ def predict(model, positions, dataset=None, progress=lambda steps: steps):
         variances of forces cost many times what the forces do.
     progress: wraps the range of batches, as a progress bar does.
     """
-    known, n = uncertainty(model), len(positions)
-    asked = {"variance": known and known.energy, "force_variance": known and _wanted(dataset, "forces") and known.forces}
-    if learned_atomic_energies(model) and _wanted(dataset, "atomic_energies"):
-        asked["atomic_energies"] = _one_by_one(model)
-    functions = {"both": energy_and_forces(model), **{name: of for name, of in asked.items() if of}}
-    parts: dict[str, list[Any]] = {name: [] for name in functions}
+    functions: dict[str, Any] = {}
+    parts: dict[str, list[Any]] = {}
+    n = len(positions)
     batch = min(BATCH, n)
     for k in progress(range(-(-n // batch))):
+        # Made when the bar is there: variances may need a factor of all observations, which takes a minute.
+        functions = functions or _asked(model, dataset)
         # The last batch is filled up, so that one compiled shape serves all.
         here = positions[np.minimum(np.arange(k * batch, (k + 1) * batch), n - 1)]
         for name, of in functions.items():
-            parts[name].append(of(here))
+            parts.setdefault(name, []).append(of(here))
     energy, forces = (np.concatenate(part)[:n] for part in zip(*parts.pop("both"), strict=True))
     return Predictions(energy, forces, **{name: np.concatenate(part)[:n] for name, part in parts.items()})
+
+
+def _asked(model, dataset):
+    """The functions of a batch of geometries that `Predictions` are made of, by name; without what there are no labels of."""
+    known = uncertainty(model)
+    asked = {
+        "both": energy_and_forces(model),
+        "variance": known and known.energy,
+        "force_variance": known and _wanted(dataset, "forces") and known.forces,
+    }
+    if learned_atomic_energies(model) and _wanted(dataset, "atomic_energies"):
+        asked["atomic_energies"] = _one_by_one(model)
+    return {name: of for name, of in asked.items() if of}
 
 
 def _wanted(dataset, target):

@@ -1,7 +1,21 @@
 """Text files of other programs, read so that every error names the file, the line and the reason."""
 
+import codecs
 import math
 from pathlib import Path
+
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How text begins that is in UTF-16."""
+
+
+def decoded(content: bytes) -> str:
+    """Text in UTF-16 or UTF-8, with or without a mark of it; what is neither is read as Latin-1."""
+    if content.startswith(UTF16):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 class TextFile:
@@ -9,7 +23,17 @@ class TextFile:
 
     def __init__(self, path):
         self.path = Path(path)
-        self.lines = self.path.read_text(errors="replace").splitlines()
+        if self.path.is_dir():
+            raise ValueError(f"expected a text file, found a folder at {self.path}; name a file in it")
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"expected a text file, found nothing at {self.path}; correct the name") from None
+        except OSError as error:
+            raise ValueError(f"expected a text file, found that {self.path} cannot be read ({error.strerror})") from error
+        if not content.startswith(UTF16) and b"\0" in content:
+            raise ValueError(f"expected a text file, found a binary one at {self.path}; name another")
+        self.lines = decoded(content).splitlines()
 
     def error(self, line, reason):
         """The ValueError of a line, numbered from 0, to be raised."""
