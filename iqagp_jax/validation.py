@@ -248,7 +248,7 @@ def check_forces(dataset, predictions):
     sizes = np.linalg.norm(found), np.linalg.norm(expected)
     if not min(sizes) > 0 or abs(found @ expected) < ALIKE * np.prod(sizes):
         return
-    slope = found @ expected / sizes[1] ** 2
+    slope = float(found @ expected / sizes[1] ** 2)
     unit = next((unit for unit, value in FORCES.items() if abs(np.log(abs(slope) * value)) < NEAR), "")
     if slope < 0 or unit not in ("", "eV/angstrom"):
         sign = " of the opposite sign, as gradients are" * (slope < 0)

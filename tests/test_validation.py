@@ -11,7 +11,7 @@ from iqagp_jax.cli import models
 from iqagp_jax.data.dataset import concatenate
 from iqagp_jax.plots import likelihood_trace, predicted_against_true, s_curve
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
-from iqagp_jax.validation import compared, predict, seen, spearman
+from iqagp_jax.validation import Predictions, check_forces, predict, seen, spearman
 
 
 def test_errors_are_those_of_the_predictions(model, test_set):
@@ -146,14 +146,14 @@ def test_captions_count_the_labels(few_joint):
 @pytest.mark.parametrize(
     ("factor", "sentence"),
     [
-        (-1.0, "forces are 1 times those that the model predicts of the opposite sign, as gradients are; expected minus"),
-        (BOHR / HARTREE, "forces are 0.0194 times those that the model predicts, as if they were in hartree/bohr"),
+        (-1.0, "forces are .* times those that the model predicts of the opposite sign, as gradients are; expected minus"),
+        (BOHR / HARTREE, "forces are 0.019.* times those that the model predicts, as if they were in hartree/bohr"),
         (-1 / KCAL_MOL, "of the opposite sign, as gradients are, as if they were in kcal/mol/angstrom"),
     ],
 )
-def test_forces_in_other_units_than_the_models_are_told(model, test_set, factor, sentence):
-    predictions = predict(model, test_set.positions)
-    perfect = replace(test_set, forces=predictions.forces)
-    compared(model, perfect, predictions)  # a warning would be an error here
+def test_forces_in_other_units_than_the_models_are_told(test_set, factor, sentence):
+    predictions = Predictions(test_set.energy, test_set.forces + 0.1)
+    check_forces(test_set, predictions)  # a warning would be an error here
     with pytest.warns(UserWarning, match=sentence):
-        compared(model, replace(perfect, forces=factor * predictions.forces), predictions)
+        check_forces(replace(test_set, forces=factor * test_set.forces), predictions)
+    check_forces(replace(test_set, forces=factor * test_set.forces[::-1]), predictions)  # a bad model is no other unit
