@@ -10,6 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from iqagp_jax import fit_gp, load_dataset
+from iqagp_jax.data.text import TextFile
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
 
 WATER = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
@@ -225,3 +226,17 @@ def test_text_in_other_encodings_is_read(tmp_path, written):
     path = saved(tmp_path / "d.xyz", frames(lambda k: {"REF_energy": ENERGIES[k]}, lambda k: {"REF_forces": FORCES[k]}))
     path.write_bytes(path.read_text().replace("REF_energy", 'unit="Å" REF_energy').encode(written))
     assert is_right(load_dataset(path))
+
+
+def test_text_of_other_programs_is_text(tmp_path):
+    (tmp_path / "binary.int").write_bytes(90 * b"\x01\0")
+    for name, sentence in (
+        ("", "found a folder at"),
+        ("nothing.int", "found nothing at"),
+        ("binary.int", "found a binary one at"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"expected a text file, {sentence}"):
+            TextFile(tmp_path / name)
+    for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+        (tmp_path / "a.int").write_bytes("Å 1\r\nb\n".encode(encoding))
+        assert TextFile(tmp_path / "a.int").lines == ["Å 1", "b"]
