@@ -1,13 +1,13 @@
 """How good a model is on labelled geometries it has not seen: errors, calibration of its uncertainty, report."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import jax
 import numpy as np
 from scipy.spatial import cKDTree
 
-from iqagp_jax.data.scale import check_units
+from iqagp_jax.data.scale import FORCES, check_units
 from iqagp_jax.machine.warn import warn
 from iqagp_jax.potential import bind, energy_and_forces, potential_of, uncertainty
 from iqagp_jax.system.elements import same_atoms
@@ -15,6 +15,12 @@ from iqagp_jax.units import KCAL_MOL
 
 BATCH = 64
 """Geometries predicted at once, at most."""
+
+ALIKE = 0.9
+"""Cosine of forces and predictions from which on their sizes are compared."""
+
+NEAR = 0.2
+"""Logarithm by which a factor may miss one between units."""
 
 SAME = 2e-4
 """Distances of a geometry that differ by less (angstrom) are those of another one: files have four decimals at least."""
@@ -76,7 +82,8 @@ class Predictions:
 
     def __getitem__(self, index):
         """Those of the geometries that ``index`` selects."""
-        return Predictions(*(None if x is None else x[index] for x in (getattr(self, f.name) for f in fields(self))))
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: values[index] for name, values in known.items() if values is not None})
 
 
 @dataclass(frozen=True)
@@ -106,20 +113,32 @@ def predict(model, positions, dataset=None, progress=lambda steps: steps):
         variances of forces cost many times what the forces do.
     progress: wraps the range of batches, as a progress bar does.
     """
-    known, n = uncertainty(model), len(positions)
-    asked = {"variance": known and known.energy, "force_variance": known and _wanted(dataset, "forces") and known.forces}
-    if learned_atomic_energies(model) and _wanted(dataset, "atomic_energies"):
-        asked["atomic_energies"] = _one_by_one(model)
-    functions = {"both": energy_and_forces(model), **{name: of for name, of in asked.items() if of}}
-    parts: dict[str, list[Any]] = {name: [] for name in functions}
+    functions: dict[str, Any] = {}
+    parts: dict[str, list[Any]] = {}
+    n = len(positions)
     batch = min(BATCH, n)
     for k in progress(range(-(-n // batch))):
+        # Made when the bar is there: variances may need a factor of all observations, which takes a minute.
+        functions = functions or _asked(model, dataset)
         # The last batch is filled up, so that one compiled shape serves all.
         here = positions[np.minimum(np.arange(k * batch, (k + 1) * batch), n - 1)]
         for name, of in functions.items():
-            parts[name].append(of(here))
+            parts.setdefault(name, []).append(of(here))
     energy, forces = (np.concatenate(part)[:n] for part in zip(*parts.pop("both"), strict=True))
     return Predictions(energy, forces, **{name: np.concatenate(part)[:n] for name, part in parts.items()})
+
+
+def _asked(model, dataset):
+    """The functions of a batch of geometries that `Predictions` are made of, by name; without what there are no labels of."""
+    known = uncertainty(model)
+    asked = {
+        "both": energy_and_forces(model),
+        "variance": known and known.energy,
+        "force_variance": known and _wanted(dataset, "forces") and known.forces,
+    }
+    if learned_atomic_energies(model) and _wanted(dataset, "atomic_energies"):
+        asked["atomic_energies"] = _one_by_one(model)
+    return {name: of for name, of in asked.items() if of}
 
 
 def _wanted(dataset, target):
@@ -219,8 +238,29 @@ def check_atoms(model, dataset):
     same_atoms(potential_of(model).system.species, dataset.species, "the dataset")
 
 
+def check_forces(dataset, predictions):
+    """Warn where forces are those predicted times a factor between units, or minus them."""
+    if dataset.forces is None:
+        return
+    known = np.isfinite(dataset.forces)
+    found, expected = dataset.forces[known], predictions.forces[known]
+    sizes = np.linalg.norm(found), np.linalg.norm(expected)
+    if not min(sizes) > 0 or abs(found @ expected) < ALIKE * np.prod(sizes):
+        return
+    slope = float(found @ expected / sizes[1] ** 2)
+    unit = next((unit for unit, value in FORCES.items() if abs(np.log(abs(slope) * value)) < NEAR), "")
+    if slope < 0 or unit not in ("", "eV/angstrom"):
+        sign = " of the opposite sign, as gradients are" * (slope < 0)
+        told = f", as if they were in {unit}" * (unit not in ("", "eV/angstrom"))
+        warn(
+            f"forces are {abs(slope):.3g} times those that the model predicts{sign}{told}; expected minus the gradient, in"
+            " eV/angstrom: convert the dataset, or take another model"
+        )
+
+
 def compared(model, dataset, predictions):
     """The `Validation` of a model by its predictions for all geometries of a `Dataset`."""
+    check_forces(dataset, predictions)
     error = (predictions.energy - dataset.energy) / KCAL_MOL
     atoms = forces = energy_calibration = force_calibration = None
     if predictions.variance is not None:

@@ -363,6 +363,21 @@ def test_equivalent_hydrogens_and_broken_bonds_are_not_spoken_of(tmp_path):
     assert len(load_dataset(ethanols(tmp_path, change, 6))) == 6
 
 
+def test_atoms_in_one_place_are_refused_and_crushed_ones_told(tmp_path):
+    def change(share):
+        def at(k, atoms):
+            atoms.info["REF_energy"] = -4200.0 + k
+            if k == 2:
+                atoms.positions[1] = atoms.positions[0] + share * (atoms.positions[1] - atoms.positions[0])
+
+        return at
+
+    with pytest.raises(ValueError, match="expected one atom in a place, found two in frame 2"):
+        load_dataset(ethanols(tmp_path, change(0.0)))
+    with pytest.warns(UserWarning, match="two atoms are at 0.* sums of their covalent radii in frame 2"):
+        load_dataset(ethanols(tmp_path, change(0.3)))
+
+
 def test_far_atoms_and_repeated_frames_are_told(tmp_path):
     far = ethanols(tmp_path, lambda k, a: (put("REF_energy")(k, a), a.translate((k == 1) * 500.0 * np.eye(9)[:, :3])))
     with pytest.warns(UserWarning, match=r"angstrom from the others' middle in frame 1, where .* is usual"):

@@ -10,6 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from iqagp_jax import fit_gp, load_dataset
+from iqagp_jax.data.text import TextFile
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
 
 WATER = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
@@ -17,7 +18,7 @@ N = 6
 
 
 def surface():
-    """N geometries of water, their energies (eV) and forces by two springs, as stiff as its bonds are, and one between hydrogens."""
+    """N geometries of water, their energies (eV) and forces by springs, two of them as stiff as its bonds are."""
     positions = WATER + 0.04 * np.random.default_rng(0).normal(size=(N, 3, 3))
     energies, forces = np.full(N, -76.4 * HARTREE), np.zeros((N, 3, 3))
     for i, j, k in ((0, 1, 48.0), (0, 2, 48.0), (1, 2, 6.0)):
@@ -225,3 +226,17 @@ def test_text_in_other_encodings_is_read(tmp_path, written):
     path = saved(tmp_path / "d.xyz", frames(lambda k: {"REF_energy": ENERGIES[k]}, lambda k: {"REF_forces": FORCES[k]}))
     path.write_bytes(path.read_text().replace("REF_energy", 'unit="Å" REF_energy').encode(written))
     assert is_right(load_dataset(path))
+
+
+def test_text_of_other_programs_is_text(tmp_path):
+    (tmp_path / "binary.int").write_bytes(90 * b"\x01\0")
+    for name, sentence in (
+        ("", "found a folder at"),
+        ("nothing.int", "found nothing at"),
+        ("binary.int", "found a binary one at"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"expected a text file, {sentence}"):
+            TextFile(tmp_path / name)
+    for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+        (tmp_path / "a.int").write_bytes("Å 1\r\nb\n".encode(encoding))
+        assert TextFile(tmp_path / "a.int").lines == ["Å 1", "b"]

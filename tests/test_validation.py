@@ -10,8 +10,8 @@ from iqagp_jax import energy_and_forces, fit_gp, validate
 from iqagp_jax.cli import models
 from iqagp_jax.data.dataset import concatenate
 from iqagp_jax.plots import likelihood_trace, predicted_against_true, s_curve
-from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.validation import predict, seen, spearman
+from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
+from iqagp_jax.validation import Predictions, check_forces, predict, seen, spearman
 
 
 def test_errors_are_those_of_the_predictions(model, test_set):
@@ -141,3 +141,19 @@ def test_captions_count_the_labels(few_joint):
     assert models.counted(data) == "8 geometries, 8 with energy, 5 with forces"
     assert models.counted(replace(data, energy=np.full(8, np.nan), forces=None)) == "8 geometries, none with labels"
     assert models.symmetry_of(few_joint) == "2 permutations of equal atoms have the same energy"
+
+
+@pytest.mark.parametrize(
+    ("factor", "sentence"),
+    [
+        (-1.0, "forces are .* times those that the model predicts of the opposite sign, as gradients are; expected minus"),
+        (BOHR / HARTREE, "forces are 0.019.* times those that the model predicts, as if they were in hartree/bohr"),
+        (-1 / KCAL_MOL, "of the opposite sign, as gradients are, as if they were in kcal/mol/angstrom"),
+    ],
+)
+def test_forces_in_other_units_than_the_models_are_told(test_set, factor, sentence):
+    predictions = Predictions(test_set.energy, test_set.forces + 0.1)
+    check_forces(test_set, predictions)  # a warning would be an error here
+    with pytest.warns(UserWarning, match=sentence):
+        check_forces(replace(test_set, forces=factor * test_set.forces), predictions)
+    check_forces(replace(test_set, forces=factor * test_set.forces[::-1]), predictions)  # a bad model is no other unit

@@ -47,7 +47,7 @@ def label_names(frames: Sequence[Entries], name: str, energy_key: str | None, fo
     known = {key: value for entries in reversed(frames) for key, value in entries.items()}
     energy = energy_key or _first([LABELS["energy"], "energy"], known)
     if energy not in known:
-        raise ValueError(_no_energy(energy or _default(known), known, name))
+        raise ValueError(_no_energy(energy or _default(known), frames[0], name))
     forces = forces_key or _forces_name(energy, known, name)
     if forces_key and forces_key not in known:
         raise ValueError(

@@ -156,7 +156,7 @@ def _geometries(frames: Sequence[Atoms], name: str) -> Dataset:
     positions, level = whole_positions(frames, name), _level(frames, name)
     check_lengths(species, positions)
     tell_exchanged(species, positions, name)
-    tell_odd(positions, name)
+    tell_odd(species, positions, name)
     return Dataset(
         species=species,
         positions=positions,

@@ -1,7 +1,6 @@
 """The text of an extxyz file, whatever wrote it; and for other files what they are, and how to make extxyz of them."""
 
 import bz2
-import codecs
 import gzip
 import lzma
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from iqagp_jax.data.text import UTF16, decoded
 from iqagp_jax.machine.files import BROKEN_FILE
 
 COMPRESSED: dict[bytes, Callable[[bytes], bytes]] = {
@@ -53,14 +53,9 @@ def text_of(path: Path) -> str:
             except BROKEN_FILE as error:
                 raise ValueError(f"{path} is not a whole extxyz file ({error}); was it cut off?") from error
             break
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace")
-    if told := _binary(content, path):
+    if not content.startswith(UTF16) and (told := _binary(content, path)):
         raise ValueError(f"{path} is not a whole extxyz file: {told}")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
+    return decoded(content)
 
 
 def check_text(text: str, path: Path) -> None:

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from iqagp_jax.machine.warn import warn
-from iqagp_jax.system.geometry import bond_graph, pair_distances
+from iqagp_jax.system.geometry import bond_graph, pair_distances, sum_of_radii
 
 FAR = 10
 """Bonds that an atom's surroundings reach."""
@@ -21,6 +21,9 @@ OFF = (0.2, 0.4)
 
 FARTHER = (5.0, 20.0)
 """A frame is odd that is so many times, and by so much (angstrom), larger than others are."""
+
+ONE_PLACE, CRUSHED = 1e-3, 0.35
+"""Distances, in sums of covalent radii, of two atoms in one place, and of two that no dynamics brings together."""
 
 MANY = 10
 """Frames from which on geometries that come twice are told."""
@@ -63,8 +66,23 @@ def tell_exchanged(species: Sequence[str], positions: np.ndarray, name: str) -> 
         )
 
 
-def tell_odd(positions: np.ndarray, name: str) -> None:
-    """Warn of geometries (n, N, 3) that are many times larger than the others, and of many that come twice."""
+def tell_odd(species: Sequence[str], positions: np.ndarray, name: str) -> None:
+    """Warn of geometries (n, N, 3) that are many times larger than the others, of atoms within each other, and of many that
+    come twice.
+
+    Raises ValueError, in a sentence, for two atoms in one place.
+    """
+    nearest = np.array([_nearest(species, r) for r in positions])
+    if (nearest < ONE_PLACE).any():
+        k = int(nearest.argmin())
+        raise ValueError(f"{name}: expected one atom in a place, found two in frame {k}; remove that frame")
+    crushed = np.flatnonzero(nearest < CRUSHED).tolist()
+    if 0 < len(crushed) < len(positions) / 2:
+        warn(
+            f"{name}: two atoms are at {nearest[crushed[0]]:.2f} sums of their covalent radii in {_named(crushed)}; remove"
+            " what is no"
+            " geometry of the molecule"
+        )
     sizes = np.linalg.norm(positions - positions.mean(1, keepdims=True), axis=-1).max(1)
     usual = np.median(sizes)
     if frames := np.flatnonzero(sizes > np.maximum(FARTHER[0] * usual, usual + FARTHER[1])).tolist():
@@ -76,6 +94,12 @@ def tell_odd(positions: np.ndarray, name: str) -> None:
     twice = len(positions) - len({r.tobytes() for r in positions})
     if len(positions) >= MANY and twice > REPEATED * len(positions):
         warn(f"{name}: {twice} of {len(positions)} frames repeat the geometry of an earlier one; give each once")
+
+
+def _nearest(species: Sequence[str], positions: np.ndarray) -> float:
+    """The least distance of two atoms, in sums of covalent radii; infinite for one atom."""
+    relative = pair_distances(positions) / sum_of_radii(species)
+    return float(relative[np.triu_indices(len(species), 1)].min(initial=np.inf))
 
 
 def _named(frames: Sequence[int]) -> str:

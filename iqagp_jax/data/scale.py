@@ -130,8 +130,8 @@ def check_lengths(species: Sequence[str], positions: np.ndarray) -> None:
 def all_electrons(species: Sequence[str]) -> float:
     """Energy in eV of free atoms, all electrons counted, E = -0.768745 Z^(7/3) + Z^2/2 - 0.2699 Z^(5/3) hartree for each.
 
-    Thomas and Fermi's with the corrections of Scott and Schwinger (doi:10.1103/PhysRevA.24.2353), within 1%. Hydrogen, of which a
-    bond is a large share, counts as in molecules.
+    Thomas and Fermi's with the corrections of Scott and Schwinger (doi:10.1103/PhysRevA.24.2353), within 1%. Hydrogen, of
+    which a bond is a large share, counts as in molecules.
     """
     z = np.array([atomic_numbers[s] for s in species], dtype=float)
     each = -0.768745 * z ** (7 / 3) + z**2 / 2 - 0.2699 * z ** (5 / 3)
