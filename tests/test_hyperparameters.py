@@ -127,7 +127,7 @@ def test_a_search_begins_at_the_likeliest_starts():
     goal, data = objective(build, NOISE, "marginal"), (jnp.array(X), jnp.array(Y - Y.mean(1, keepdims=True)))
     starts = random_starts(jnp.ones((2, 2)), 6, 0)
     begun = np.asarray(jax.jit(jax.vmap(jax.vmap(goal), (0, None, None)))(starts, *data))
-    found = maximise(goal, data, starts, Search("marginal", max_steps=1, n_starts=2, tolerance=0.0))
+    found = maximise(goal, data, starts, Search("marginal", "adam", max_steps=1, n_starts=2))
     assert found.values.shape == (2, 2)
     assert (found.values >= np.sort(begun, axis=0)[::-1][:2] - 1e-9).all()
     kept = maximise(goal, data, starts, Search("marginal", max_steps=0, n_starts=2))
