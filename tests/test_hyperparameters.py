@@ -126,12 +126,12 @@ def test_random_starts_are_ever_more_scattered():
 def test_a_search_begins_at_the_likeliest_starts():
     goal, data = objective(build, NOISE, "marginal"), (jnp.array(X), jnp.array(Y - Y.mean(1, keepdims=True)))
     starts = random_starts(jnp.ones((2, 2)), 6, 0)
-    begun = np.array([[goal(start[a], data[0][a], data[1][a]) for a in range(2)] for start in starts])
-    found = maximise(goal, data, starts, Search("marginal", max_steps=1, n_starts=2, tolerance=0.0))
+    begun = np.asarray(jax.jit(jax.vmap(jax.vmap(goal), (0, None, None)))(starts, *data))
+    found = maximise(goal, data, starts, Search("marginal", "adam", max_steps=1, n_starts=2))
     assert found.values.shape == (2, 2)
     assert (found.values >= np.sort(begun, axis=0)[::-1][:2] - 1e-9).all()
     kept = maximise(goal, data, starts, Search("marginal", max_steps=0, n_starts=2))
-    np.testing.assert_allclose(kept.values, begun.max(0)[None], rtol=1e-12)
+    np.testing.assert_allclose(kept.values, begun.max(0)[None], rtol=1e-9)
 
 
 def test_adam_and_lbfgs_find_the_same_model():

@@ -170,6 +170,8 @@ def test_a_sampling_that_is_killed_goes_on_with_the_same_geometries(tmp_path, mo
         assert made(parts) == undisturbed and parts.kept == sorted(names)
         Springs.made = 0
         assert made(parts) == undisturbed and Springs.made == 0
+        left = [int(parts.part(f"metadynamics-300.0K-{run}", dict)["n_hills"]) for run in range(2)]
+    assert left[1] == 2 * left[0] > 0  # every run goes on with the hills of those before it
 
 
 @pytest.mark.parametrize("source", sampling.DISTORTIONS)

@@ -153,7 +153,8 @@ def sampled(starts, plan, make_calculator, variables, seed, parts):
     variables = variables or choose_variables(symbols, positions)
     if plan.metadynamics and variables:
         names = [f"{v.name}({','.join(symbols[a] + str(a) for a in v.atoms)})" for v in variables]
-        console.print(f"{len(minima)} minima to start from; biased variables: {', '.join(names)}")
+        minimum = "minimum" if len(minima) == 1 else "minima"
+        console.print(f"{len(minima)} {minimum} to start from; biased variables: {', '.join(names)}")
     return sampling.sample(minima, plan, make_calculator, variables, seed, parts, progress=True)
 
 
