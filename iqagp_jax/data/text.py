@@ -42,3 +42,14 @@ class TextFile:
         if not math.isfinite(value):
             raise self.error(line, f"expected a number, found {token!r}; did the program that wrote it fail?")
         return value
+
+
+def check_counts(path):
+    """ValueError where a frame of an xyz file tells more atoms than there are lines: ASE would wait for them without end."""
+    file = TextFile(path)
+    start = 0
+    while start < len(file.lines) and (count := file.lines[start].strip()).isdecimal():
+        there = len(file.lines) - start - 2
+        if int(count) > there:
+            raise file.error(start, f"expected {count[:20]} atoms, found {max(there, 0)} lines of them; was the file cut off?")
+        start += int(count) + 2

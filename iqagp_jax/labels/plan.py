@@ -19,11 +19,15 @@ from iqagp_jax.data.dataset import ORIGIN
 from iqagp_jax.data.extxyz import whole_positions
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.state import STATE, state_of_frames
+from iqagp_jax.data.text import check_counts
 from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
 from iqagp_jax.machine.lock import owned
 from iqagp_jax.system.elements import check_electrons
 
 PLAN = "plan.toml"
+
+NO_ROOM = (MemoryError, OverflowError)
+"""What columns of impossible sizes raise."""
 
 PLAN_COMMENT = """\
 # `iqagp label --campaign FOLDER` goes on with this plan. The dataset gets the atomic energies of the first partition, or none
@@ -114,9 +118,20 @@ def read_geometries(path: Path) -> list[Atoms]:
     """ASE atoms of a file of geometries without its free atoms, which are labelled anew; molecules in cells put together."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of geometries, found nothing at {str(path)!r}")
+    if path.suffix in (".xyz", ".extxyz"):
+        check_counts(path)
     try:
         frames = list(iread(path))
-    except (XYZError, UnknownFileTypeError, *BROKEN_FILE) as error:
+    except (
+        XYZError,
+        UnknownFileTypeError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        *NO_ROOM,
+        *BROKEN_FILE,
+    ) as error:
         raise ValueError(f"{path} is not a whole file of geometries ({error}); was it cut off?") from error
     frames = [atoms for atoms in frames if atoms.info.get("config_type") != "IsolatedAtom"]
     if any((atoms.pbc & atoms.cell.any(1)).any() for atoms in frames):
