@@ -26,9 +26,6 @@ from iqagp_jax.system.elements import check_electrons
 
 PLAN = "plan.toml"
 
-NO_ROOM = (MemoryError, OverflowError)
-"""What columns of impossible sizes raise."""
-
 PLAN_COMMENT = """\
 # `iqagp label --campaign FOLDER` goes on with this plan. The dataset gets the atomic energies of the first partition, or none
 # where there is no partition, in less time; a geometry is set aside after so many attempts that failed. With another level of
