@@ -20,7 +20,7 @@ from iqagp_jax.data.extxyz import whole_positions
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.state import STATE, state_of_frames
 from iqagp_jax.data.text import check_counts
-from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
+from iqagp_jax.machine.files import BROKEN_FILE, output_folder, write_atomically
 from iqagp_jax.machine.lock import owned
 from iqagp_jax.system.elements import check_electrons
 
@@ -98,7 +98,7 @@ def write_plan(folder: str | Path, geometries: str | Path, plan: LabelPlan, atte
     """
     folder, geometries = Path(folder), Path(geometries)
     check(read_geometries(geometries), plan)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(folder)
     entries = {"geometries": geometries.name, **asdict(plan), "attempts": attempts}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in entries.items()]
     with owned_by_a_campaign(folder):
@@ -126,7 +126,6 @@ def read_geometries(path: Path) -> list[Atoms]:
         AttributeError,
         AssertionError,
         RuntimeError,
-        *NO_ROOM,
         *BROKEN_FILE,
     ) as error:
         raise ValueError(f"{path} is not a whole file of geometries ({error}); was it cut off?") from error
