@@ -96,9 +96,9 @@ def write_plan(folder: str | Path, geometries: str | Path, plan: LabelPlan, atte
 
     Raises ValueError, in a sentence, where the geometries cannot be labelled so; nothing is written then.
     """
-    folder, geometries = Path(folder), Path(geometries)
+    geometries = Path(geometries)
     check(read_geometries(geometries), plan)
-    folder = output_folder(folder)
+    folder = Path(output_folder(folder))
     entries = {"geometries": geometries.name, **asdict(plan), "attempts": attempts}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in entries.items()]
     with owned_by_a_campaign(folder):
