@@ -440,6 +440,23 @@ def test_plans_of_nonsense_get_a_sentence(tmp_path, capsys, edit, sentence):
     assert sentence in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("99999999999\n\nO 0 0 0\n", "line 1: expected 99999999999 atoms, found 1 lines of them"),
+        ("1\n\nO 0 0 0\n2\n\nO 0 0 0\n", "line 4: expected 2 atoms, found 1 lines of them"),
+        ("1\nProperties=species:S:1:pos:R:99999999999999999999\nO 0 0 0\n", "line 2: expected fewer than 1000 columns"),
+        ("1\nProperties=species:S:999999999999:pos:R:3\nO 0 0 0\n", "line 2: expected fewer than 1000 columns"),
+        ("1\n\nO 0 0\n", "is not a whole file of geometries"),
+        ("", "is not a whole file of geometries|expected at least one geometry"),
+    ],
+)
+def test_damaged_geometries_get_a_sentence(text, sentence, tmp_path):
+    (tmp_path / "water.xyz").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        check(read_geometries(tmp_path / "water.xyz"), LabelPlan("hf", "sto-3g", partitions=()))
+
+
 def test_a_folder_keeps_its_plan(tmp_path, quick, capsys):
     started = begin(tmp_path, 2)
     assert iqagp("campaign", "collect", started.folder, "-o", tmp_path / "d.extxyz") == 2

@@ -207,6 +207,8 @@ JOINT_DAMAGE = {
     "directions NaN": (with_number("joint.directions", np.nan), "as directions, found nan"),
     "fewer directions": (shorter("joint.directions"), "expected directions of shape"),
     "no permutation": (with_number("joint.permutations", 3), "expected permutations of 4 atoms"),
+    "length scale inf": (with_number("kernel.lengthscale", np.inf), "as length scales, found inf"),
+    "noise variance inf": (with_number("joint.noise_variance", np.inf), "as noise variances, found inf"),
     "fewer observed": (shorter("joint.observed"), "expected what was observed of shape"),
     "noise variance -1": (with_number("joint.noise_variance", -1.0), "as noise variances, found -1"),
     "radii NaN": (with_number("mean.first.radii", np.nan), "as sums of covalent radii, found nan"),

@@ -423,10 +423,10 @@ SPOILT = {
     "fewer energies": ({"energies": lambda a: a[:-1]}, "expected energies of shape"),
     "masses of two": ({"masses": lambda a: a[:2]}, "expected masses of shape"),
     "no mass": ({"masses": at(0, 0.0)}, "as masses, found 0"),
-    "no element": ({"species": at(0, "Xx")}, "expected chemical symbols as species, found 'Xx'"),
+    "no element": ({"species": at(0, "X")}, "expected chemical symbols as species, found 'X'"),
     "times NaN": ({"times": at(0, np.nan)}, "as times, found nan"),
-    "a scalar": ({"times": np.float64(3.0)}, "damaged"),
-    "words": ({"positions": np.array("none")}, "damaged"),
+    "a scalar": ({"times": np.float64(3.0)}, "unsized object"),
+    "words": ({"positions": np.array("none")}, "expected positions of shape"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import math
+import re
 from pathlib import Path
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -65,3 +66,17 @@ class TextFile:
         if not math.isfinite(value):
             raise self.error(line, f"expected a number, found {token!r}; did the program that wrote it fail?")
         return value
+
+
+def check_counts(path):
+    """ValueError where a frame of an xyz file tells more atoms or columns than there can be: ASE would make room for all."""
+    file = TextFile(path)
+    start = 0
+    while start < len(file.lines) and (count := file.lines[start].strip()).isdecimal():
+        there = len(file.lines) - start - 2
+        if int(count) > there:
+            raise file.error(start, f"expected {count[:20]} atoms, found {max(there, 0)} lines of them; was the file cut off?")
+        columns = re.search(r"Properties=\S*?:[SRIL]:\d{4}", file.lines[start + 1]) if there >= 0 else None
+        if columns:
+            raise file.error(start + 1, f"expected fewer than 1000 columns of a kind, found {columns[0][:60]}")
+        start += int(count) + 2

@@ -173,7 +173,10 @@ def _check_state(arrays):
     if (status > max(Status)).any():
         raise ValueError(f"expected a status from 0 to {max(Status):d} for every replica, found {status.max()}")
     living = status == Status.ALIVE
-    numbers("positions", arrays["replicas.dynamics.position"], (len(status), None, 3))
+    if np.shape(arrays["replicas.dynamics.position"])[::2] != (len(status), 3):
+        raise ValueError(
+            f"expected positions of {len(status)} replicas, found {np.shape(arrays['replicas.dynamics.position'])}"
+        )
     for name, array in arrays.items():
         if name.startswith("replicas.") and array.dtype.kind == "f":
             numbers(f"{name} of what is alive", array[living], (living.sum(), *array.shape[1:]))
@@ -219,7 +222,7 @@ def read_failures(directory):
     path = Path(directory) / FAILURES
     try:
         return {frame.info["replica"]: frame.info["reason"] for frame in (read(path, index=":") if path.exists() else [])}
-    except (TypeError, AttributeError, XYZError, *BROKEN_FILE) as error:
+    except (TypeError, AttributeError, RuntimeError, XYZError, *BROKEN_FILE) as error:
         raise ValueError(f"expected the geometries that failed, found {path} damaged ({error}); restore it") from error
 
 

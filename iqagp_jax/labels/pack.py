@@ -59,8 +59,9 @@ class Labels:
             return self._file(key).read_text(errors="replace")
         except FileNotFoundError:
             return self.packed.get(key)
-        except IsADirectoryError as error:
-            raise ValueError(f"expected a label in {self._file(key)}, found a folder; remove it to label anew") from error
+        except OSError as error:
+            what = "a folder" if self._file(key).is_dir() else f"what cannot be read ({error})"
+            raise ValueError(f"expected a label in {self._file(key)}, found {what}; remove it to label anew") from error
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.json"

@@ -21,7 +21,8 @@ from iqagp_jax.data.dataset import ORIGIN
 from iqagp_jax.data.extxyz import split_off_free_atoms, whole_positions
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.state import STATE, state_of_frames
-from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
+from iqagp_jax.data.text import check_counts
+from iqagp_jax.machine.files import BROKEN_FILE, output_folder, write_atomically
 from iqagp_jax.machine.lock import owned
 from iqagp_jax.system.elements import check_electrons
 
@@ -102,9 +103,9 @@ def write_plan(folder: str | Path, geometries: str | Path, plan: LabelPlan, atte
 
     Raises ValueError, in a sentence, where the geometries cannot be labelled so; nothing is written then.
     """
-    folder, geometries = Path(folder), Path(geometries)
+    geometries = Path(geometries)
     check(read_geometries(geometries), plan)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(output_folder(folder))
     entries = {"geometries": geometries.name, **asdict(plan), "attempts": attempts}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in entries.items()]
     with owned_by_a_campaign(folder):
@@ -121,9 +122,19 @@ def read_geometries(path: Path) -> list[Atoms]:
     """ASE atoms of a file of geometries without its free atoms, which are labelled anew; molecules in cells put together."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of geometries, found nothing at {str(path)!r}")
+    if path.suffix in (".xyz", ".extxyz"):
+        check_counts(path)
     try:
         frames = list(iread(path))
-    except (XYZError, UnknownFileTypeError, *BROKEN_FILE) as error:
+    except (
+        XYZError,
+        UnknownFileTypeError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        *BROKEN_FILE,
+    ) as error:
         raise ValueError(f"{path} is not a whole file of geometries ({error}); was it cut off?") from error
     frames = split_off_free_atoms(frames, str(path))[1]
     if any((atoms.pbc & atoms.cell.any(1)).any() for atoms in frames):

@@ -90,9 +90,9 @@ class Scaled:
 
 
 def _check_lengthscale(kernel, front, d):
-    """One for all features (D,), or one a feature; infinite where a feature is not felt."""
+    """One for all features, or one a feature (D,), infinite where that is not felt."""
     one = np.ndim(kernel.lengthscale) == len(front)
-    numbers("length scales", kernel.lengthscale, front if one else (*front, d), SMALLEST, infinite=True)
+    numbers("length scales", kernel.lengthscale, front if one else (*front, d), SMALLEST, infinite=not one)
 
 
 @_pytree
