@@ -116,10 +116,10 @@ class Course:
 def concerns(run: "Run") -> tuple[str, ...]:
     """What is unsound of a run, a sentence each; empty for one that can be believed."""
     course = Course.of(run)
-    found = []
+    motion, energy = [], []
     if len(course.targets) and len(course.times) > 2:
-        found = [*temperature(course), *conservation(course), *energies(course, run.training_energies)]
-    return (*found, *vibration(course.timestep, run.shortest_period, bool(found)))
+        motion, energy = [*temperature(course), *conservation(course)], energies(course, run.training_energies)
+    return (*motion, *energy, *vibration(course.timestep, run.shortest_period, bool(motion)))
 
 
 def warn(run: "Run", stacklevel: int = 3) -> None:
