@@ -66,6 +66,7 @@ def test_train_validate_simulate_export(folder, capsys):
     report = json.loads((folder / "v.json").read_text())
     assert report["test_500K"]["n_test"] == 10
     run = ("simulate", model, "--out", folder / "run", "--replicas", 3, "--time", 0.1, "--start", "equilibrium")
+    run += ("--temperature", 50)  # at 500 K the model falls into a hole of 20 eV, and tells so
     assert iqagp(*run, "--start", "displaced", "--displacement", 0.05) == 0
     told = capsys.readouterr().out
     assert [told.count(n) for n in ("2/2", "1/1", "3/3")] == [1, 1, 1] and "drift of the conserved energy" in told

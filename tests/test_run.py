@@ -1,6 +1,7 @@
 """One folder of a run: read when it is open, gone on with since the code before, and driven by any potential and system."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -279,7 +280,8 @@ def test_what_an_uncertainty_waits_for_is_told_once_and_after_all_options_are_ch
     assert "factoring" not in capsys.readouterr().out and not (tmp_path / "run").exists()
     assert iqagp(*command, "--time", 0.02, "--replicas", 2) == 0
     told = capsys.readouterr().out
-    assert told.count("factoring the covariance of 520 observations, 0.0 GiB") == 1 and "about 1 s" in " ".join(told.split())
+    assert told.count("factoring the covariance of 520 observations, 0.0 GiB") == 1
+    assert re.search(r"about \d+ (s|min); Ctrl-C is safe", told)
     assert iqagp(*command, "--time", 0.02, "--replicas", 2) == 0
     assert "factoring" not in capsys.readouterr().out
 

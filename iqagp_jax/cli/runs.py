@@ -11,6 +11,8 @@ from iqagp_jax.cli.console import console, only_with, output_file, table, then, 
 UNSOUND = 3
 """Exit status of a run that cannot be believed, where that was asked for."""
 
+MOST_REPLICAS = 1_000_000
+
 LARGE = 3000
 """Observations whose covariance is factored in seconds."""
 
@@ -28,7 +30,7 @@ def simulate(
     model: Annotated[Path, typer.Argument(help="Model file.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; where it holds this run already, it goes on.")],
     temperature: Annotated[list[float], typer.Option(help="K; repeat it to spread the replicas over several.")] = [500.0],
-    replicas: Annotated[int, typer.Option(min=1, help="Number of replicas.")] = 50,
+    replicas: Annotated[int, typer.Option(min=1, max=MOST_REPLICAS, help="Number of replicas.")] = 50,
     time: Annotated[float, typer.Option(help="Length of each run in ps; a finished run can be made longer.")] = 10.0,
     timestep: Annotated[float, typer.Option(help="Integration step in fs.")] = 0.5,
     frame_interval: Annotated[float, typer.Option(help="Time between recorded frames in fs.")] = 20.0,

@@ -9,23 +9,23 @@ import typer
 
 from iqagp_jax.cli.console import console, only_with, output_folder, table, then, track
 from iqagp_jax.cli.models import EnergyKey, ForcesKey
-from iqagp_jax.cli.runs import UNSOUND, Strict
+from iqagp_jax.cli.runs import MOST_REPLICAS, UNSOUND, Strict
 
 ReferenceName = Literal["xtb", "dft", "none"]
 
 
 Temperatures = Annotated[list[float], typer.Option("--temperature", help="K; repeatable.")]
 Starts = Annotated[list[str], typer.Option("--start", help="Kinds of start: equilibrium, displaced, stretched; repeatable.")]
-Replicas = Annotated[int, typer.Option(min=1, help="Replicas for every temperature and kind of start.")]
+Replicas = Annotated[int, typer.Option(min=1, max=MOST_REPLICAS, help="Replicas for every temperature and kind of start.")]
 Time = Annotated[float, typer.Option(help="Length of each run in ps.")]
 Timestep = Annotated[float, typer.Option(help="Integration step in fs.")]
 FrameInterval = Annotated[float, typer.Option(help="Time between frames in fs, at which uncertainty is looked at.")]
 Displacement = Annotated[float, typer.Option(help="Largest displacement per coordinate of displaced starts, Å.")]
 Stretch = Annotated[float, typer.Option(help="Length of the X-H bond of stretched starts, Å.")]
-Frames = Annotated[int, typer.Option(min=1, help="Frames relabelled for every temperature and kind of start.")]
+Frames = Annotated[int, typer.Option(min=1, max=1_000_000, help="Frames relabelled for every temperature and kind of start.")]
 Charge = Annotated[int | None, typer.Option(help="Total charge, for the reference. Default: the model's.")]
 Spin = Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons, for the reference. Default: the model's.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes of the reference; one per core by default.")]
+Workers = Annotated[int | None, typer.Option(min=1, max=10_000, help="Processes of the reference; one per core by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 OUTCOME = ("survived", "right", "median |dE|", "95%", "max")
@@ -54,7 +54,9 @@ def robustness(
     displacement: Displacement = 0.25,
     stretch: Stretch = 1.5,
     frames: Frames = 50,
-    reference_replicas: Annotated[int, typer.Option(min=0, help="Replicas of xtb's own dynamics; 0 for none.")] = 10,
+    reference_replicas: Annotated[
+        int, typer.Option(min=0, max=MOST_REPLICAS, help="Replicas of xtb's own dynamics; 0 for none.")
+    ] = 10,
     reference_time: Annotated[float, typer.Option(help="Their length in ps.")] = 10.0,
     charge: Charge = None,
     spin: Spin = None,
@@ -146,8 +148,8 @@ def active(
     dataset: Annotated[str, typer.Argument(help="The dataset it was trained on: embedded, or an extxyz file.")],
     out: Annotated[Path, typer.Option(help="Folder of all rounds; the same command goes on with it.")],
     reference: Annotated[Literal["xtb", "dft"], typer.Option(help="The method it was trained on, which labels and judges.")],
-    rounds: Annotated[int, typer.Option(min=1, help="At most so many times is the model taught.")] = 5,
-    per_round: Annotated[int, typer.Option(min=1, help="Geometries labelled each time.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="At most so many times is the model taught.")] = 5,
+    per_round: Annotated[int, typer.Option(min=1, max=1_000_000, help="Geometries labelled each time.")] = 50,
     max_uncertainty: Annotated[
         float, typer.Option(help="Frames whose energies have a larger standard deviation are not labelled, kcal/mol.")
     ] = 10.0,

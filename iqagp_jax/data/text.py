@@ -36,9 +36,7 @@ class TextFile:
             raise ValueError(f"expected {what}, which is text, found a binary file at {str(path)!r}; name another")
         text = decoded(content)
         self.lines = text.splitlines()
-        self.ends_amid_a_line = bool(text) and not text.endswith(("
-", "
-"))
+        self.ends_amid_a_line = bool(text) and not text.endswith(("\n", "\r"))
 
     def error(self, line, reason):
         """The ValueError of a line, numbered from 0, to be raised."""

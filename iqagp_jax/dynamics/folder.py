@@ -133,8 +133,10 @@ def look(directory):
     """What is there of a run, before anything is prepared for it: ValueError, in a sentence, where it is damaged."""
     there, numbers = read_description(directory), piece_paths(directory)
     found = read_checkpoint(directory)
-    if there and found is not None and numbers:
-        read_piece(numbers[max(numbers)])
+    if there and found is not None:
+        read_failures(directory)
+        if numbers:
+            read_piece(numbers[max(numbers)])
 
 
 def save_checkpoint(directory, state):
@@ -198,8 +200,8 @@ def from_arrays(found, state):
 def log(directory, line):
     """Add a line, with the date, to the log."""
     path = Path(directory) / LOG
-    text = path.read_text(errors="replace") if path.exists() else ""
-    write_atomically(path, f"{text}{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
+    before = path.read_bytes() if path.exists() else b""
+    write_atomically(path, before + f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n".encode())
 
 
 def save_failures(directory, species, failures):

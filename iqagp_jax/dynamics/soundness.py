@@ -116,10 +116,10 @@ class Course:
 def concerns(run: "Run") -> tuple[str, ...]:
     """What is unsound of a run, a sentence each; empty for one that can be believed."""
     course = Course.of(run)
-    found = []
+    motion, energy = [], []
     if len(course.targets) and len(course.times) > 2:
-        found = [*temperature(course), *conservation(course), *energies(course, run.training_energies)]
-    return (*found, *vibration(course.timestep, run.shortest_period, bool(found)))
+        motion, energy = [*temperature(course), *conservation(course)], energies(course, run.training_energies)
+    return (*motion, *energy, *vibration(course.timestep, run.shortest_period, bool(motion)))
 
 
 def warn(run: "Run", stacklevel: int = 3) -> None:
@@ -177,10 +177,12 @@ def conservation(course: Course) -> list[str]:
     slopes = picoseconds @ (course.conserved - mean) / (picoseconds @ picoseconds)
     residual = (course.conserved - mean - np.outer(picoseconds, slopes)).std(0)
     error = residual / picoseconds.std() / np.sqrt(min(INDEPENDENT, len(picoseconds)))
-    moved = np.abs(slopes) * np.ptp(picoseconds) > MOVED * (course.heat + np.ptp(course.energies, axis=0))
+    # Few frames of a stretched bond may all show it stretched: they have to tell the more.
+    few = max(INDEPENDENT / len(picoseconds), 1.0) ** 2
+    moved = np.abs(slopes) * np.ptp(picoseconds) > few * MOVED * (course.heat + np.ptp(course.energies, axis=0))
     drifting = (np.abs(slopes) > DRIFT * course.heat) & (np.abs(slopes) > SIGMAS * error) & moved
     exchanged = course.energies.std(0) + course.heat / np.sqrt(2 * course.freedom)
-    swinging = (course.conserved.std(0) > SWING * exchanged) & ~drifting
+    swinging = (course.conserved.std(0) > few * SWING * exchanged) & ~drifting
     told = []
     if drifting.any():
         worst = np.abs(slopes).argmax()
