@@ -366,7 +366,6 @@ AIMALL = (
         H3 => X3
         E(Mol) from => E(Other) from
         -7.6421710687E+01 => -4.7E+04
-        Restricted =>
         Total time for AIMSum =>
     """)
 )
