@@ -63,7 +63,6 @@ def judged(call, words, results, good, kind):
         return ("refused" if is_a_sentence(error) else "traceback"), f"error: {error}"[:400] + _where(error)
     if status not in (0, 3):
         return "traceback", f"{type(error).__name__}: {error}"[-300:] + _where(error)
-    # One line may have wrapped differently: what is new is looked for without line ends.
     new = [line for line in said.splitlines() if TOLD.search(line) and (not good or line not in good[1])]
     if new:
         return "told", " ".join(new)[:400]

@@ -45,6 +45,8 @@ class Door:
     """what is done with the words, by default the command line"""
     needs: str = ""
     """folder of the reference files that it needs"""
+    share: float = 1.0
+    """of its kinds that are tried in a usual run; less where each takes long"""
 
 
 TRAIN = "train data.extxyz -o out.safetensors --max-steps 0"
@@ -163,6 +165,7 @@ DOORS = {
         | of("run/lock", BYTES)
         | of("run/failures.extxyz", TEXT),
         ("run/trajectory*.npz",),
+        share=0.5,
     ),
     "simulate options": Door(
         model,
@@ -193,6 +196,7 @@ DOORS = {
         ROBUSTNESS,
         of("verdict/*.json", JSON) | of("verdict/model/run.json", JSON) | of("verdict/model/*.npz", NPZ),
         ("verdict/robustness.json",),
+        share=0.5,
     ),
     "robustness options": Door(
         model,
@@ -205,7 +209,7 @@ DOORS = {
         ),
         ("verdict/robustness.json",),
     ),
-    "active": Door(rounds, LEARN, of("rounds/*.json", JSON) | of("rounds/*.extxyz", TEXT), ("rounds/*.extxyz",)),
+    "active": Door(rounds, LEARN, of("rounds/*.json", JSON) | of("rounds/*.extxyz", TEXT), ("rounds/*.extxyz",), share=0.3),
     "active options": Door(
         of_xtb,
         LEARN,
