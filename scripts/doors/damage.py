@@ -439,7 +439,7 @@ NONSENSE = {
     "word": ("", "nope", "nan", "0", "-1", "None", "\u00e9"),
     "file": ("", ".", "nowhere", "nowhere/at/all", "/dev/null", "/proc/version"),
     "new-file": ("", ".", "nowhere/at/all", "/proc/x", "/dev/null/x"),
-    "new-folder": ("", "/proc/x", "/dev/null/x", "/dev/null"),
+    "new-folder": ("/proc/x", "/dev/null/x", "/dev/null"),
     "share": ("", "500", "500:", ":3", "500:x", "nan:3", "inf:1", "-5:3", "0:3", "500:-1", "1e300:1", "500:1.5", "500:3:3"),
 }
 
