@@ -392,16 +392,21 @@ WFN = (
 
 
 def _packed(change):
-    return _bytes(lambda data, chance: lzma.compress(change(lzma.decompress(data).decode(), chance).encode()))
+    """Another text of a pack without the line of its checksum, as the first packs were."""
+
+    def changed(data, chance):
+        lines = [line for line in lzma.decompress(data).decode().splitlines(True) if len(json.loads(line)) == 2]
+        return lzma.compress(change("".join(lines), chance).encode())
+
+    return _bytes(changed)
 
 
 def _label(other, text, chance):
     """A label of nonsense in a pack."""
-    lines = text.splitlines()
-    k = chance.randrange(len(lines))
-    key, label = json.loads(lines[k])
-    lines[k] = json.dumps([key, json.dumps(damaged_json(json.loads(label), chance, other))])
-    return "\n".join(lines) + "\n"
+    rows = [json.loads(line) for line in text.splitlines()]
+    row = chance.choice(rows)
+    row[1] = json.dumps(damaged_json(json.loads(row[1]), chance, other))
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 PACKED = BYTES | {
