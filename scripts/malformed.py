@@ -10,11 +10,13 @@ or changes the result without a word.
 """
 
 import json
+import math
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from dialect import parsed, reference_files
@@ -27,12 +29,13 @@ QUICK = "train", "convert options", "train-atom", "train-atom options", "model, 
 
 
 def inputs(names, count, seed, part):
-    """(door, kind, seed of its own), ``count`` in all, in proportion to the kinds of damage that a door knows."""
+    """(door, kind, seed of its own), ``count`` in all, in proportion to the kinds of damage that a door knows and its share."""
     of_door = {name: [kind for kind in DOORS[name].damages if part in kind] for name in names}
-    known, found = sum(map(len, of_door.values())), []
+    weights = {name: DOORS[name].share * len(kinds) for name, kinds in of_door.items()}
+    found = []
     for name, kinds in of_door.items():
         random.Random(f"{seed} {name}").shuffle(kinds)
-        n = -(-count * len(kinds) // known)
+        n = math.ceil(count * weights[name] / sum(weights.values()))
         found += [(name, kinds[k % len(kinds)], f"{seed} {name} {k}") for k in range(n)]
     return found
 
@@ -49,9 +52,9 @@ def table(rows):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def tried(workplace, names, options):
-    """What became of every input, a dict each, told on the way."""
-    began, rows = time.time(), []
+def try_all(workplace, names, options, rows):
+    """Add to ``rows`` what became of every input, a dict each, and tell it on the way."""
+    began = time.time()
     for name in names:
         found, said = workplace.ask(name, None, 0, limit=600)
         if found != "made":
@@ -65,7 +68,6 @@ def tried(workplace, names, options):
         if found not in RIGHT or (k + 1) % 50 == 0:
             told = f", {found}: {kind} | {said}" if found not in RIGHT else ""
             print(f"{k + 1} of {len(asked)}, {time.time() - began:.0f} s, {name}{told}", flush=True)
-    return rows
 
 
 def main():
@@ -79,12 +81,13 @@ def main():
     usual = {"door": list(DOORS), "kind": "", "count": 1500, "seed": 0, "out": None}
     options = parsed(__doc__, arguments, usual, {"door": QUICK, "count": 80, "out": None})
     names = [name for name in options.door if not DOORS[name].needs or reference_files(DOORS[name].needs, short=True)]
-    with tempfile.TemporaryDirectory(prefix="iqagp-malformed-") as home, Workplace(Path(home)) as workplace:
-        rows = tried(workplace, names, options)
+    rows, home = [], tempfile.TemporaryDirectory(prefix="iqagp-malformed-")
+    with home, Workplace(Path(home.name)) as workplace, suppress(KeyboardInterrupt):  # what there is by then is told
+        try_all(workplace, names, options, rows)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
     print(table(rows))
-    sys.exit(any(row["found"] not in RIGHT for row in rows))
+    sys.exit(len(rows) < options.count or any(row["found"] not in RIGHT for row in rows))
 
 
 if __name__ == "__main__":

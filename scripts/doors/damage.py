@@ -366,7 +366,6 @@ AIMALL = (
         H3 => X3
         E(Mol) from => E(Other) from
         -7.6421710687E+01 => -4.7E+04
-        Restricted =>
         Total time for AIMSum =>
     """)
 )
@@ -393,16 +392,21 @@ WFN = (
 
 
 def _packed(change):
-    return _bytes(lambda data, chance: lzma.compress(change(lzma.decompress(data).decode(), chance).encode()))
+    """Another text of a pack without the line of its checksum, as the first packs were."""
+
+    def changed(data, chance):
+        lines = [line for line in lzma.decompress(data).decode().splitlines(True) if len(json.loads(line)) == 2]
+        return lzma.compress(change("".join(lines), chance).encode())
+
+    return _bytes(changed)
 
 
 def _label(other, text, chance):
     """A label of nonsense in a pack."""
-    lines = text.splitlines()
-    k = chance.randrange(len(lines))
-    key, label = json.loads(lines[k])
-    lines[k] = json.dumps([key, json.dumps(damaged_json(json.loads(label), chance, other))])
-    return "\n".join(lines) + "\n"
+    rows = [json.loads(line) for line in text.splitlines()]
+    row = chance.choice(rows)
+    row[1] = json.dumps(damaged_json(json.loads(row[1]), chance, other))
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 PACKED = BYTES | {
@@ -440,7 +444,7 @@ NONSENSE = {
     "word": ("", "nope", "nan", "0", "-1", "None", "\u00e9"),
     "file": ("", ".", "nowhere", "nowhere/at/all", "/dev/null", "/proc/version"),
     "new-file": ("", ".", "nowhere/at/all", "/proc/x", "/dev/null/x"),
-    "new-folder": ("", "/proc/x", "/dev/null/x", "/dev/null"),
+    "new-folder": ("/proc/x", "/dev/null/x", "/dev/null"),
     "share": ("", "500", "500:", ":3", "500:x", "nan:3", "inf:1", "-5:3", "0:3", "500:-1", "1e300:1", "500:1.5", "500:3:3"),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 
 RIGHT = "refused", "told", "harmless"
 WRONG = "traceback", "hang", "accepted"
-OUTRIGHT = re.compile(r" =>|'(nan|abc|nope|None|é|1,5|1\.5|500|[^' ]*:[^' ]*)'$")
+OUTRIGHT = re.compile(r" =>|'(nan|abc|nope|None|é|-inf|-1e300|1,5|1\.5|500|[^' ]*:[^' ]*)'$")
 """Kinds of damage that are to be told of or refused even where they change nothing: what a file says, an option of nonsense."""
 
 TOLD = re.compile(r"warning(?!.* encountered in)|rejected|left out|set aside|dropped|failed (?!▕)", re.IGNORECASE)
@@ -63,7 +63,6 @@ def judged(call, words, results, good, kind):
         return ("refused" if is_a_sentence(error) else "traceback"), f"error: {error}"[:400] + _where(error)
     if status not in (0, 3):
         return "traceback", f"{type(error).__name__}: {error}"[-300:] + _where(error)
-    # One line may have wrapped differently: what is new is looked for without line ends.
     new = [line for line in said.splitlines() if TOLD.search(line) and (not good or line not in good[1])]
     if new:
         return "told", " ".join(new)[:400]

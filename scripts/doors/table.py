@@ -45,6 +45,8 @@ class Door:
     """what is done with the words, by default the command line"""
     needs: str = ""
     """folder of the reference files that it needs"""
+    share: float = 1.0
+    """of its kinds that are tried in a usual run; less where each takes long"""
 
 
 TRAIN = "train data.extxyz -o out.safetensors --max-steps 0"
@@ -77,8 +79,8 @@ DOORS = {
             TRAIN,
             f"1 file -o new-file {FIT} {KEYS} --features word --prior-mean word --targets word --n-train count --solver word"
             " --partition word --n-hyper count --transfer count",
-            "--features alf --symmetry; --features alf --targets forces; --mirror; --noise energy=1e-8,energy=1e-6;"
-            "--noise energy=1e-8,charge=1; --noise energy=nan; --noise energy=; --targets energy,,forces; --n-train 2;"
+            "--mirror; --noise energy=1e-8,energy=1e-6;"
+            "--noise energy=1e-8,charge=1; --noise energy=nan; --noise energy=; --targets energy,,forces;"
             "--targets energy,energy; --n-hyper 500; --partition becke; --kernel rbf-periodic; --prior-mean mf5+;"
             "--prior-mean mf5+mf1; --solver cg --loss hold-out; -o data.extxyz/x.safetensors; -o out.txt",
         ),
@@ -163,6 +165,7 @@ DOORS = {
         | of("run/lock", BYTES)
         | of("run/failures.extxyz", TEXT),
         ("run/trajectory*.npz",),
+        share=0.5,
     ),
     "simulate options": Door(
         model,
@@ -193,6 +196,7 @@ DOORS = {
         ROBUSTNESS,
         of("verdict/*.json", JSON) | of("verdict/model/run.json", JSON) | of("verdict/model/*.npz", NPZ),
         ("verdict/robustness.json",),
+        share=0.5,
     ),
     "robustness options": Door(
         model,
@@ -205,7 +209,7 @@ DOORS = {
         ),
         ("verdict/robustness.json",),
     ),
-    "active": Door(rounds, LEARN, of("rounds/*.json", JSON) | of("rounds/*.extxyz", TEXT), ("rounds/*.extxyz",)),
+    "active": Door(rounds, LEARN, of("rounds/*.json", JSON) | of("rounds/*.extxyz", TEXT), ("rounds/*.extxyz",), share=0.3),
     "active options": Door(
         of_xtb,
         LEARN,

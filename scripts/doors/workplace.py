@@ -99,7 +99,7 @@ class Workplace:
             if self.pipe.poll(limit):
                 return self.pipe.recv()
             found = "hang", f"no end after {limit:.0f} s"
-        except EOFError:
+        except (EOFError, OSError):
             found = "traceback", "the process died"
         self.close()
         return found
