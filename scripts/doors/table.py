@@ -177,7 +177,7 @@ DOORS = {
             "--friction 5; --thermostat langevin --friction nan; --thermostat langevin --friction -1; --thermostat-time 0;"
             "--thermostat langevin --thermostat-time 5; --thermostat-time nan; --displacement 0.1;"
             "--start displaced --displacement nan;"
-            "--start displaced --displacement -1; --start displaced --displacement 1e300; --start stretched --stretch nan"
+            "--start displaced --displacement -1; --start displaced --displacement 1e300; --start stretched --stretch nan;"
             "--start stretched --stretch 0; --start stretched --stretch 1e300; --start dataset; --start dataset --dataset nope;"
             "--uncertainty-interval 5; --max-uncertainty 5 --uncertainty-interval nan; --timestep 100; --timestep 0.3;"
             "--max-uncertainty 5 --uncertainty-interval 0; --frame-interval 0.7; --threads 99; --time 0.00001",
