@@ -82,7 +82,7 @@ DOORS = {
             "--mirror; --noise energy=1e-8,energy=1e-6;"
             "--noise energy=1e-8,charge=1; --noise energy=nan; --noise energy=; --targets energy,,forces;"
             "--targets energy,energy; --n-hyper 500; --partition becke; --kernel rbf-periodic; --prior-mean mf5+;"
-            "--prior-mean mf5+mf1; --solver cg --loss hold-out; -o data.extxyz/x.safetensors; -o out.txt",
+            "--prior-mean mf5+mf1; --solver cg --loss hold-out; -o data.extxyz/x.safetensors",
         ),
         ("out.safetensors",),
     ),
@@ -126,7 +126,7 @@ DOORS = {
             PLANNED,
             f"1 file --campaign new-folder --method word --partition word --executor word --batch count --job word {STATE}",
             "--xc hf; --method hf/; --method /sto-3g; --method hf/nope; --method nope/sto-3g; --method b3lyp-d3/sto-3g;"
-            "--method hf/lanl2dz; --partition none --no-forces; --spin 1; --charge 1; --charge 1 --spin 2; --charge 20;"
+            "--partition none --no-forces; --spin 1; --charge 1; --charge 1 --spin 2; --charge 20;"
             "--scheduler x; --executor dask; --executor dask --scheduler nowhere; --executor submitit --job time=;"
             "--executor submitit --job nope=3; --partition none --multipoles; --method hf/sto-3g/sto-3g",
         ),
@@ -205,7 +205,7 @@ DOORS = {
             ROBUSTNESS,
             f"1 file --out new-folder --reference word {RUN} --frames count --seed integer --model file {STATE}",
             "--reference xtb; --reference dft; --reference-time 5; --reference-replicas 3; --displacement 0.1; --stretch 2;"
-            "--start displaced --displacement nan; --start stretched --stretch nan; --temperature 300 --temperature 300",
+            "--start displaced --displacement nan; --start stretched --stretch nan",
         ),
         ("verdict/robustness.json",),
     ),
