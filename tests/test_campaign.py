@@ -58,11 +58,11 @@ def quick(monkeypatch):
 
     def label_geometry(species, positions, plan):
         begun.append(float(positions[0, 0]))
-        zeros = [[0.0] * 3] * len(species)
+        forces = [[0.1] * 3] * len(species)
         energies = {name: [0.0] * len(species) for name in plan.partitions}
-        sums = dict.fromkeys(plan.partitions, 0.0)
+        rest = dict.fromkeys(plan.partitions, -1.0)
         charges = {name: [plan.charge / len(species)] * len(species) for name in plan.partitions}
-        return {"energy": 0.0, "forces": zeros, "raw": energies, "charges": charges, "remainder": sums}
+        return {"energy": -1.0, "forces": forces, "raw": energies, "charges": charges, "remainder": rest}
 
     monkeypatch.setattr(queue, "label_geometry", label_geometry)
     return begun
@@ -355,7 +355,7 @@ def test_geometries_of_an_ion_are_labelled_as_one():
 def test_what_the_geometries_say_of_their_own_labels_is_not_believed():
     old = {"level_of_theory": "b3lyp/6-31g", "programs": "pyscf 1.0", "partition": "becke", "sampler": "by hand"}
     plan = LabelPlan("pbe", "def2-svp", partitions=())
-    label = {"energy": -1.0, "forces": [[0.0] * 3] * 3}
+    label = {"energy": -1.0, "forces": [[0.1] * 3] * 3}
     frames = [Atoms("OHH", positions=WATER, info=old)] * 2
     dataset, _ = campaign.collect(frames, [label, {**label, "programs": "pyscf 2.0"}], plan, {})
     assert dataset.level["level_of_theory"].startswith("pbe/def2-svp") and dataset.level["sampler"] == "by hand"
@@ -365,7 +365,7 @@ def test_what_the_geometries_say_of_their_own_labels_is_not_believed():
 
 def test_the_charge_and_spin_of_the_plan_are_those_of_the_dataset(tmp_path):
     """Levels of a molecule and its dianion described themselves with the same words."""
-    label = {"energy": -1.0, "forces": [[0.0] * 3] * 3}
+    label = {"energy": -1.0, "forces": [[0.1] * 3] * 3}
     frames = [Atoms("OHH", positions=WATER)]
     neutral, dianion, triplet = (LabelPlan(partitions=(), **state) for state in ({}, {"charge": -2}, {"spin": 2}))
     collected = [campaign.collect(frames, [label], plan, {})[0] for plan in (neutral, dianion, triplet)]
@@ -497,7 +497,7 @@ def test_packed_labels_are_read_as_before(tmp_path, quick, monkeypatch, capsys):
         if positions[0, 0] == bad.positions[0, 0]:
             return {"energy": 1 / 0}
         energy = float(positions[0, 0])
-        return {**label, "energy": energy, "raw": {"becke": [energy, *[0.0] * (len(species) - 1)]}}
+        return {**label, "energy": energy, "raw": {"becke": [energy + 1, *[0.0] * (len(species) - 1)]}}
 
     monkeypatch.setattr(queue, "label_geometry", label)
     with ThreadPoolExecutor(1) as executor:

@@ -162,7 +162,7 @@ def write_bad(folder, name):
         (("sample", "O", "-o", "g.extxyz", "--test", "300:-4"), "expected --test at 0 to 100000 K and 1 to 1,000,000"),
         (("sample", "O", "-o", "g.extxyz", "--test", "300:4", "--test", "300:5"), "each temperature of --test once"),
         (("sample", "O", "-o", "g.extxyz", "--bond", "-1"), "Invalid value for '--bond'"),
-        (("sample", "{truncated}", "-o", "g.extxyz"), "is not a whole file of geometries"),
+        (("sample", "{truncated}", "-o", "g.extxyz"), "atoms, found 3 lines of them; was the file cut off?"),
         (("sample", "O", "-o", "g.extxyz", "--runs", "9" * 20), "Invalid value for '--runs'"),
         (("train", "{data}", "-o", "m.st", "--max-steps", "9" * 20), "expected max_steps of at most 1000000, found 9"),
         (("train", "{data}", "-o", "{data}/m.safetensors"), "data.extxyz is a file; choose another name"),

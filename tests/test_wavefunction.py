@@ -196,10 +196,10 @@ def test_what_is_cut_off_or_something_else_gets_a_sentence(suffix, wfn, molden_f
     path.write_bytes(bytes(range(256)) * 20)
     with pytest.raises(ValueError, match="expected"):
         read_wavefunction(path, "pbe")
-    with pytest.raises(FileNotFoundError, match="expected a file, found nothing at"):
+    with pytest.raises(FileNotFoundError, match="expected a text file, found nothing at"):
         read_wavefunction(tmp_path / f"none.{suffix}", "pbe")
     (tmp_path / f"folder.{suffix}").mkdir()
-    with pytest.raises(FileNotFoundError, match="expected a file, found a folder at"):
+    with pytest.raises(FileNotFoundError, match="expected a text file, found a folder at"):
         read_wavefunction(tmp_path / f"folder.{suffix}", "pbe")
 
 

@@ -22,18 +22,17 @@ def decoded(content: bytes) -> str:
 class TextFile:
     """The ``lines`` of a text file, whatever their ends; ``what`` it should be, for the sentence where there is none."""
 
-    def __init__(self, path, what="a file"):
+    def __init__(self, path, what="a text file"):
         self.path = Path(path)
-        if self.path.is_dir():
-            raise ValueError(f"expected {what}, found a folder at {str(path)!r}; name a file in it")
+        if not self.path.is_file():
+            found = "a folder" if self.path.is_dir() else "nothing"
+            raise FileNotFoundError(f"expected {what}, found {found} at {str(path)!r}; correct the name")
         try:
             content = self.path.read_bytes()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"expected {what}, found nothing at {str(path)!r}; correct the name") from None
         except OSError as error:
             raise ValueError(f"expected {what}, found that {path} cannot be read ({error.strerror})") from error
         if not content.startswith(UTF16) and b"\0" in content:
-            raise ValueError(f"expected {what}, which is text, found a binary file at {str(path)!r}; name another")
+            raise ValueError(f"expected {what}, found a binary one at {str(path)!r}; name another")
         text = decoded(content)
         self.lines = text.splitlines()
         self.ends_amid_a_line = bool(text) and not text.endswith(("\n", "\r"))

@@ -37,11 +37,6 @@ class Problem:
 
         Raises ValueError, in a sentence, for an atom alone, and where there is too little to learn.
         """
-        if len(dataset.species) < 2:
-            raise ValueError(
-                f"expected at least two atoms to fit a potential to, found {' '.join(dataset.species)} alone, whose energy is a"
-                " constant"
-            )
         most = np.inf if options.solver == "cg" else MOST // (2 if options.mirror else 1)
         train = training_frames(dataset, options.n_train, options.learned, most)
         features = FEATURES[options.features].choose(train.species, train.positions)
