@@ -352,6 +352,16 @@ def test_geometries_of_an_ion_are_labelled_as_one():
         check(frames, LabelPlan("hf", "sto-3g", spin=1, partitions=()))
 
 
+def test_geometries_of_another_charge_than_the_plans_are_refused_when_a_folder_is_read(tmp_path, capsys):
+    folder = begin(tmp_path, 2).folder
+    geometries = folder / "water.xyz"
+    geometries.write_text(geometries.read_text().replace('pbc="F F F"', 'pbc="F F F" charge=2'))
+    assert iqagp("campaign", "collect", folder, "-o", tmp_path / "d.extxyz") == 2
+    assert "expected charge 2 and 0 unpaired electrons, as the geometries tell, found 0" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
+
+
 def test_what_the_geometries_say_of_their_own_labels_is_not_believed():
     old = {"level_of_theory": "b3lyp/6-31g", "programs": "pyscf 1.0", "partition": "becke", "sampler": "by hand"}
     plan = LabelPlan("pbe", "def2-svp", partitions=())

@@ -473,7 +473,7 @@ def test_units_do_not_depend_on_capitals(molecule):
 def test_columns_of_a_csv_file_need_not_be_beside_each_other(tmp_path):
     lines = [line.split(",") for line in CSV.splitlines()]
     (tmp_path / "a.csv").write_text(CSV)
-    (tmp_path / "b.csv").write_text("\n".join(",".join([*words[:3], words[-1], *words[3:-1]]) for words in lines))
+    (tmp_path / "b.csv").write_text("\n".join(",".join([*words[:3], words[-1], *words[3:-1]]) for words in lines) + "\n")
     np.testing.assert_array_equal(ferebus.read_csv(tmp_path / "a.csv")[0], ferebus.read_csv(tmp_path / "b.csv")[0])
 
 
@@ -484,7 +484,7 @@ def test_single_models_ask_for_float64(molecule):
 
 
 HEADER = "," + ",".join(f"f{k}" for k in EVERY) + ",q00,iqa"
-CSV = "\n".join([HEADER, *(f"{i},{','.join(map(str, X[i]))},0.1,-75.{i}" for i in range(N))])
+CSV = "\n".join([HEADER, *(f"{i},{','.join(map(str, X[i]))},0.1,-75.{i}" for i in range(N)), ""])
 
 
 def in_degrees(text):
@@ -515,12 +515,12 @@ def in_degrees(text):
         (in_degrees, r"line 2: expected an angle in radian from 0 to pi, in degrees\? as f3, found"),
         (lambda t: t.replace("-75.3", "-7_5.3"), "line 5: expected a finite number for iqa"),
         (lambda t: t.replace("-75.", "-75.1234567"), "line 13: expected a number as long as those above, found '75.12345'"),
-        (lambda t: t + "E-1", r"line 13: expected a number as long as those above, found '75.11E-1'"),
+        (lambda t: t.rstrip() + "E-1", r"line 13: expected a number as long as those above, found '75.11E-1'"),
     ],
 )
 def test_broken_csv_files_get_a_sentence(change, sentence, tmp_path):
     text = change(CSV)
-    (tmp_path / "t.csv").write_text(text[:-4] if "75.12345" in sentence else text)
+    (tmp_path / "t.csv").write_text(text[:-5] if "75.12345" in sentence else text)
     with pytest.raises(ValueError, match=f"t.csv, {sentence}"):
         ferebus.property_of(tmp_path / "t.csv", "iqa")
 
@@ -543,3 +543,19 @@ def test_training_from_a_csv_file(tmp_path, capsys):
     np.testing.assert_allclose(ferebus.predict(model, X), [float(f"-75.{i}") for i in range(N)], atol=1e-3)
     assert iqagp("train-atom", tmp_path / "t.csv", "-o", tmp_path / "m.model", "--alf", "1,2", "--atom", "O1") == 2
     assert "expected three different atoms" in capsys.readouterr().err
+
+
+def test_atomic_energies_in_another_unit_are_told():
+    """FEREBUS' sets are in hartree: an oxygen of -2045 is one in eV."""
+    labels = (("name", "WATER"), ("atom", "O1"), ("property", "iqa"))
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0.9, 1.1, (6, 3)), -75.2 + 0.01 * rng.normal(size=6)
+    fit_atom(x, y, (0, 1, 2), labels, max_steps=1)
+    with pytest.warns(UserWarning, match=r"energies of O1 in hartree, about -7.* each, found -2046 .* they are in eV, divide"):
+        fit_atom(x, y * HARTREE, (0, 1, 2), labels, max_steps=1)
+
+
+def test_a_file_that_stops_amid_a_line_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text(CSV.rstrip("\n"))
+    with pytest.warns(UserWarning, match="t.csv ends without the end of a line: is its last number, .*, whole"):
+        ferebus.property_of(tmp_path / "t.csv", "iqa")

@@ -304,6 +304,7 @@ def test_ctrl_c_leaves_the_frames_so_far(tmp_path):
         ({"temperature": [300.0, 400.0]}, "one for each of 3 replicas, found shape .2,."),
         ({"time": -1.0}, "expected a time in ps above zero, found -1.0"),
         ({"time": 0.0601}, "expected the time to be a multiple of the frame interval .5 fs., found 60.1 fs; take 60 fs"),
+        ({"time": 1e300}, "expected a time of at most 1e.15 frame intervals, found 1e.303 fs; give a shorter one"),
         ({"time": "5"}, "expected a time in ps above zero, found '5'"),
         ({"timestep": np.inf}, "expected a timestep in fs above zero, found inf"),
         ({"timestep": 0.3}, "frame interval to be a multiple of the timestep .0.3 fs., found 5 fs; take 5.1 fs"),

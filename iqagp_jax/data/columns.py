@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from iqagp_jax.machine.warn import warn
+from iqagp_jax.units import HARTREE
 
 LABELS = {"energy": "REF_energy", "forces": "REF_forces", "atomic_energies": "REF_atomic_energies"}
 """Names of the labels in our files."""
@@ -80,15 +81,13 @@ def _no_energy(key: str, known: Entries, name: str) -> str:
     if bare and "ORCA-job" in known:
         return (
             f"{name}: no frame has energy=..., but comments of ORCA, whose number {bare[0]} is the energy in hartree; write"
-            " it as"
-            f" energy={float(bare[0]) * 27.211386:.6f} in eV"
+            f" it as energy={float(bare[0]) * HARTREE:.6f} in eV"
         )
     if bare:
         return (
             f"{name}: no frame has energy=..., but the number {bare[0]} as comment; write it as energy=... in eV (sGDML's"
-            " files have"
-            " kcal/mol there: times 0.0433641), and where each line has forces, too, Properties=species:S:1:pos:R:3:forces:R:3"
-            " beside it, with forces in eV/angstrom"
+            " files have kcal/mol there: times 0.0433641), and where each line has forces, too,"
+            " Properties=species:S:1:pos:R:3:forces:R:3 beside it, with forces in eV/angstrom"
         )
     like = [k for k, value in known.items() if ENERGY.search(k) and np.ndim(value) == 0 and not isinstance(value, bool)]
     told = f"; is it {like[0]}? Then give --energy-key {like[0]}, in eV" if like else ""
@@ -146,10 +145,8 @@ def _check_one_name(frames: Sequence[Entries], target: str, chosen: str, others:
         if key != chosen and (n := sum(key in entries for entries in lacking)):
             raise ValueError(
                 f"{name}: expected the {target} under one name in all frames, found {chosen} in {len(frames) - len(lacking)}"
-                " and"
-                f" {key} alone in {n} of {len(frames)} frames; rename one of them, or choose by --{target}-key {chosen} and"
-                " lose"
-                " the others"
+                f" and {key} alone in {n} of {len(frames)} frames; rename one of them, or choose by --{target}-key {chosen}"
+                " and lose the others"
             )
 
 

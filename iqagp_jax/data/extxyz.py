@@ -31,7 +31,7 @@ from iqagp_jax.machine.files import BROKEN_FILE, write_atomically
 from iqagp_jax.machine.warn import warn
 from iqagp_jax.system.cells import unwrapped
 from iqagp_jax.system.elements import shortened
-from iqagp_jax.system.geometry import bond_graph
+from iqagp_jax.system.geometry import FARTHEST, bond_graph
 
 FREE_ATOM = ("isolatedatom", "isolatedatoms", "freeatom", "freeatoms", "singleatom", "isoatom", "atom", "e0")
 """How files mark free atoms by ``config_type``, blanks, capitals and dashes aside."""
@@ -44,9 +44,6 @@ SAME_LEVEL = ("level_of_theory", "partition")
 
 LEVEL = (*SAME_LEVEL, *STATE, "programs", "sampler")
 """Entries of a frame's info that tell of all frames."""
-
-FARTHEST = 1e6
-"""Coordinates are smaller than this (angstrom)."""
 
 SUM_ERROR = 1e-6
 """Atomic energies sum to the energy within this (eV)."""

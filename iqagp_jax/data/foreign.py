@@ -66,8 +66,7 @@ def check_text(text: str, path: Path) -> None:
     if not first.isdigit():
         raise ValueError(
             f"{path} is not a whole extxyz file: expected the number of atoms in its first line, found {first[:60]!r}; if it"
-            " is an"
-            f" output that ASE can read, convert it: {_by_ase(path)}"
+            f" is an output that ASE can read, convert it: {_by_ase(path)}"
         )
 
 

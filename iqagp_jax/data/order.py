@@ -77,19 +77,17 @@ def tell_odd(species: Sequence[str], positions: np.ndarray, name: str) -> None:
         k = int(nearest.argmin())
         raise ValueError(f"{name}: expected one atom in a place, found two in frame {k}; remove that frame")
     crushed = np.flatnonzero(nearest < CRUSHED).tolist()
-    if 0 < len(crushed) < len(positions) / 2:
+    if crushed:
         warn(
             f"{name}: two atoms are at {nearest[crushed[0]]:.2f} sums of their covalent radii in {_named(crushed)}; remove"
-            " what is no"
-            " geometry of the molecule"
+            " what is no geometry of the molecule"
         )
     sizes = np.linalg.norm(positions - positions.mean(1, keepdims=True), axis=-1).max(1)
     usual = np.median(sizes)
     if frames := np.flatnonzero(sizes > np.maximum(FARTHER[0] * usual, usual + FARTHER[1])).tolist():
         warn(
             f"{name}: an atom is {sizes[frames[0]]:.0f} angstrom from the others' middle in {_named(frames)}, where"
-            f" {usual:.1f} is usual;"
-            " remove what is no geometry of the molecule"
+            f" {usual:.1f} is usual; remove what is no geometry of the molecule"
         )
     twice = len(positions) - len({r.tobytes() for r in positions})
     if len(positions) >= MANY and twice > REPEATED * len(positions):

@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from iqagp_jax.system.geometry import FARTHEST
+
+MOST_STEPS = 1e15
+"""Time steps that are counted; a year of the fastest machines makes fewer."""
+
 
 def require_positive(what: str, value: Any) -> None:
     """ValueError unless a number is above zero and finite."""
@@ -23,6 +28,8 @@ def multiple(what: str, whole: float, of_what: str, part: float) -> int:
     """How many times ``part`` fits into ``whole``, both in fs."""
     require_positive(f"a {what} in fs", whole)
     require_positive(f"a {of_what} in fs", part)
+    if whole > MOST_STEPS * part:
+        raise ValueError(f"expected a {what} of at most {MOST_STEPS:.0e} {of_what}s, found {whole:g} fs; give a shorter one")
     count = max(round(whole / part), 1)
     if abs(whole - count * part) > 1e-6 * whole:
         raise ValueError(
@@ -53,6 +60,8 @@ def check_starts(starts: Any, species: Sequence[str]) -> np.ndarray:
             f"expected starts of shape (replicas, {len(species)}, 3) of at least two atoms, found {starts.shape}; give"
             f" one row for each of the atoms {' '.join(species)}"
         )
-    if not np.isfinite(starts).all():
-        raise ValueError("expected finite positions in angstrom, found a NaN or infinity; check the geometries")
+    if not (np.abs(starts) < FARTHEST).all():
+        raise ValueError(
+            f"expected finite positions within {FARTHEST:g} angstrom, found a NaN, an infinity or more; check the geometries"
+        )
     return starts

@@ -18,7 +18,16 @@ from iqagp_jax.data.dataset import DECIMALS, ORIGIN, Dataset
 from iqagp_jax.labels.executors import Jobs
 from iqagp_jax.labels.label import check_label
 from iqagp_jax.labels.pack import Labels, pack
-from iqagp_jax.labels.plan import PLAN, LabelPlan, check, owned_by_a_campaign, read_geometries, read_plan, write_plan
+from iqagp_jax.labels.plan import (
+    PLAN,
+    LabelPlan,
+    check,
+    check_state,
+    owned_by_a_campaign,
+    read_geometries,
+    read_plan,
+    write_plan,
+)
 from iqagp_jax.labels.queue import Queue, Task, label_to_files
 from iqagp_jax.machine.lock import owner, stop_requested
 
@@ -42,7 +51,9 @@ class Campaign:
     def load(cls, folder: str | Path) -> "Campaign":
         """The campaign of a folder. Raises ValueError, in a sentence, where its plan is nonsense."""
         file, plan, attempts = read_plan(folder)
-        return cls(Path(folder), read_geometries(file), plan, attempts)
+        geometries = read_geometries(file)
+        check_state(geometries, plan.charge, plan.spin)
+        return cls(Path(folder), geometries, plan, attempts)
 
     @cached_property
     def labels(self) -> Labels:

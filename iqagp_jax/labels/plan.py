@@ -20,6 +20,7 @@ from ase.io.formats import UnknownFileTypeError
 from iqagp_jax.data.dataset import ORIGIN
 from iqagp_jax.data.extxyz import split_off_free_atoms, whole_positions
 from iqagp_jax.data.level import Level
+from iqagp_jax.data.order import tell_odd
 from iqagp_jax.data.state import STATE, state_of_frames
 from iqagp_jax.data.text import check_counts
 from iqagp_jax.machine.files import BROKEN_FILE, output_folder, write_atomically
@@ -174,6 +175,7 @@ def check_geometries(geometries: list[Atoms]) -> None:
             )
         if not np.isfinite(atoms.get_positions()).all():
             raise ValueError(f"expected finite positions, found a NaN or infinity in geometry {k}; remove it")
+    tell_odd(species, np.array([atoms.get_positions() for atoms in geometries]), "geometries")
     for key in ORIGIN:
         known = [key in atoms.info for atoms in geometries]
         if any(known) and not all(known):

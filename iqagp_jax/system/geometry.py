@@ -7,6 +7,9 @@ from ase.data import atomic_numbers, covalent_radii
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
+FARTHEST = 1e6
+"""Angstrom; coordinates beyond are none: differences of them would have lost their digits."""
+
 BOND_FACTOR = 1.25
 """Two atoms are bonded when nearer than this factor times the sum of their covalent radii."""
 

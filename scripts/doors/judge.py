@@ -16,8 +16,10 @@ WRONG = "traceback", "hang", "accepted"
 OUTRIGHT = re.compile(r" =>|'(nan|abc|nope|None|é|-inf|-1e300|1,5|1\.5|500|[^' ]*:[^' ]*)'$")
 """Kinds of damage that are to be told of or refused even where they change nothing: what a file says, an option of nonsense."""
 
-TOLD = re.compile(r"warning(?!.* encountered in)|rejected|left out|set aside|dropped|failed (?!▕)", re.IGNORECASE)
-"""In what tells of something odd; not NumPy's own words."""
+TOLD = re.compile(
+    r"warning(?!.* encountered in)|rejected|left out|set aside|dropped|failed (?!▕)|geometries, .* with ", re.IGNORECASE
+)
+"""In what tells of something odd or counts labels; not NumPy's own words."""
 
 
 def command(words):

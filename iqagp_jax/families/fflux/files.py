@@ -55,6 +55,7 @@ from iqagp_jax.families.gp.kernels import (
 from iqagp_jax.families.gp.means import ConstantMean
 from iqagp_jax.families.gp.model import Model
 from iqagp_jax.machine.files import write_atomically
+from iqagp_jax.machine.warn import warn
 from iqagp_jax.system.frames import alf_positions
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.harmonics import component_names
@@ -233,6 +234,7 @@ def _check_end(file, column):
     half = short_exponent.search(last) and not any(map(short_exponent.search, others))
     if half or len(last) + 2 < min(map(len, others)):
         raise file.error(len(file.lines), f"expected a number as long as those above, found {last!r}; was the file cut off?")
+    warn(f"{file.path} ends without the end of a line: is its last number, {last}, whole?")
 
 
 def read_model(path, conventions=(), accept_weights=False):

@@ -1,17 +1,20 @@
 """Fits of one property of one atom, as FEREBUS makes them."""
 
+import re
 from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.data.scale import ENERGIES, all_electrons
 from iqagp_jax.families.fflux.models import AtomGP, PolynomialMean, is_length, parse_atom
 from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.kernels import build_kernel
 from iqagp_jax.families.gp.search import search_hyperparameters
 from iqagp_jax.families.options import is_share, made_of
+from iqagp_jax.machine.warn import warn
 from iqagp_jax.units import BOHR, HARTREE
 
 FEREBUS_NOISE = 1e-10
@@ -21,6 +24,19 @@ FEREBUS_NOISE = 1e-10
 def by_ferebus(likelihood, loss, n):
     """A log likelihood of n points as FEREBUS' files have it, which leave n/2 (1 + ln 2 pi) out of a concentrated one."""
     return likelihood + (n / 2 * (1 + np.log(2 * np.pi)) if loss == "concentrated" else 0.0)
+
+
+def _check_unit(y, atom, property, **labels):
+    """Warn where atomic energies are no hartrees: many times those of the free atom, all of whose electrons count."""
+    if property != "iqa":
+        return
+    expected = all_electrons([re.match("[A-Za-z]+", atom)[0]]) / HARTREE
+    if (ratio := np.abs(y).mean() / abs(expected)) > 5:
+        unit = min(ENERGIES, key=lambda unit: abs(np.log(ratio * ENERGIES[unit] / HARTREE)))
+        warn(
+            f"expected energies of {atom} in hartree, about {expected:.4g} each, found {y.mean():.4g} in the mean; if they are"
+            f" in {unit}, divide them by {HARTREE / ENERGIES[unit]:.8g}"
+        )
 
 
 def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTREE, progress=lambda steps: steps, **options):
@@ -45,6 +61,7 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         raise ValueError(f"expected features (n, 3N - 6) and n values, at least two, found {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(y) == 0:
         raise ValueError("expected finite features and finite values that differ, found others; check the training set")
+    _check_unit(y, **dict(labels))
     if not is_share(noise):
         raise ValueError(f"expected a noise between 0 and 1 (the signal variance is 1), found {noise!r}")
     angular = (np.arange(d) > 2) & (np.arange(d) % 3 == 2) & (kernel == "rbf-periodic")
