@@ -218,7 +218,7 @@ def test_folder_has_one_owner(finished):
         (lambda d: np.savez(d / "checkpoint.npz", step=3), "expected a checkpoint of this version, found another replicas"),
         (lambda d: (d / "trajectory-0001.npz").unlink(), "trajectory-0001.npz is missing"),
         (lambda d: os.truncate(d / "trajectory-0002.npz", 900), "trajectory-0002.npz damaged"),
-        (lambda d: rewrite(d / "checkpoint.npz", **{"replicas.status": at(0, 9)}), "expected a status from 0 to 5"),
+        (lambda d: rewrite(d / "checkpoint.npz", **{"replicas.status": at(0, 9)}), "expected a status from 0 to 6"),
         (lambda d: rewrite(d / "checkpoint.npz", **{"replicas.status": at(0, -1)}), "as status, found -1"),
         (
             lambda d: rewrite(d / "checkpoint.npz", **{"replicas.dynamics.position": at((1, 0), np.nan)}),

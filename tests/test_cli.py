@@ -264,3 +264,13 @@ def test_tracebacks_on_request(monkeypatch):
     monkeypatch.setenv("IQAGP_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         iqagp("validate", "nothing.safetensors", "malondialdehyde")
+
+
+def test_a_file_that_the_system_refuses_is_named(tmp_path, capsys):
+    """Python's own words begin with a number, and say nothing of what to do."""
+    (tmp_path / "verdict" / "settings.json").mkdir(parents=True)
+    with patch("iqagp_jax.cli.app", (tmp_path / "verdict" / "settings.json").read_text):
+        assert iqagp("robustness") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: expected a file that can be read and written, found ")
+    assert told.endswith("settings.json: is a directory; move it away, or name another\n")

@@ -1,11 +1,13 @@
 """One folder of a run: read when it is open, gone on with since the code before, and driven by any potential and system."""
 
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import REFERENCE, SPECIES, make_dataset
@@ -13,7 +15,7 @@ from test_checkpoint import compiled_once  # noqa: F401 (all runs here share wha
 from test_cli import iqagp
 
 from iqagp_jax import energy_fn, fit_gp, load_model, load_trajectory, save_model, simulate
-from iqagp_jax.cli import runs
+from iqagp_jax.cli import console, runs
 from iqagp_jax.compose import PerMolecule, Sum
 from iqagp_jax.dynamics import replicas
 from iqagp_jax.dynamics.record import Run, description_of, rule_of
@@ -53,7 +55,10 @@ def test_a_run_of_the_code_before_goes_on(forces_model, tmp_path, door):
         if values.dtype.kind == "U":
             np.testing.assert_array_equal(getattr(longer.trajectory, name), values)
         else:
-            np.testing.assert_allclose(getattr(longer.trajectory, name), values, rtol=1e-9, atol=1e-9)
+            # jax 0.10 gives the numbers to 1e-9. Others round otherwise, which dynamics makes grow: 3e-9 by jax 0.12. Another run,
+            # of another rule, seed or energy, would differ by far more than the second limit.
+            within = 1e-9 if jax.__version__.startswith("0.10.") else 1e-7
+            np.testing.assert_allclose(getattr(longer.trajectory, name), values, rtol=within, atol=within)
     assert longer.failure_reasons == Run.open(GOLDEN / "long").failure_reasons
     assert longer.rule.lengths.tolist() == Run.open(GOLDEN / "short").rule.lengths.tolist()
     assert sorted(longer.state) == sorted(Run.open(GOLDEN / "long").state)
@@ -293,18 +298,21 @@ def test_no_replica_is_exported_that_there_is_not(pair_run, tmp_path):
     assert export(pair_run.trajectory, tmp_path / "one.extxyz", np.int64(1)) == 5
 
 
-def test_the_table_of_replicas_has_a_row_a_start_and_temperature(pair_run, capsys, monkeypatch):
+def test_the_table_of_replicas_has_a_row_a_start_and_temperature(pair_run, monkeypatch):
     """And one for all; single replicas where they failed."""
-    monkeypatch.setattr(runs.console, "width", 80)
+    shown = io.StringIO()
+    for module in (console, runs):
+        terminal = console.Printer(file=shown, width=80, force_terminal=True, color_system=None)
+        monkeypatch.setattr(module, "console", terminal)
     runs.print_replicas(pair_run)
-    lines = capsys.readouterr().out.splitlines()
+    lines = shown.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     rows = [" ".join(line.replace("│", " ").split()) for line in lines]
     assert [sum(row.startswith(name) for row in rows) for name in ("equilibrium 200 1/1", "displaced 200 1/1", "all 2/2")] == [
         1
     ] * 3
     runs.print_replicas(Run.open(GOLDEN / "short"))
-    told = capsys.readouterr().out
+    told = shown.getvalue()
     assert "failed replicas" in told and "atoms H3 and H4 0.07 A apart" in told
 
 

@@ -51,5 +51,13 @@ def main():
     except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
         if os.environ.get("IQAGP_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_a_sentence(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def in_a_sentence(error):
+    """What an error says; of a file that the system refuses, which file, and why."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        why = (error.strerror or "").lower()
+        return f"expected a file that can be read and written, found {error.filename}: {why}; move it away, or name another"
+    return str(error)

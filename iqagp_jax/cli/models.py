@@ -37,7 +37,6 @@ def train(
     from iqagp_jax.families.gp.fit import fit_gp
     from iqagp_jax.modelfile import save_model
     from iqagp_jax.plots import likelihood_trace
-    from iqagp_jax.validation import atom_labels
 
     output = output_file(output)
     data = load_dataset(dataset, energy_key, forces_key)
@@ -56,13 +55,20 @@ def train(
     console.print(f"learned from {counted(train[: model.n_train], resolved.learned)}; {symmetry_of(model)}")
     table(
         f"{output}: {' and '.join(model.targets)} of {model.n_train} geometries, prior mean {resolved.prior_mean}",
-        ["atom", "signal, eV"],
-        [
-            (name, float(variance**0.5))
-            for name, variance in zip(atom_labels(model.species), model.signal_variance, strict=True)
-        ],
+        ["atoms", "signal, eV"],
+        signals(model),
     )
     then(f"iqagp validate {output} {dataset if test_splits(data) else 'TEST.extxyz'}")
+
+
+def signals(model):
+    """Rows of what atoms' energies vary by (eV), those that are the same in one."""
+    from iqagp_jax.validation import atom_labels
+
+    rows: dict[float, list[str]] = {}
+    for name, variance in zip(atom_labels(model.species), model.signal_variance, strict=True):
+        rows.setdefault(float(variance**0.5), []).append(name)
+    return [("each" if len(rows) == 1 else " ".join(names), signal) for signal, names in rows.items()]
 
 
 def test_splits(data):

@@ -49,9 +49,9 @@ def outcome_of(call, words):
     return status, said.getvalue(), error
 
 
-def is_a_sentence(error):
-    """Whether an error was raised in words of ours, or of the command line's parser, and not by Python or a library."""
-    if error is None or type(error).__module__.startswith(("click", "typer")):
+def is_a_sentence(error, said=""):
+    """Whether an error was told in words of ours, or of the command line's parser, and not by Python or a library."""
+    if error is None or type(error).__module__.startswith(("click", "typer")) or "error: expected a file that can" in said:
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = "iqagp_jax" in last.filename and (last.line or "").startswith("raise")
@@ -62,7 +62,7 @@ def judged(call, words, results, good, kind):
     """(one of `RIGHT` and `WRONG`, what was said) of an input."""
     status, said, error = outcome_of(call, words)
     if status == 2:
-        return ("refused" if is_a_sentence(error) else "traceback"), f"error: {error}"[:400] + _where(error)
+        return ("refused" if is_a_sentence(error, said) else "traceback"), f"error: {error}"[:400] + _where(error)
     if status not in (0, 3):
         return "traceback", f"{type(error).__name__}: {error}"[-300:] + _where(error)
     new = [line for line in said.splitlines() if TOLD.search(line) and (not good or line not in good[1])]
