@@ -55,8 +55,8 @@ def test_a_run_of_the_code_before_goes_on(forces_model, tmp_path, door):
         if values.dtype.kind == "U":
             np.testing.assert_array_equal(getattr(longer.trajectory, name), values)
         else:
-            # jax 0.10 gives the numbers to 1e-9. Others round otherwise, which dynamics makes grow: 3e-9 by jax 0.12. Another run,
-            # of another rule, seed or energy, would differ by far more than the second limit.
+            # jax 0.10 gives the numbers to 1e-9. Others round otherwise, which dynamics makes grow: 3e-9 by jax 0.12. A run of
+            # another rule, seed or energy would differ by far more than the second limit.
             within = 1e-9 if jax.__version__.startswith("0.10.") else 1e-7
             np.testing.assert_allclose(getattr(longer.trajectory, name), values, rtol=within, atol=within)
     assert longer.failure_reasons == Run.open(GOLDEN / "long").failure_reasons
