@@ -77,7 +77,7 @@ def tell_odd(species: Sequence[str], positions: np.ndarray, name: str) -> None:
         k = int(nearest.argmin())
         raise ValueError(f"{name}: expected one atom in a place, found two in frame {k}; remove that frame")
     crushed = np.flatnonzero(nearest < CRUSHED).tolist()
-    if crushed:
+    if 0 < len(crushed) < len(positions) / 2 or (crushed and len(positions) == 1):
         warn(
             f"{name}: two atoms are at {nearest[crushed[0]]:.2f} sums of their covalent radii in {_named(crushed)}; remove"
             " what is no geometry of the molecule"
