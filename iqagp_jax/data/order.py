@@ -28,7 +28,7 @@ ONE_PLACE, CRUSHED = 1e-3, 0.35
 MANY = 10
 """Frames from which on geometries that come twice are told."""
 
-REPEATED = 0.01
+REPEATED = 0.05
 """Share of the frames that may come twice."""
 
 MOST_NAMED = 5
