@@ -37,6 +37,8 @@ def test_old_models_say_what_they_said(name):
     prior = np.sum(getattr(model, "signal_variance", 1.0))
     for key, value in said.items():
         tolerance = 1e-10 * (prior if "variance" in key else 1.0)
+        if key == "atomic_energies":
+            tolerance = 3e-8  # the plain formula sums numbers of 1e7, whose last digits another compiler rounds otherwise
         np.testing.assert_allclose(found[key], value, rtol=1e-10, atol=tolerance, err_msg=key)
 
 
