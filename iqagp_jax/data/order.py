@@ -16,7 +16,7 @@ FAR = 10
 SMALL = 40
 """Atoms of molecules in which two of different elements are sought that have changed places, at most."""
 
-OFF = (0.2, 0.4)
+OFF = (0.25, 0.4)
 """A bond is at its length that differs by less from the usual one, as a share, and far from it by more."""
 
 FARTHER = (5.0, 20.0)
