@@ -30,6 +30,7 @@ from scipy.spatial.distance import cdist
 
 from iqagp_jax.data.dataset import DECIMALS, Dataset, concatenate
 from iqagp_jax.data.extxyz import load_dataset, save_dataset
+from iqagp_jax.dynamics.checks import require_positive
 from iqagp_jax.dynamics.record import Run
 from iqagp_jax.families.gp.fit import fit_again
 from iqagp_jax.families.gp.means import named_mean
@@ -88,6 +89,8 @@ def learn(
     train, rest = _training_data(model, dataset)
     if refit:
         named_mean(model.made_by.options.prior_mean, train)  # a sentence now, not after the first labels
+    require_positive("an uncertainty of frames in eV", max_uncertainty)
+    require_positive("a window of energies in eV", energy_window)
     limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window, "refit": refit}
     claim(out, model, reference, protocol, **limits)
     fitted, learned, told = Fitted.of(model).add(train), train, []

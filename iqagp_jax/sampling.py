@@ -154,7 +154,7 @@ def starting_geometries(molecule, n_conformers=20, seed=0):
     from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
 
     parsed = Chem.MolFromSmiles(molecule)
-    if parsed is None:
+    if parsed is None or not parsed.GetNumAtoms():
         raise ValueError(f"expected a SMILES string or a geometry file, found {molecule!r}, which RDKit cannot parse")
     parsed = Chem.AddHs(parsed)
     # RDKit multiplies the seed by the conformer's number: zero would give the same one every time.

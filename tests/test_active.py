@@ -122,12 +122,23 @@ def test_truth_can_wait_until_all_survive(taught, tmp_path):
     assert rows[1] == told[1]
 
 
+class TooHigh(Exact):
+    """Labels that no window around the training energies holds."""
+
+    def labels(self, positions, progress):
+        energies, forces = super().labels(positions, progress)
+        return energies + 1000.0, forces
+
+
 def test_other_models_and_datasets_get_a_sentence(small, distance_model, dataset, test_set, tmp_path):
     with pytest.raises(ValueError, match="found one of atomic energies, which the reference"):
         learn(distance_model, dataset, tmp_path, Exact())
     protocol = Protocol((300.0,), ("equilibrium",), 1, 0.1, frames=2)
     with pytest.raises(ValueError, match="within the energy window, found none of 2"):
-        learn(small, dataset, tmp_path / "window", Exact(), protocol, 1, 2, energy_window=-10.0)
+        learn(small, dataset, tmp_path / "window", TooHigh(), protocol, 1, 2)
+    for limit in ({"energy_window": -10.0}, {"max_uncertainty": np.nan}):
+        with pytest.raises(ValueError, match=r"expected .* in eV above zero, found"):
+            learn(small, dataset, tmp_path / "nonsense", Exact(), protocol, 1, 2, **limit)
     with pytest.raises(ValueError, match="an uncertainty of at most 1e-06 kcal/mol, found none of"):
         learn(small, dataset, tmp_path / "sure", Exact(), protocol, 1, 2, max_uncertainty=1e-6 * KCAL_MOL)
     with pytest.raises(ValueError, match="with the 4 training geometries of the model, found one without 4 of them"):

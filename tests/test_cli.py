@@ -173,6 +173,12 @@ def write_bad(folder, name):
         (("label", "{data}", "-o", "d.extxyz", "--xc", "nonsense"), "expected a functional that PySCF knows"),
         (("label-xtb", "{data}", "-o", "d.extxyz", "--spin", "1"), "16 electrons cannot have 1 unpaired"),
         (("label-xtb", "{data}.labels", "-o", "d.extxyz"), "found nothing at"),
+        (
+            ("label-xtb", "{data}", "-o", "d.extxyz", "--charge", "-1000"),
+            "a charge that 16 electrons and their",
+        ),
+        (("sample", "", "-o", "g.extxyz"), "expected a SMILES string or a geometry file, found ''"),
+        (("bench", "--replicas", "100000000000"), "1000000"),
         (("demo", "--out", "/proc/no"), "expected a writable folder"),
     ],
 )

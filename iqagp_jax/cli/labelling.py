@@ -107,6 +107,7 @@ def sample(
 
     from iqagp_jax import sampling
     from iqagp_jax.dynamics.metadynamics import parse_variable
+    from iqagp_jax.labels.plan import check_state
     from iqagp_jax.machine.files import checksum
     from iqagp_jax.machine.parts import kept_in
     from iqagp_jax.references.xtb import xtb
@@ -125,6 +126,7 @@ def sample(
     starts = sampling.starting_geometries(molecule, seed=seed)
     symbols = starts[0].get_chemical_symbols()
     check_electrons(symbols, charge, spin)
+    check_state(starts, charge, spin)
     variables = variable and tuple(parse_variable(text, len(symbols)) for text in variable)
     positions = {str(k): atoms.positions.round(6) for k, atoms in enumerate(starts)}
     options = {"molecule": f"{molecule} {checksum(' '.join(symbols), positions)[:8]}", "charge": charge, "spin": spin}

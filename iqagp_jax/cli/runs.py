@@ -226,9 +226,9 @@ def draw_replicas(run, folder):
 
 
 def bench(
-    atoms: Annotated[list[int], typer.Option(min=2, help="Atoms of the synthetic molecules; repeatable.")] = [19],
-    train: Annotated[list[int], typer.Option(min=2, help="Training points; repeatable.")] = [1000],
-    replicas: Annotated[list[int], typer.Option(min=1, help="Replicas; repeatable.")] = [1, 100],
+    atoms: Annotated[list[int], typer.Option(min=2, max=10_000, help="Atoms of the synthetic molecules; repeatable.")] = [19],
+    train: Annotated[list[int], typer.Option(min=2, max=100_000, help="Training points; repeatable.")] = [1000],
+    replicas: Annotated[list[int], typer.Option(min=1, max=MOST_REPLICAS, help="Replicas; repeatable.")] = [1, 100],
     float32: Annotated[bool, typer.Option(help="Also in float32.")] = True,
     joint: Annotated[
         bool, typer.Option("--joint", "--forces", help="Models of energies and forces on inverse distances, not of energies.")

@@ -24,8 +24,16 @@ def check_species(species: Sequence[str]) -> None:
 
 
 def check_electrons(species: Sequence[str], charge: int, spin: int) -> None:
-    """ValueError, in a sentence, where atoms with this charge cannot have so many unpaired electrons."""
-    electrons = sum(atomic_numbers[s] for s in species) - charge
+    """ValueError, in a sentence, where atoms with this charge cannot have so many unpaired electrons.
+
+    Nor do any hold twice the electrons that they have when neutral, H- and one more for each atom aside.
+    """
+    neutral = sum(atomic_numbers[s] for s in species)
+    if -charge > neutral + len(species):
+        raise ValueError(
+            f"expected a charge that {neutral} electrons and their nuclei can have, found {charge}; correct --charge"
+        )
+    electrons = neutral - charge
     if electrons < 0 or (electrons - spin) % 2 or not 0 <= spin <= electrons:
         raise ValueError(
             f"{electrons} electrons cannot have {spin} unpaired ones; set --charge and --spin (unpaired electrons)"

@@ -1,6 +1,5 @@
 """Fits of one property of one atom, as FEREBUS makes them."""
 
-import re
 from importlib.metadata import version
 
 import jax
@@ -30,7 +29,7 @@ def _check_unit(y, atom, property, **labels):
     """Warn where atomic energies are no hartrees: many times those of the free atom, all of whose electrons count."""
     if property != "iqa":
         return
-    expected = all_electrons([re.match("[A-Za-z]+", atom)[0]]) / HARTREE
+    expected = all_electrons([parse_atom(atom)[0]]) / HARTREE
     if (ratio := np.abs(y).mean() / abs(expected)) > 5:
         unit = min(ENERGIES, key=lambda unit: abs(np.log(ratio * ENERGIES[unit] / HARTREE)))
         warn(
