@@ -146,7 +146,7 @@ def uncertainty(run: "Run", frames: Frames, before: Windows, threshold: float | 
             left.plot(sigma, error, ".", color=colour, ms=4, alpha=0.6, label=name)
             left.legend(fontsize=7, frameon=False)
     left.set(xlabel="the model's sigma, kcal/mol", ylabel="|dE|, kcal/mol")
-    _logarithmic(left, kept.any(), "nothing relabelled", x=True)
+    _logarithmic(left, bool(kept.any()), "nothing relabelled", x=True)
     times = run.trajectory.times
     for replica, numbers, sigma in zip(before.replica, before.frames, before.sigma, strict=True):
         to_failure = times[numbers] - run.failure_times[replica]
