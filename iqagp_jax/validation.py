@@ -19,6 +19,9 @@ BATCH = 64
 ALIKE = 0.9
 """Cosine of forces and predictions from which on their sizes are compared."""
 
+OUTLYING, PRECISE, FEW = 100.0, 0.01, 4
+"""Medians that an error is beyond all others by, kcal/mol that a median counts as at least, and errors that have one."""
+
 NEAR = 0.2
 """Logarithm by which a factor may miss one between units."""
 
@@ -258,10 +261,26 @@ def check_forces(dataset, predictions):
         )
 
 
+def tell_outliers(error):
+    """Warn of errors (n,) in kcal/mol, NaN where there is no label, that are far beyond all others: labels may be another's."""
+    size = np.abs(error)
+    known = np.isfinite(size)
+    if known.sum() < FEW:
+        return
+    median = np.median(size[known])
+    if frames := np.flatnonzero(known & (size > OUTLYING * max(median, PRECISE))).tolist():
+        warn(
+            f"the energy of geometry {frames[0]} is {size[frames[0]]:.3g} kcal/mol off where {median:.2g} is the median of"
+            f" {known.sum()}, and so are {len(frames) - 1} others; see whether their labels, and the order of their atoms, are"
+            " their own"
+        )
+
+
 def compared(model, dataset, predictions):
     """The `Validation` of a model by its predictions for all geometries of a `Dataset`."""
     check_forces(dataset, predictions)
     error = (predictions.energy - dataset.energy) / KCAL_MOL
+    tell_outliers(error)
     atoms = forces = energy_calibration = force_calibration = None
     if predictions.variance is not None:
         energy_calibration = Calibration.of(error, predictions.variance / KCAL_MOL**2)

@@ -160,3 +160,11 @@ def test_forces_in_other_units_than_the_models_are_told(test_set, factor, senten
     with pytest.warns(UserWarning, match=sentence):
         check_forces(replace(test_set, forces=factor * test_set.forces), predictions)
     check_forces(replace(test_set, forces=factor * test_set.forces[::-1]), predictions)  # a bad model is no other unit
+
+
+def test_a_label_of_another_geometry_is_named(model, test_set):
+    result = validate(model, test_set)
+    assert result.energy.max < 100 * result.energy.mae
+    wrong = replace(test_set, energy=np.where(np.arange(len(test_set)) == 7, test_set.energy + 40.0, test_set.energy))
+    with pytest.warns(UserWarning, match=r"energy of geometry 7 is \d+ kcal/mol off where .* and so are 0 others"):
+        validate(model, wrong)
