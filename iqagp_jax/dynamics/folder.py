@@ -12,7 +12,6 @@ Each is replaced as a whole or not at all.
 
 import io
 import json
-import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from ase.io.extxyz import XYZError
 
 from iqagp_jax.data.content import SMALLEST, numbers, one_molecule
 from iqagp_jax.dynamics.trajectory import piece_paths, read_piece
-from iqagp_jax.machine.files import BROKEN_FILE, checksum, clear_unfinished, write_atomically
+from iqagp_jax.machine.archives import BROKEN_ARCHIVE, packed, unpacked
+from iqagp_jax.machine.files import BROKEN_FILE, clear_unfinished, write_atomically
 from iqagp_jax.system.failure import Status
 
 DESCRIPTION, CHECKPOINT, LOG, FAILURES = "run.json", "checkpoint.npz", "run.log", "failures.extxyz"
@@ -141,9 +141,7 @@ def look(directory):
 
 def save_checkpoint(directory, state):
     """Write a pytree of arrays, and a checksum of them."""
-    data, arrays = io.BytesIO(), _named(state)
-    np.savez(data, allow_pickle=False, checksum=np.bytes_(checksum("", arrays)), **arrays)
-    write_atomically(Path(directory) / CHECKPOINT, data.getbuffer())
+    write_atomically(Path(directory) / CHECKPOINT, packed(_named(state)))
 
 
 def read_checkpoint(directory):
@@ -155,14 +153,10 @@ def read_checkpoint(directory):
     if not path.exists():
         return None
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        told = arrays.pop("checksum", None)
-        if told is not None and told.item() != checksum("", arrays).encode():
-            raise ValueError("its checksum is wrong")
+        arrays, _ = unpacked(path)
         _check_state(arrays)
         return arrays
-    except (TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, *BROKEN_FILE) as error:
+    except BROKEN_ARCHIVE as error:
         raise ValueError(f"expected a whole checkpoint, found {path} damaged ({error}); restore it") from error
 
 

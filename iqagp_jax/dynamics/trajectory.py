@@ -6,15 +6,14 @@ lack. A piece appears whole or not at all, and the same run writes the same byte
 the last, which grows with the run.
 """
 
-import io
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from iqagp_jax.data.content import SMALLEST, numbers
-from iqagp_jax.machine.files import BROKEN_FILE, checksum, write_atomically
+from iqagp_jax.machine.archives import BROKEN_ARCHIVE, packed, unpacked
+from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.system.elements import check_species
 
 FORMAT_VERSION = 2
@@ -120,11 +119,9 @@ class Recorder:
 
 def write_piece(directory, number, piece):
     """Write a `Trajectory` as piece ``number``; a crash at any moment leaves either what was there or the whole file."""
-    data = io.BytesIO()
     arrays = {name: np.asarray(array) for name, array in vars(piece).items()}
-    told = np.bytes_(checksum("", arrays))
-    np.savez(data, allow_pickle=False, format_version=np.int64(FORMAT_VERSION), checksum=told, **arrays)
-    write_atomically(Path(directory) / f"trajectory-{number:04d}.npz", data.getbuffer())
+    data = packed(arrays, format_version=np.int64(FORMAT_VERSION))
+    write_atomically(Path(directory) / f"trajectory-{number:04d}.npz", data)
 
 
 def load_trajectory(directory):
@@ -186,17 +183,13 @@ def _frames(piece):
 def read_piece(path):
     """The `Trajectory` of one piece; ValueError, in a sentence, where it is damaged."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        version, told = int(arrays.pop("format_version")), arrays.pop("checksum", None)
+        arrays, apart = unpacked(path, beside=("format_version",))
+        version = int(apart["format_version"])
         if version == FORMAT_VERSION:
-            if told is not None and told.item() != checksum("", arrays).encode():
-                raise ValueError("its checksum is wrong")
             piece = Trajectory(**arrays)
             check_content(piece)
             return piece
-    # What numpy and zipfile raise for truncated or altered files and for other people's .npz.
-    except (TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, *BROKEN_FILE) as error:
+    except BROKEN_ARCHIVE as error:
         raise ValueError(
             f"expected a whole trajectory piece, found {path} damaged ({error}); restore it, or move it and the pieces"
             " after it away"

@@ -1,17 +1,16 @@
 """Finished parts of long work, kept in a folder, so that the work may be killed at any moment and goes on."""
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from iqagp_jax.machine.files import BROKEN_FILE, checksum, clear_unfinished, output_folder, write_atomically
+from iqagp_jax.machine.archives import BROKEN_ARCHIVE, packed, unpacked
+from iqagp_jax.machine.files import clear_unfinished, output_folder, write_atomically
 from iqagp_jax.machine.lock import owned
 
 OPTIONS = "options.json"
@@ -36,9 +35,7 @@ class Parts:
         if path.exists():
             return _read(path)
         made = {key: np.asarray(value) for key, value in make().items()}
-        data = io.BytesIO()
-        np.savez(data, checksum=np.array(checksum(name, made)), **made)  # type: ignore[arg-type]
-        write_atomically(path, data.getvalue())
+        write_atomically(path, packed(made, name))
         return made
 
     @property
@@ -90,10 +87,6 @@ def _same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
 
 def _read(path: Path) -> Arrays:
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as stored:
-            arrays = {name: stored[name] for name in stored}
-    except (BadZipFile, NotImplementedError, RuntimeError, *BROKEN_FILE) as error:  # a bit more or less may ask for a password
+        return unpacked(path, path.stem, required=True)[0]
+    except BROKEN_ARCHIVE as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from error
-    if str(arrays.pop("checksum", "")) != checksum(path.stem, arrays):
-        raise ValueError(f"{path} is damaged (its checksum is another); delete it, and it is made again")
-    return arrays
