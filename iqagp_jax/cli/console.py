@@ -13,6 +13,9 @@ from iqagp_jax.machine.progress import track as track
 # Spelled out because type checkers and typer read it; a test holds it to the registry it repeats.
 PartitionName = Literal["becke", "hirshfeld", "qtaim"]
 
+MOST = 1_000_000
+"""Geometries, replicas, runs, workers: more are a slip of the finger."""
+
 NARROWEST = 16
 """Characters of the column that is folded where a table is wider than the terminal, at least."""
 

@@ -10,15 +10,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, only_with, output_file, table, then, track
+from iqagp_jax.cli.console import MOST, console, only_with, output_file, table, then, track
 
 XTB_METHOD = "gfn2-xtb"
 
 HOTTEST = 1e5
 """K: no molecule is left there."""
-
-MOST = 1_000_000
-"""Geometries, runs, workers: more are a slip of the finger."""
 
 # Spelled out because type checkers and typer read it.
 ExecutorName = Literal["processes", "submitit", "dask"]

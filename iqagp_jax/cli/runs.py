@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, only_with, output_file, table, then, track
+from iqagp_jax.cli.console import MOST, console, only_with, output_file, table, then, track
 
 UNSOUND = 3
 """Exit status of a run that cannot be believed, where that was asked for."""
-
-MOST_REPLICAS = 1_000_000
 
 LARGE = 3000
 """Observations whose covariance is factored in seconds."""
@@ -30,7 +28,7 @@ def simulate(
     model: Annotated[Path, typer.Argument(help="Model file.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; where it holds this run already, it goes on.")],
     temperature: Annotated[list[float], typer.Option(help="K; repeat it to spread the replicas over several.")] = [500.0],
-    replicas: Annotated[int, typer.Option(min=1, max=MOST_REPLICAS, help="Number of replicas.")] = 50,
+    replicas: Annotated[int, typer.Option(min=1, max=MOST, help="Number of replicas.")] = 50,
     time: Annotated[float, typer.Option(help="Length of each run in ps; a finished run can be made longer.")] = 10.0,
     timestep: Annotated[float, typer.Option(help="Integration step in fs.")] = 0.5,
     frame_interval: Annotated[float, typer.Option(help="Time between recorded frames in fs.")] = 20.0,
@@ -228,7 +226,7 @@ def draw_replicas(run, folder):
 def bench(
     atoms: Annotated[list[int], typer.Option(min=2, max=10_000, help="Atoms of the synthetic molecules; repeatable.")] = [19],
     train: Annotated[list[int], typer.Option(min=2, max=100_000, help="Training points; repeatable.")] = [1000],
-    replicas: Annotated[list[int], typer.Option(min=1, max=MOST_REPLICAS, help="Replicas; repeatable.")] = [1, 100],
+    replicas: Annotated[list[int], typer.Option(min=1, max=MOST, help="Replicas; repeatable.")] = [1, 100],
     float32: Annotated[bool, typer.Option(help="Also in float32.")] = True,
     joint: Annotated[
         bool, typer.Option("--joint", "--forces", help="Models of energies and forces on inverse distances, not of energies.")

@@ -7,22 +7,22 @@ from typing import Annotated, Literal
 
 import typer
 
-from iqagp_jax.cli.console import console, only_with, output_folder, table, then, track
+from iqagp_jax.cli.console import MOST, console, only_with, output_folder, table, then, track
 from iqagp_jax.cli.models import EnergyKey, ForcesKey
-from iqagp_jax.cli.runs import MOST_REPLICAS, UNSOUND, Strict
+from iqagp_jax.cli.runs import UNSOUND, Strict
 
 ReferenceName = Literal["xtb", "dft", "none"]
 
 
 Temperatures = Annotated[list[float], typer.Option("--temperature", help="K; repeatable.")]
 Starts = Annotated[list[str], typer.Option("--start", help="Kinds of start: equilibrium, displaced, stretched; repeatable.")]
-Replicas = Annotated[int, typer.Option(min=1, max=MOST_REPLICAS, help="Replicas for every temperature and kind of start.")]
+Replicas = Annotated[int, typer.Option(min=1, max=MOST, help="Replicas for every temperature and kind of start.")]
 Time = Annotated[float, typer.Option(help="Length of each run in ps.")]
 Timestep = Annotated[float, typer.Option(help="Integration step in fs.")]
 FrameInterval = Annotated[float, typer.Option(help="Time between frames in fs, at which uncertainty is looked at.")]
 Displacement = Annotated[float, typer.Option(help="Largest displacement per coordinate of displaced starts, Å.")]
 Stretch = Annotated[float, typer.Option(help="Length of the X-H bond of stretched starts, Å.")]
-Frames = Annotated[int, typer.Option(min=1, max=1_000_000, help="Frames relabelled for every temperature and kind of start.")]
+Frames = Annotated[int, typer.Option(min=1, max=MOST, help="Frames relabelled for every temperature and kind of start.")]
 Charge = Annotated[int | None, typer.Option(help="Total charge, for the reference. Default: the model's.")]
 Spin = Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons, for the reference. Default: the model's.")]
 Workers = Annotated[int | None, typer.Option(min=1, max=10_000, help="Processes of the reference; one per core by default.")]
@@ -54,9 +54,7 @@ def robustness(
     displacement: Displacement = 0.25,
     stretch: Stretch = 1.5,
     frames: Frames = 50,
-    reference_replicas: Annotated[
-        int, typer.Option(min=0, max=MOST_REPLICAS, help="Replicas of xtb's own dynamics; 0 for none.")
-    ] = 10,
+    reference_replicas: Annotated[int, typer.Option(min=0, max=MOST, help="Replicas of xtb's own dynamics; 0 for none.")] = 10,
     reference_time: Annotated[float, typer.Option(help="Their length in ps.")] = 10.0,
     charge: Charge = None,
     spin: Spin = None,
@@ -149,7 +147,7 @@ def active(
     out: Annotated[Path, typer.Option(help="Folder of all rounds; the same command goes on with it.")],
     reference: Annotated[Literal["xtb", "dft"], typer.Option(help="The method it was trained on, which labels and judges.")],
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="At most so many times is the model taught.")] = 5,
-    per_round: Annotated[int, typer.Option(min=1, max=1_000_000, help="Geometries labelled each time.")] = 50,
+    per_round: Annotated[int, typer.Option(min=1, max=MOST, help="Geometries labelled each time.")] = 50,
     max_uncertainty: Annotated[
         float, typer.Option(help="Frames whose energies have a larger standard deviation are not labelled, kcal/mol.")
     ] = 10.0,

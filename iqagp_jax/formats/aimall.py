@@ -26,6 +26,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.text import TextFile
+from iqagp_jax.system.elements import parse_atom
 from iqagp_jax.units import BOHR, HARTREE
 
 MAX_REMAINDER = 1e-3
@@ -196,7 +197,7 @@ def read_sum(path, folder=None):
     file = TextFile(path)
     file.find("Total time for AIMSum")
     table = file.find("Nuclear Charges and Cartesian Coordinates:")
-    names, nuclei = _table(file, table, columns=("Charge", "X", "Y", "Z"))
+    names, nuclei = _table(file, table, wanted=("Charge", "X", "Y", "Z"))
     for name, charge in zip(names, nuclei["Charge"], strict=True):
         if charge != (expected := _nuclear_charge(file, table, name)):
             raise file.error(
@@ -293,11 +294,11 @@ def _check(file, result):
 
 def _nuclear_charge(file, line, name):
     """That of the element in an atom's name such as O1."""
-    found = re.fullmatch(r"([A-Za-z]+)\d+", name)
-    number = atomic_numbers.get(found[1].capitalize(), 0) if found else 0
-    if not number:
-        raise file.error(line, f"expected an atom named by its element and a number, as O1, found {name!r}")
-    return number
+    try:
+        symbol, _ = parse_atom(name)
+    except ValueError:
+        raise file.error(line, f"expected an atom named by its element and a number, as O1, found {name!r}") from None
+    return atomic_numbers[symbol]
 
 
 def _version(file):
@@ -334,9 +335,8 @@ def _named_numbers(file, start):
     return numbers
 
 
-def _table(file, start, expected=None, columns=()):
+def _table(file, start, expected=None, wanted=()):
     """Names (N,) and column -> (N,) array of the first table of atoms behind line ``start``; errors if not as expected."""
-    wanted = columns
     header = file.find("Atom ", start, at_start=True)
     columns = file.lines[header].removeprefix("Atom A").removeprefix("Atom").split()
     if lacking := [name for name in wanted if name not in columns]:

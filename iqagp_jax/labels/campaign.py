@@ -1,7 +1,6 @@
 """Campaigns: folders that make many labels, each on disk before the next begins, and the datasets that come of them."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from iqagp_jax.labels.plan import (
 )
 from iqagp_jax.labels.queue import Queue, Task, label_to_files
 from iqagp_jax.machine.lock import owner, stop_requested
+from iqagp_jax.machine.warn import warn
 
 RECENT = 100
 """Labels that the rate of a campaign is the average of."""
@@ -135,10 +135,9 @@ class Campaign:
         labels = [self.label(task) for task in self.tasks]
         dataset, rejected = collect(self.geometries, labels, self.plan, energies)
         if lacking := [symbol for symbol, label in atoms.items() if label is None]:
-            warnings.warn(
+            warn(
                 f"no energy of a free atom {' or '.join(lacking)} is in {self.folder}: the dataset is without; run the campaign"
-                " again to make it",
-                stacklevel=2,
+                " again to make it"
             )
         bad = [(f"free {symbol}", label["rejected"]) for symbol, label in atoms.items() if label and "rejected" in label]
         return dataset, bad + rejected

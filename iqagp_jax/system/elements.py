@@ -1,5 +1,6 @@
 """Chemical symbols: what they weigh, and what is no list of them."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,14 @@ def check_electrons(species: Sequence[str], charge: int, spin: int) -> None:
         raise ValueError(
             f"{electrons} electrons cannot have {spin} unpaired ones; set --charge and --spin (unpaired electrons)"
         )
+
+
+def parse_atom(name: str) -> tuple[str, int]:
+    """(chemical symbol, number) of an atom's name such as O1; ValueError, in a sentence, for other names."""
+    found = re.fullmatch(r"([A-Za-z]+)(\d+)", name)
+    if not found or atomic_numbers.get(found[1].capitalize(), 0) < 1:
+        raise ValueError(f"expected an atom's name as O1, an element and a number, found {name!r}")
+    return found[1].capitalize(), int(found[2])
 
 
 def same_atoms(expected: Sequence[str], found: Sequence[str], where: str = "the system") -> None:

@@ -11,7 +11,6 @@ that the next atom can go to (orbits and stabilisers, doi:10.1016/j.jsc.2013.09.
 use, `Group.within` gives a subgroup that is small enough.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,6 +18,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import ArrayLike
 
+from iqagp_jax.machine.warn import warn
 from iqagp_jax.system.geometry import bond_graph, proton_transfers
 
 MOST = 100
@@ -144,10 +144,9 @@ def permutations(species: Sequence[str], positions: ArrayLike, most: int | None 
     group = Group.of(species, positions)
     used = group.within(most)
     if used is not group:
-        warnings.warn(
+        warn(
             f"{used.order} of {group.order} permutations of equal atoms are used, made of {used}; at most {most} are,"
-            " as each costs as much as a copy of the data",
-            stacklevel=3,
+            " as each costs as much as a copy of the data"
         )
     return used.permutations
 

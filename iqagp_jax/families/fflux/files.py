@@ -20,7 +20,6 @@ Programs differ in how they read the same file. `CONVENTIONS` names the readings
 
 import ast
 import re
-import warnings
 from dataclasses import replace
 from functools import cache, cached_property
 from itertools import combinations
@@ -35,7 +34,7 @@ from iqagp_jax.data.content import LARGEST
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.text import TextFile
-from iqagp_jax.families.fflux.models import AtomGP, Atomwise, Moments, PolynomialMean, is_length, odd_feature, parse_atom, told
+from iqagp_jax.families.fflux.models import AtomGP, Atomwise, Moments, PolynomialMean, is_length, odd_feature, told
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.features import ALF
 from iqagp_jax.families.gp.kernels import (
@@ -56,6 +55,7 @@ from iqagp_jax.families.gp.means import ConstantMean
 from iqagp_jax.families.gp.model import Model
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.machine.warn import warn
+from iqagp_jax.system.elements import parse_atom
 from iqagp_jax.system.frames import alf_positions
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.harmonics import component_names
@@ -460,9 +460,7 @@ def read_folder(folder, property="iqa", conventions=(), accept_weights=False):
     if not paths:
         raise FileNotFoundError(f"expected files *_{property}_*.model in the folder {str(folder)!r}, found none")
     if odd := [path.name for path, found in named.items() if not found]:
-        warnings.warn(
-            f"left out of {folder}, as they are not named SYSTEM_{property}_ATOM.model: {', '.join(odd)}", stacklevel=2
-        )
+        warn(f"left out of {folder}, as they are not named SYSTEM_{property}_ATOM.model: {', '.join(odd)}")
     models = {}
     for path, its_name in paths.items():
         model = read_model(path, conventions, accept_weights)
@@ -603,10 +601,9 @@ def property_of(path, name):
     values = properties[name]
     low, middle, high = np.percentile(values, (25, 50, 75))
     if high > low and len(far := np.flatnonzero(np.abs(values - middle) > FAR * (high - low))):
-        warnings.warn(
+        warn(
             f"{path}: {name} of {len(far)} of {len(values)} rows is far from all others: {values[far[0]]:g} in the row"
-            f" {far[0] + 1} of data, {middle:g} in the middle; take it out if it is wrong",
-            stacklevel=2,
+            f" {far[0] + 1} of data, {middle:g} in the middle; take it out if it is wrong"
         )
     return x, values
 

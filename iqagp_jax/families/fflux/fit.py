@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqagp_jax.data.scale import ENERGIES, all_electrons
-from iqagp_jax.families.fflux.models import AtomGP, PolynomialMean, is_length, parse_atom
+from iqagp_jax.families.fflux.models import AtomGP, PolynomialMean, is_length
 from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.kernels import build_kernel
 from iqagp_jax.families.gp.search import search_hyperparameters
 from iqagp_jax.families.options import is_share, made_of
 from iqagp_jax.machine.warn import warn
+from iqagp_jax.system.elements import parse_atom
 from iqagp_jax.units import BOHR, HARTREE
 
 FEREBUS_NOISE = 1e-10
@@ -25,11 +26,11 @@ def by_ferebus(likelihood, loss, n):
     return likelihood + (n / 2 * (1 + np.log(2 * np.pi)) if loss == "concentrated" else 0.0)
 
 
-def _check_unit(y, atom, property, **labels):
+def _check_unit(y, atom, symbol, property):
     """Warn where atomic energies are no hartrees: many times those of the free atom, all of whose electrons count."""
     if property != "iqa":
         return
-    expected = all_electrons([parse_atom(atom)[0]]) / HARTREE
+    expected = all_electrons([symbol]) / HARTREE
     if (ratio := np.abs(y).mean() / abs(expected)) > 5:
         unit = min(ENERGIES, key=lambda unit: abs(np.log(ratio * ENERGIES[unit] / HARTREE)))
         warn(
@@ -52,7 +53,7 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         options: others of `AtomOptions`. A marginal likelihood has the sample mean, a concentrated one the generalised
             least-squares mean.
     """
-    parse_atom(dict(labels)["atom"])
+    symbol, _ = parse_atom(dict(labels)["atom"])
     search = made_of(AtomOptions, (kernel,), options).search
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n, d = x.shape if x.ndim == 2 else (0, 0)
@@ -60,7 +61,7 @@ def fit_atom(x, y, frame, labels, kernel="rbf", noise=FEREBUS_NOISE, unit=HARTRE
         raise ValueError(f"expected features (n, 3N - 6) and n values, at least two, found {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(y) == 0:
         raise ValueError("expected finite features and finite values that differ, found others; check the training set")
-    _check_unit(y, **dict(labels))
+    _check_unit(y, dict(labels)["atom"], symbol, dict(labels)["property"])
     if not is_share(noise):
         raise ValueError(f"expected a noise between 0 and 1 (the signal variance is 1), found {noise!r}")
     angular = (np.arange(d) > 2) & (np.arange(d) % 3 == 2) & (kernel == "rbf-periodic")

@@ -5,14 +5,12 @@ data stay in the units they came in, so that hyperparameters and weights are kep
 this package, where all atoms share one structure, see `gp.model`.
 """
 
-import re
 from dataclasses import dataclass, field
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.data import atomic_numbers
 
 from iqagp_jax.data.content import SMALLEST, numbers, one_molecule
 from iqagp_jax.families.gp import regression
@@ -173,14 +171,6 @@ class AtomGP:
         point = self.scaled(self.features(positions))[None]
         variance = regression.predictive_variance(self.kernel, self.scaled(self.x), factor, s2, point)[0]
         return variance * (self.units[1] * self.y_scaling[1]) ** 2
-
-
-def parse_atom(name):
-    """(chemical symbol, number) of an atom's name such as O1; ValueError, in a sentence, for other names."""
-    found = re.fullmatch(r"([A-Za-z]+)(\d+)", name)
-    if not found or atomic_numbers.get(found[1].capitalize(), 0) < 1:
-        raise ValueError(f"expected an atom's name as O1, an element and a number, found {name!r}")
-    return found[1].capitalize(), int(found[2])
 
 
 def told(labels):

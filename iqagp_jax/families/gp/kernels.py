@@ -367,10 +367,13 @@ NAMES = ("matern52", "matern92", "rbf", "rbf-periodic")
 """By which `build_kernel` knows them."""
 
 
+SIMPLE: dict[str, Any] = {"rbf": RBF, "matern52": Matern52, "matern92": Matern92}
+"""Those of them that are the same function of every feature."""
+
+
 def name_of(kernel: Kernel) -> str:
     """The name by which `build_kernel` makes such a kernel; empty where none does."""
-    names = {"RBF": "rbf", "Matern52": "matern52", "Matern92": "matern92", "Joint": "rbf-periodic"}
-    return names.get(type(kernel).__name__, "")
+    return next((name for name, kind in (*SIMPLE.items(), ("rbf-periodic", Joint)) if type(kernel) is kind), "")
 
 
 def build_kernel(name, lengthscale, angular):
@@ -385,4 +388,4 @@ def build_kernel(name, lengthscale, angular):
         )
     if angular.any():
         raise ValueError(f"kernel {name!r} would tear the angles of these features at +-pi; use 'rbf-periodic'")
-    return {"rbf": RBF, "matern52": Matern52, "matern92": Matern92}[name](lengthscale)
+    return SIMPLE[name](lengthscale)
