@@ -1,6 +1,7 @@
 """Fixtures: a small molecule whose atomic energies are known in closed form, and a model of it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import before  # noqa: F401
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from iqagp_jax.data.dataset import Dataset
+from iqagp_jax.data.level import Level
 from iqagp_jax.families.gp.fit import fit_gp
 
 SPECIES = ("O", "C", "H", "H")
@@ -60,6 +62,13 @@ def make_dataset(n, seed, split=None):
         origin["split"] = np.array([split] * n)
     forces = np.array([pair_forces(r) for r in positions])
     return Dataset(SPECIES, positions, energies.sum(1), forces, energies, origin, free_atoms={"C": 0.0, "H": 0.0, "O": 0.0})
+
+
+def cheaper(dataset):
+    """The same geometries at a level of theory that has nine tenths of the energy above -40 eV."""
+    energy, atomic = 0.9 * (dataset.energy + 40.0) - 40.0, 0.9 * (dataset.atomic_energies + 10.0) - 10.0
+    level = Level(method="cheaper")
+    return replace(dataset, energy=energy, forces=0.9 * dataset.forces, atomic_energies=atomic, level=level)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REFERENCE, SPECIES, make_dataset
+from conftest import REFERENCE, SPECIES, cheaper, make_dataset
 from families import Suite
 
 from iqagp_jax import energy_fn, fit_gp
@@ -31,6 +31,15 @@ class TestForcesOnInverseDistances(Suite):
     @classmethod
     def potential(cls):
         return fit_gp(make_dataset(14, seed=1), max_steps=5)
+
+
+class TestForcesOverABase(Suite):
+    uncertain = "forces"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def potential(cls):
+        return fit_gp(make_dataset(10, seed=1), base=fit_gp(cheaper(make_dataset(12, seed=3)), max_steps=5), max_steps=5)
 
 
 class TestAtomicEnergiesOnLocalFrames(Suite):

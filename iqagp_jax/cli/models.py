@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -22,8 +22,12 @@ CONVENTION_HELP = "How .model files are read: wrap, half-periodic, relative-nois
 
 @taking(GPOptions)
 def train(
-    dataset: Annotated[str, typer.Argument(help="Embedded dataset (malondialdehyde or -qtaim) or an extxyz file.")],
+    datasets: Annotated[
+        list[str],
+        typer.Argument(help="Embedded dataset or extxyz file; of several levels of theory the cheapest first."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file, .safetensors.")],
+    base: Annotated[Path | None, typer.Option(help="Model file beneath, to which the difference is learned.")] = None,
     compare_means: Annotated[
         bool, typer.Option("--compare-means", help="First print the log likelihood of prior means, the chosen one among them.")
     ] = False,
@@ -32,33 +36,73 @@ def train(
     forces_key: ForcesKey = None,
     **options,
 ):
-    """Fit one Gaussian process per atom to atomic energies, energies or forces; hyperparameters by likelihood."""
+    """Fit one Gaussian process per atom to atomic energies, energies or forces; of several levels one over the other."""
     from iqagp_jax.data.extxyz import load_dataset
-    from iqagp_jax.families.gp.fit import fit_gp
-    from iqagp_jax.modelfile import save_model
+    from iqagp_jax.modelfile import load_model, save_model
     from iqagp_jax.plots import likelihood_trace
 
     output = output_file(output)
-    data = load_dataset(dataset, energy_key, forces_key)
-    data = data.with_partition(partition) if partition else data
-    resolved = GPOptions(**options).resolved(data)
-    if partition and "atomic_energies" not in resolved.learned:
-        found = " and ".join(resolved.learned)
+    model: Any = None if base is None else load_model(base)
+    levels = [load_dataset(name, energy_key, forces_key) for name in datasets]
+    check_levels(levels, model)
+    if partition:
+        levels[-1] = levels[-1].with_partition(partition)
+    resolved = resolved_in_turn(levels, GPOptions(**options), model)
+    if partition and "atomic_energies" not in resolved[-1].learned:
+        found = " and ".join(resolved[-1].learned)
         raise ValueError(f"expected --partition where atomic energies are learned, found {found}; leave it out")
     if compare_means:
-        print_means(data, resolved)
-    train = data.split("train") if data.splits else data
-    console.print(f"learning {' and '.join(resolved.learned)} of {' '.join(data.species)}: {counted(train)}")
-    model = fit_gp(data, progress=lambda steps: track(steps, "hyperparameters"), **vars(resolved))
+        if model or levels[1:]:
+            raise ValueError("expected --compare-means of one dataset without a base, found more; leave it out")
+        print_means(levels[0], resolved[0])
+    for data, chosen in zip(levels, resolved, strict=True):
+        model = learn(data, chosen, model)
     save_model(model, output)
     likelihood_trace(model).savefig(output.with_suffix(".trace.png"))
-    console.print(f"learned from {counted(train[: model.n_train], resolved.learned)}; {symmetry_of(model)}")
     table(
-        f"{output}: {' and '.join(model.targets)} of {model.n_train} geometries, prior mean {resolved.prior_mean}",
+        f"{output}: {' and '.join(model.targets)} of {model.n_train} geometries, prior mean {model.made_by.options.prior_mean}",
         ["atoms", "signal, eV"],
         signals(model),
     )
-    then(f"iqagp validate {output} {dataset if test_splits(data) else 'TEST.extxyz'}")
+    then(f"iqagp validate {output} {datasets[-1] if test_splits(levels[-1]) else 'TEST.extxyz'}")
+
+
+def check_levels(levels, base):
+    """ValueError, in a sentence, unless datasets are of the same atoms, each of another level than what is beneath."""
+    from iqagp_jax.data.level import Level
+    from iqagp_jax.system.elements import same_atoms
+
+    known = Level() if base is None or base.made_by is None else base.made_by.level
+    for data in levels:
+        same_atoms(levels[0].species, data.species, "another dataset")
+        if known.method and known.same_energies(data.level):
+            raise ValueError(
+                f"expected another level of theory than the one beneath, found {known} in both; join datasets of one level"
+            )
+        known = data.level
+
+
+def resolved_in_turn(levels, options, base):
+    """Options of every level of theory, the first over a base or None; what is wrong with any is told before work begins."""
+    from iqagp_jax.validation import learned_atomic_energies
+
+    only_sum, found = None if base is None else not learned_atomic_energies(base), []
+    for data in levels:
+        found.append(options.resolved(data, only_sum))
+        only_sum = "atomic_energies" not in found[-1].learned
+    return found
+
+
+def learn(data, options, base):
+    """A model of a dataset over a base, None for none, told beforehand and afterwards."""
+    from iqagp_jax.families.gp.fit import fit_gp
+
+    train = data.split("train") if data.splits else data
+    over = "" if base is None else ", their difference to the base"
+    console.print(f"learning {' and '.join(options.learned)} of {' '.join(data.species)}{over}: {counted(train)}")
+    model = fit_gp(data, base=base, progress=lambda steps: track(steps, "hyperparameters"), **vars(options))
+    console.print(f"learned from {counted(train[: model.n_train], options.learned)}; {symmetry_of(model)}")
+    return model
 
 
 def signals(model):

@@ -4,17 +4,20 @@ import jax
 
 from iqagp_jax.families.gp.fit_atoms import fit_atoms
 from iqagp_jax.families.gp.fit_joint import fit_joint
+from iqagp_jax.families.gp.means import Base
 from iqagp_jax.families.gp.model import Model, refuse_copies
 from iqagp_jax.families.gp.options import GPOptions
 from iqagp_jax.families.gp.problem import Problem
 from iqagp_jax.families.options import made_of, signature_of
+from iqagp_jax.potential import potential_of, system_of
+from iqagp_jax.system.elements import same_atoms
 
 
 def _silent(steps):
     return steps
 
 
-def fit_gp(dataset, *given, progress=_silent, **options) -> Model:
+def fit_gp(dataset, *given, base=None, progress=_silent, **options) -> Model:
     """Fit one Gaussian process per atom to what a `Dataset` knows of ``targets``; returns a `Model`.
 
     By default it learns atomic energies and forces, with equal energies for permutations of equal atoms, around a high prior
@@ -50,21 +53,38 @@ def fit_gp(dataset, *given, progress=_silent, **options) -> Model:
         nearly the same, by copies of the training data, of which the hyperparameters, of every atom its own, see the originals
         only.
     solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
+    base: a potential of the same molecule beneath, as a model of a cheaper level of theory: E(R) = E_base(R) + the process,
+        which learns the difference. The model holds it, and costs as much as both. Atomic energies are not learned over a base
+        that knows their sum alone.
     loss, optimiser, n_starts, seed, n_seed, tolerance, patience: of the search for hyperparameters, see `search.Search`.
     progress: wraps the range of optimisation steps, as a progress bar does.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without the targets; TypeError for other options.
     """
-    resolved = made_of(GPOptions, given, options).resolved(dataset)
+    beneath = None if base is None else _beneath(base, dataset)
+    resolved = made_of(GPOptions, given, options).resolved(dataset, beneath and beneath.only_sum)
     with jax.enable_x64(True):
-        return (fit_joint if resolved.is_joint else fit_atoms)(Problem.of(dataset, resolved), progress)
+        return (fit_joint if resolved.is_joint else fit_atoms)(Problem.of(dataset, resolved, beneath), progress)
 
 
-fit_gp.__signature__ = signature_of(GPOptions, "dataset", progress=_silent)  # type: ignore[attr-defined]
+def _beneath(potential, dataset):
+    """A potential as the `Base` of what a dataset teaches; ValueError, in a sentence, where it is not of the same molecule."""
+    potential = potential_of(potential)
+    same_atoms(system_of(potential).species, dataset.species, "the dataset")
+    mine, theirs = ((state.charge, state.spin) for state in (potential.system, dataset.level))
+    if mine != theirs:
+        raise ValueError(
+            f"expected a base of charge {theirs[0]} and {theirs[1]} unpaired electrons, as the dataset, found {mine[0]} and"
+            f" {mine[1]}; take one of that state"
+        )
+    return Base(potential)
+
+
+fit_gp.__signature__ = signature_of(GPOptions, "dataset", base=None, progress=_silent)  # type: ignore[attr-defined]
 
 
 def fit_again(model, dataset, progress=_silent) -> Model:
-    """A `Model` with another's features, kernel, prior mean, symmetry and targets, but all of it fitted to a `Dataset`.
+    """A `Model` with another's features, kernel, prior mean, base, symmetry and targets, but all of it fitted to a `Dataset`.
 
     A noise that was given is kept, one that was chosen is chosen again.
 
@@ -72,4 +92,4 @@ def fit_again(model, dataset, progress=_silent) -> Model:
     """
     refuse_copies(model)
     options = {**vars(model.made_by.options), "n_train": len(dataset), "n_hyper": None}
-    return fit_gp(dataset, progress=progress, **options)
+    return fit_gp(dataset, base=model.base, progress=progress, **options)

@@ -28,11 +28,11 @@ from scipy.linalg import cho_solve, cholesky
 from iqagp_jax.families.gp import iterative, joint, regression
 from iqagp_jax.families.gp.check import check_labels
 from iqagp_jax.families.gp.features import ALF, InverseDistances, pair_weights
-from iqagp_jax.families.gp.means import ConstantMean, SumOfMeans
+from iqagp_jax.families.gp.means import ConstantMean, SumOfMeans, residuals
 from iqagp_jax.families.gp.model import JointData, Model
 from iqagp_jax.families.gp.problem import Problem, first_of
 from iqagp_jax.families.gp.search import initial_lengthscales, maximise, search_hyperparameters
-from iqagp_jax.families.gp.teach import Fitted, residuals, with_weights
+from iqagp_jax.families.gp.teach import Fitted, with_weights
 from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.symmetry import orbits

@@ -24,10 +24,13 @@ atom has half:
 
 They join with "+", as in "mf5+born-mayer". The constant of a sum is that of what the repulsions leave, E_A - m_A, so that
 the Gaussian process sees the same kind of residual with and without them.
+
+Any potential can be a prior mean, too: `Base`, such as one of a cheaper level of theory, to which the process learns the
+difference.
 """
 
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -37,6 +40,7 @@ from ase.data import atomic_numbers
 
 from iqagp_jax.data.content import SMALLEST, numbers
 from iqagp_jax.machine.precision import Array
+from iqagp_jax.potential import bind, potential_of
 from iqagp_jax.system.geometry import sum_of_radii
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
 
@@ -74,10 +78,65 @@ class SumOfMeans:
         """(N, 3) angstrom -> (N,) eV"""
         return self.first(positions) + self.second(positions)
 
+    def energy_and_gradient(self, dtype=np.float64):
+        """As of `energy_and_gradient`, by both in their own way."""
+        both = [energy_and_gradient(part, dtype) for part in (self.first, self.second)]
+        return lambda positions: jax.tree.map(jnp.add, *(part(positions) for part in both))
+
     def check_fit(self, n_atoms):
         """As of `ConstantMean`."""
         self.first.check_fit(n_atoms)
         self.second.check_fit(n_atoms)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Base:
+    """The atomic energies of a ``potential`` beneath: with it as prior mean the process learns a difference, E(R) - E_base(R).
+
+    The potential is of the same molecule, in the same order of atoms, and keeps no neighbour list.
+    """
+
+    potential: Any
+
+    def __call__(self, positions):
+        """(N, 3) angstrom -> (N,) eV"""
+        return self._bound().energies(positions, ())[0]
+
+    def energy_and_gradient(self, dtype=np.float64):
+        """As of `energy_and_gradient`, the potential's fast way."""
+        bound = self._bound(dtype)
+        return lambda positions: bound.energy_and_gradient(positions, ())[0]
+
+    @property
+    def only_sum(self):
+        """Whether its atomic energies mean nothing but their sum."""
+        return self._bound().only_sum
+
+    def _bound(self, dtype=np.float64):
+        bound = bind(self.potential, dtype=dtype)[0]
+        if bound.enlarged is not None:
+            raise ValueError("expected a base without a neighbour list, found one with; take one of all pairs of atoms")
+        return bound
+
+    def check_fit(self, n_atoms):
+        """As of `ConstantMean`."""
+        found = len(potential_of(self.potential).system.species)
+        if found != n_atoms:
+            raise ValueError(f"expected a base of {n_atoms} atoms, found one of {found}")
+
+
+def energy_and_gradient(mean, dtype=np.float64):
+    """The function positions (N, 3) -> (sum of a mean's atomic energies in eV, its gradient); ``dtype`` within a `Base`."""
+    faster = getattr(mean, "energy_and_gradient", None)
+    return faster(dtype) if faster else jax.value_and_grad(lambda r: mean(r).sum())
+
+
+def base_of(mean):
+    """The potential that is part of a mean as its `Base`, None where there is none."""
+    if isinstance(mean, SumOfMeans):
+        return base_of(mean.first) or base_of(mean.second)
+    return mean.potential if isinstance(mean, Base) else None
 
 
 def pair_means(pair_energy, positions):
@@ -218,3 +277,19 @@ def constant_mean(name, atomic_energies, thermal, species, free_atoms):
         }[name]
     with jax.enable_x64(True):
         return ConstantMean(jnp.asarray(values))
+
+
+def residuals(data, mean):
+    """Atomic energies, energy and forces minus those of the prior mean; NaN where the data have none."""
+    positions, n_atoms = jnp.asarray(data.positions), len(data.species)
+    energy, slope = jax.device_get(jax.jit(jax.vmap(energy_and_gradient(mean)))(positions))
+    atomic, forces = np.full((len(energy), n_atoms), np.nan), np.nan if data.forces is None else data.forces
+    if data.atomic_energies is not None:
+        atomic = data.atomic_energies - np.asarray(jax.jit(partial(jax.lax.map, mean))(positions))
+    return atomic, data.energy - energy, forces + slope
+
+
+def less(data, mean):
+    """A `Dataset` whose labels are what a prior mean leaves of them."""
+    left = zip(("atomic_energies", "energy", "forces"), residuals(data, mean), strict=True)
+    return replace(data, **{name: rest for name, rest in left if getattr(data, name) is not None})

@@ -15,7 +15,7 @@ from jax.scipy.linalg import solve_triangular
 
 from iqagp_jax.data.content import numbers, one_molecule
 from iqagp_jax.data.level import Level
-from iqagp_jax.families.gp import fast, joint, regression
+from iqagp_jax.families.gp import fast, joint, means, regression
 from iqagp_jax.families.gp.features import ALF, InverseDistances
 from iqagp_jax.families.gp.kernels import Kernel, Radial, name_of
 from iqagp_jax.families.gp.options import GPOptions, check_targets
@@ -179,6 +179,11 @@ class Model(OfOneMolecule):
         return self.made_by.copies
 
     @property
+    def base(self):
+        """The potential beneath, see `means.Base`; None where there is none."""
+        return means.base_of(self.mean)
+
+    @property
     def sees_alike(self):
         """Whether all atoms see the same of a geometry, up to the order of the features: inverse distances, and one length
         scale an atom. Their training points and directions then differ by that order and a factor only."""
@@ -258,7 +263,11 @@ class Model(OfOneMolecule):
         return replace(plain, fast=lambda positions, aux: (value_and_gradient(positions), aux))
 
     def uncertainty(self, system):
-        """Posterior variances; None where the covariance matrix does not fit into memory, as of models by ``solver="cg"``."""
+        """Posterior variances; None where the covariance matrix does not fit into memory, as of models by ``solver="cg"``.
+
+        Those of a base that knows its own are added. Else it counts as a function without error: what it errs by is part of
+        the difference that was learned.
+        """
         independent = self.joint is None
         if self.joint is not None and not joint.fits(np.count_nonzero(self.joint.observed)):
             return None
@@ -274,7 +283,9 @@ class Model(OfOneMolecule):
                     # An argument: XLA would work on constants of its size while it compiles, in many times their memory.
                     return exact(compiled(known, double(check_positions(self.species, positions, batch=True))))
 
-            return apply
+            beneath = self.base and self.base.uncertainty(system)
+            variance = beneath and getattr(beneath, target)
+            return (lambda r: apply(r) + np.reshape(variance(r), (len(r), -1))) if variance else apply
 
         return Uncertainty(prepare)
 
@@ -312,7 +323,7 @@ def _value_and_gradient(model, dtype):
     """
     with jax.enable_x64(True):
         points = fast.prepare(model, dtype)
-    prior = jax.value_and_grad(lambda r: model.mean(r).sum())
+    prior = means.energy_and_gradient(model.mean, dtype)
     one, many = (partial(deviation, points) for deviation in fast.deviation(model.features))
 
     @jax.custom_jvp

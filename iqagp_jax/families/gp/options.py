@@ -26,6 +26,9 @@ JOINT_KERNEL = "matern92"
 DEFAULT_MEAN = {"inverse-distances": "mf5+born-mayer", "alf": "mf5"}
 """The repulsion makes local frames worse: malondialdehyde's energies alone are learned to 2.7 kcal/mol with it, 2.2 without."""
 
+BASE_MEAN = "mf1"
+"""Over a base: far from the data the base is believed, which has a repulsion and a high mean of its own."""
+
 NOISE = 1e-8
 """Noise variance as a share of the signal variance, where atomic energies alone are learned; see `fit_gp`."""
 
@@ -91,8 +94,10 @@ class GPOptions:
     tolerance: float = as_in(Search, "tolerance")
     patience: int = as_in(Search, "patience")
 
-    def resolved(self, dataset: Dataset) -> "GPOptions":
+    def resolved(self, dataset: Dataset, only_sum: bool | None = None) -> "GPOptions":
         """With all chosen that a ``dataset`` lets choose: targets, kernel, prior mean, symmetry.
+
+        Over a base ``only_sum`` tells whether it knows the molecule's energy alone; None where there is no base.
 
         Raises ValueError, in a sentence, for unknown names, numbers out of range, and options that do not go together.
         """
@@ -100,17 +105,20 @@ class GPOptions:
         if not (self.prior_mean is None or isinstance(self.prior_mean, str) or callable(self.prior_mean)):
             raise ValueError(f"expected a prior mean's name or a function of positions, found {self.prior_mean!r}")
         _ = self.search  # which checks its own
-        targets = check_targets(default_targets(dataset, self.solver) if self.targets is None else self.targets)
+        found = default_targets(dataset, self.solver, bool(only_sum)) if self.targets is None else self.targets
+        targets = check_targets(found)
         chosen = replace(self, targets=targets)
         by_distances = self.features == "inverse-distances"
         smooth = chosen.is_joint and by_distances
         chosen = replace(
             chosen,
             kernel=self.kernel or (JOINT_KERNEL if smooth else DEFAULT_KERNEL[self.features]),
-            prior_mean=DEFAULT_MEAN[self.features] if self.prior_mean is None else self.prior_mean,
+            prior_mean=_mean_of(self.features, only_sum) if self.prior_mean is None else self.prior_mean,
             symmetry=smooth if self.symmetry is None else self.symmetry,
         )
         chosen._check_together(by_distances)
+        if only_sum is not None:
+            chosen._check_over_base(only_sum)
         _ = chosen.shares
         return chosen
 
@@ -135,6 +143,18 @@ class GPOptions:
             raise ValueError(
                 "expected one start and a likelihood for forces; leave loss, random starts and transfer out, or learn atomic"
                 " energies alone"
+            )
+
+    def _check_over_base(self, only_sum: bool) -> None:
+        if only_sum and "atomic_energies" in self.learned:
+            raise ValueError(
+                "expected a base that learned atomic energies beneath a model that learns them, found one of their sum alone;"
+                " learn energy and forces over it (targets), and atomic energies with a model of their own"
+            )
+        if isinstance(self.prior_mean, str) and "mf4" in self.prior_mean.split("+"):
+            raise ValueError(
+                "expected a prior mean of a difference, found mf4, the energies of free atoms, which a base of molecules does"
+                f" not know; take {BASE_MEAN}"
             )
 
     @property
@@ -176,6 +196,11 @@ class GPOptions:
         return replace(self, prior_mean=mean, noise=tuple(noise.items()) if isinstance(noise, Mapping) else noise)
 
 
+def _mean_of(features: str, only_sum: bool | None) -> str:
+    """The prior mean's name by default."""
+    return DEFAULT_MEAN[features] if only_sum is None else BASE_MEAN
+
+
 def _share(noise: Any) -> float:
     """A share of the signal variance."""
     if not is_share(noise):
@@ -195,14 +220,16 @@ def check_targets(targets: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(target for target in TARGETS if target in targets)
 
 
-def default_targets(dataset: Dataset, solver: str = "cholesky") -> tuple[str, ...]:
-    """What is learned of a dataset by default: its forces, and its atomic energies (not by "cg") or else its energies.
+def default_targets(dataset: Dataset, solver: str = "cholesky", only_sum: bool = False) -> tuple[str, ...]:
+    """What is learned of a dataset by default: its forces, and its atomic energies or else its energies.
+
+    Not atomic energies by "cg", nor ``only_sum``, over a base that knows only their sum.
 
     With atomic energies and forces also the energies of geometries without atomic energies, now or when they are added.
     """
     dataset = dataset.split("train") if "train" in dataset.splits else dataset
     atomic, forces = (_any(getattr(dataset, name)) for name in ("atomic_energies", "forces"))
-    atomic &= solver != "cg"
+    atomic &= solver != "cg" and not only_sum
     wanted = {"atomic_energies": atomic, "energy": forces or not atomic, "forces": forces}
     return tuple(name for name in wanted if wanted[name])
 

@@ -15,11 +15,11 @@ from iqagp_jax.families.gp.kernels import (
     Select,
     Sum,
 )
-from iqagp_jax.families.gp.means import ZBL, BornMayer, ConstantMean, SumOfMeans
+from iqagp_jax.families.gp.means import ZBL, Base, BornMayer, ConstantMean, SumOfMeans
 from iqagp_jax.families.gp.model import JointData, Model
 from iqagp_jax.families.gp.options import GPOptions
 
 FEATURES = (ALF, InverseDistances)
 KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
-MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL)
+MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL, Base)
 PARTS = (Model, JointData, GPOptions, *FEATURES, *KERNELS, *MEANS)

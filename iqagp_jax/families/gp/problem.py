@@ -12,10 +12,15 @@ from iqagp_jax.data.dataset import Dataset, concatenate
 from iqagp_jax.families.gp import joint
 from iqagp_jax.families.gp.features import ALF, FEATURES, InverseDistances
 from iqagp_jax.families.gp.kernels import build_kernel
-from iqagp_jax.families.gp.means import named_mean
+from iqagp_jax.families.gp.means import Base, SumOfMeans, less, named_mean
 from iqagp_jax.families.gp.options import ATOMIC, GPOptions
-from iqagp_jax.potential import MadeBy
+from iqagp_jax.machine.warn import warn
+from iqagp_jax.potential import MadeBy, energy_and_forces
 from iqagp_jax.system import symmetry
+from iqagp_jax.units import KCAL_MOL
+
+ALIKE = 1e-4
+"""Energies (eV) of a base at images of a geometry that differ by less are equal."""
 
 MOST = 15_000
 """Observations of several targets that are learned by default, at most: a matrix of 1.8 GB, a minute on two cores."""
@@ -30,9 +35,11 @@ class Problem:
     images: np.ndarray
     """(P, N) permutations of equal atoms that the energy is the same for, the identity alone without symmetry"""
     features: ALF | InverseDistances
+    base: Base | None = None
+    """what is beneath, to which the difference is learned"""
 
     @classmethod
-    def of(cls, dataset: Dataset, options: GPOptions) -> "Problem":
+    def of(cls, dataset: Dataset, options: GPOptions, base: Base | None = None) -> "Problem":
         """The training data of a dataset, and the features that suit them.
 
         Raises ValueError, in a sentence, for an atom alone, and where there is too little to learn.
@@ -40,11 +47,14 @@ class Problem:
         most = np.inf if options.solver == "cg" else MOST // (2 if options.mirror else 1)
         train = training_frames(dataset, options.n_train, options.learned, most)
         features = FEATURES[options.features].choose(train.species, train.positions)
-        problem = cls(options, train, identity(train), features)
+        problem = cls(options, train, identity(train), features, base)
         if not options.symmetry:
             return problem
         most = symmetry.MOST if problem.is_summed else problem.most_copies
-        return replace(problem, images=symmetry.permutations(train.species, train.positions[train.lowest], most))
+        problem = replace(problem, images=symmetry.permutations(train.species, train.positions[train.lowest], most))
+        if base is not None:
+            _tell_asymmetry(base.potential, train.positions[0], problem.images)
+        return problem
 
     @property
     def most_copies(self) -> int:
@@ -74,8 +84,11 @@ class Problem:
     @cached_property
     def mean(self):
         """The prior mean, a function of positions (N, 3): (N,) eV."""
-        chosen = self.options.prior_mean
-        return chosen if callable(chosen) else named_mean(chosen, concatenate(_permuted(self.train, self.images)))
+        chosen, train = self.options.prior_mean, self.train
+        if not callable(chosen):
+            left = less(train, self.base) if self.base else train
+            chosen = named_mean(chosen, concatenate(_permuted(left, self.images)))
+        return SumOfMeans(chosen, self.base) if self.base else chosen
 
     @property
     def kernel(self):
@@ -93,6 +106,16 @@ class Problem:
 def identity(train: Dataset) -> np.ndarray:
     """The permutation (1, N) that changes nothing."""
     return np.arange(len(train.species))[None]
+
+
+def _tell_asymmetry(potential, positions, images):
+    """Warn where a potential beneath has other energies at the images (P, N) of positions (N, 3)."""
+    energies = energy_and_forces(potential)(positions[images])[0]
+    if (spread := np.ptp(energies)) > ALIKE:
+        warn(
+            f"the base has energies {spread / KCAL_MOL:.2g} kcal/mol apart among {len(images)} orders of equal atoms in"
+            " one geometry, and so will the model over it; take a base that was trained with symmetry"
+        )
 
 
 def _permuted(train, images):

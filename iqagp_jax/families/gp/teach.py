@@ -9,6 +9,7 @@ from scipy.linalg import cho_solve, solve_triangular
 from scipy.spatial.distance import cdist
 
 from iqagp_jax.families.gp import joint
+from iqagp_jax.families.gp.means import residuals
 from iqagp_jax.families.gp.model import Model
 from iqagp_jax.system.geometry import pair_distances
 
@@ -122,15 +123,6 @@ def with_weights(model, process, noise, y, w):
         joint=replace(data, directions=directions, noise_variance=scale * noise),
     )
     return jax.device_get(fitted)
-
-
-def residuals(data, mean):
-    """Atomic energies, energy and forces minus those of the prior mean; NaN where the data have none."""
-    positions = jnp.asarray(data.positions)
-    prior = np.asarray(jax.jit(jax.vmap(mean))(positions))
-    slope = np.asarray(jax.jit(jax.vmap(jax.grad(lambda r: mean(r).sum())))(positions))
-    atomic, forces = (np.nan if part is None else part for part in (data.atomic_energies, data.forces))
-    return atomic - prior, data.energy - prior.sum(1), forces + slope
 
 
 def _check(dataset, model):
