@@ -1,13 +1,16 @@
 """Fitting: from a dataset to a model, hyperparameters by maximising the log marginal likelihood."""
 
+from dataclasses import replace
+
 import jax
+import numpy as np
 
 from iqagp_jax.families.gp.fit_atoms import fit_atoms
 from iqagp_jax.families.gp.fit_joint import fit_joint
 from iqagp_jax.families.gp.means import Base
-from iqagp_jax.families.gp.model import Model, refuse_copies
-from iqagp_jax.families.gp.options import GPOptions
-from iqagp_jax.families.gp.problem import Problem
+from iqagp_jax.families.gp.model import Division, Model, refuse_copies
+from iqagp_jax.families.gp.options import ATOMIC, BASE_MEAN, GPOptions
+from iqagp_jax.families.gp.problem import Problem, training_frames
 from iqagp_jax.families.options import made_of, signature_of
 from iqagp_jax.potential import potential_of, system_of
 from iqagp_jax.system.elements import same_atoms
@@ -54,8 +57,8 @@ def fit_gp(dataset, *given, base=None, progress=_silent, **options) -> Model:
         only.
     solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
     base: a potential of the same molecule beneath, as a model of a cheaper level of theory: E(R) = E_base(R) + the process,
-        which learns the difference. The model holds it, and costs as much as both. Atomic energies are not learned over a base
-        that knows their sum alone.
+        which learns the difference. The model holds it, and costs as much as both. Over a base that knows the molecule's energy
+        alone atomic energies are a `Division` of the whole.
     loss, optimiser, n_starts, seed, n_seed, tolerance, patience: of the search for hyperparameters, see `search.Search`.
     progress: wraps the range of optimisation steps, as a progress bar does.
 
@@ -64,7 +67,20 @@ def fit_gp(dataset, *given, base=None, progress=_silent, **options) -> Model:
     beneath = None if base is None else _beneath(base, dataset)
     resolved = made_of(GPOptions, given, options).resolved(dataset, beneath and beneath.only_sum)
     with jax.enable_x64(True):
+        if beneath and beneath.only_sum and "atomic_energies" in resolved.learned:
+            return _divided(dataset, resolved, beneath, progress)
         return (fit_joint if resolved.is_joint else fit_atoms)(Problem.of(dataset, resolved, beneath), progress)
+
+
+def _divided(dataset, options, base, progress):
+    """A model of energies or forces over a base that knows no atomic energies, and a `Division` learned from the dataset's."""
+    whole = replace(options, targets=tuple(target for target in options.learned if target != "atomic_energies"))
+    model = fit_joint(Problem.of(dataset, whole, base), progress)
+    train = training_frames(dataset, options.n_train, whole.learned)
+    atomic = GPOptions(targets=ATOMIC, prior_mean=BASE_MEAN, max_steps=options.max_steps)
+    division = fit_gp(replace(train[np.isfinite(train.atomic_energies).all(1)], origin={}), progress=progress, **vars(atomic))
+    made_by = replace(model.made_by, targets=options.learned, options=options.told())
+    return replace(model, division=Division(division), made_by=made_by)
 
 
 def _beneath(potential, dataset):

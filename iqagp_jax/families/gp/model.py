@@ -61,6 +61,39 @@ class JointData:
             numbers("directions", self.directions, train_features.shape)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Division:
+    """How a molecule's energy E, learned by itself, is divided among the atoms: E_A = e_A + w_A (E - sum_B e_B).
+
+    e_A are independent processes of the atoms' own energies, and w_A = v_A / sum_B v_B their shares of the signal variance: so
+    they are once their sum is known. The atomic energies sum to E exactly.
+    """
+
+    atoms: Any
+    """`Model` of atomic energies alone"""
+
+    @property
+    def shares(self):
+        """w_A, (N,)."""
+        return self.atoms.signal_variance / self.atoms.signal_variance.sum()
+
+    def __call__(self, positions, energy):
+        """E_A (N,) in eV at positions (N, 3) in angstrom, of the energy in eV."""
+        own = self.atoms.atomic_energies(positions)
+        return own + self.shares * (energy - own.sum())
+
+    def variances(self, atoms, energy):
+        """Of E_A (B, N), from those of e_A (B, N) and of E (B, 1), eV^2."""
+        w = self.shares
+        return (1 - 2 * w) * atoms + w**2 * (atoms.sum(1, keepdims=True) + energy)
+
+    def check_fit(self, species):
+        """ValueError, in a sentence, unless it is of these atoms; for what was read from a file."""
+        if not isinstance(self.atoms, Model) or self.atoms.species != species or self.atoms.joint is not None:
+            raise ValueError("expected a model of the same atoms' energies that divides the energy, found something else")
+
+
 def _of_joint(name, told):
     """A property of `Model` that is a field of its `JointData`, None where there are none."""
     return property(lambda self: None if self.joint is None else getattr(self.joint, name), doc=told)
@@ -79,6 +112,7 @@ def _of_joint(name, told):
         "residual",
         "reference",
         "trace",
+        "division",
     ],  # in the order that the digests in folders of verdicts were made of
     meta_fields=["species", "noise", "targets", "made_by"],
 )
@@ -113,6 +147,8 @@ class Model(OfOneMolecule):
     """where it came from"""
     joint: JointData | None = None
     """where more than atomic energies was learned"""
+    division: Division | None = None
+    """where atomic energies were learned apart from the energy"""
 
     directions = _of_joint("directions", "(N, n, D) b, see `JointData`")
     train_positions = _of_joint("positions", "(n, N, 3) angstrom, kept by a model of several targets")
@@ -148,6 +184,8 @@ class Model(OfOneMolecule):
             numbers("residuals", self.residual, (n_atoms, n))
         if self.joint is not None:
             self.joint.check_fit(self.targets, self.train_features)
+        if self.division is not None:
+            self.division.check_fit(self.species)
         self._check_told()
 
     def _check_told(self):
@@ -251,11 +289,12 @@ class Model(OfOneMolecule):
 
         # XLA would work on constants of their size while it compiles.
         trained = jax.lax.optimization_barrier((self.train_features, self.weights, self.directions))
-        return self.mean(positions) + jax.vmap(one_atom)(self.kernel, self.features(positions), *trained)
+        found = self.mean(positions) + jax.vmap(one_atom)(self.kernel, self.features(positions), *trained)
+        return found if self.division is None else self.division(positions, found.sum())
 
     def bind(self, system, dtype=np.float64):
         """The plain formula, and beside it matrix products where the kernel is radial."""
-        only_sum = "atomic_energies" not in self.targets
+        only_sum = "atomic_energies" not in self.targets and self.division is None
         plain = Bound(lambda positions, aux: (self.atomic_energies(positions), aux), only_sum=only_sum)
         if not isinstance(self.kernel, Radial):
             return plain
@@ -273,6 +312,9 @@ class Model(OfOneMolecule):
             return None
 
         def prepare(target):
+            if target == "atomic_energies" and self.division is not None:
+                own, whole = self.division.atoms.uncertainty(system).atomic_energies, prepare("energy")
+                return lambda positions: self.division.variances(own(positions), whole(positions))
             with jax.enable_x64(True):
                 batched, known = (_independent_variances if independent else _joint_variances)(self, target)
                 compiled = jax.jit(batched)

@@ -105,8 +105,8 @@ class GPOptions:
         if not (self.prior_mean is None or isinstance(self.prior_mean, str) or callable(self.prior_mean)):
             raise ValueError(f"expected a prior mean's name or a function of positions, found {self.prior_mean!r}")
         _ = self.search  # which checks its own
-        found = default_targets(dataset, self.solver, bool(only_sum)) if self.targets is None else self.targets
-        targets = check_targets(found)
+        usual = default_targets(dataset, self.solver) + ("energy",) * bool(only_sum)
+        targets = check_targets(tuple(dict.fromkeys(usual)) if self.targets is None else self.targets)
         chosen = replace(self, targets=targets)
         by_distances = self.features == "inverse-distances"
         smooth = chosen.is_joint and by_distances
@@ -146,10 +146,10 @@ class GPOptions:
             )
 
     def _check_over_base(self, only_sum: bool) -> None:
-        if only_sum and "atomic_energies" in self.learned:
+        if only_sum and not self.is_joint:
             raise ValueError(
-                "expected a base that learned atomic energies beneath a model that learns them, found one of their sum alone;"
-                " learn energy and forces over it (targets), and atomic energies with a model of their own"
+                "expected a base that learned atomic energies beneath a model of them alone, found one of their sum; learn"
+                " energy or forces over it, too"
             )
         if isinstance(self.prior_mean, str) and "mf4" in self.prior_mean.split("+"):
             raise ValueError(
@@ -220,16 +220,14 @@ def check_targets(targets: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(target for target in TARGETS if target in targets)
 
 
-def default_targets(dataset: Dataset, solver: str = "cholesky", only_sum: bool = False) -> tuple[str, ...]:
-    """What is learned of a dataset by default: its forces, and its atomic energies or else its energies.
-
-    Not atomic energies by "cg", nor ``only_sum``, over a base that knows only their sum.
+def default_targets(dataset: Dataset, solver: str = "cholesky") -> tuple[str, ...]:
+    """What is learned of a dataset by default: its forces, and its atomic energies (not by "cg") or else its energies.
 
     With atomic energies and forces also the energies of geometries without atomic energies, now or when they are added.
     """
     dataset = dataset.split("train") if "train" in dataset.splits else dataset
     atomic, forces = (_any(getattr(dataset, name)) for name in ("atomic_energies", "forces"))
-    atomic &= solver != "cg" and not only_sum
+    atomic &= solver != "cg"
     wanted = {"atomic_energies": atomic, "energy": forces or not atomic, "forces": forces}
     return tuple(name for name in wanted if wanted[name])
 
