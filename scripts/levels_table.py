@@ -4,8 +4,8 @@
     python scripts/levels_table.py --dataset malondialdehyde --counts 20 --counts 50
     python scripts/levels_table.py --joint                             # co-kriging beside it: one process of both levels
 
-Errors are mean absolute ones at the test geometries at 500 K, in kcal/mol and kcal/mol/A. Geometries are drawn at random from the
-training split; those of a row are part of those of the next. GFN2-xTB labels all of them anew (needs tblite).
+Errors are mean absolute ones at the test geometries at 500 K, in kcal/mol and kcal/mol/A. Geometries are drawn at random from
+the training split; those of a row are part of those of the next. GFN2-xTB labels all of them anew (needs tblite).
 """
 
 import multiprocessing

@@ -39,7 +39,8 @@ class TestForcesOverABase(Suite):
     @pytest.fixture(scope="class")
     @classmethod
     def potential(cls):
-        return fit_gp(make_dataset(10, seed=1), base=fit_gp(cheaper(make_dataset(12, seed=3)), max_steps=5), max_steps=5)
+        base = fit_gp(cheaper(make_dataset(10, seed=3)), max_steps=0, targets=("energy", "forces"))
+        return fit_gp(make_dataset(10, seed=1), base=base, max_steps=0)
 
 
 class TestAtomicEnergiesOnLocalFrames(Suite):

@@ -101,12 +101,13 @@ class Base:
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,) eV"""
-        return self._bound().energies(positions, ())[0]
+        bound = self._bound()
+        return bound.energies(positions, bound.aux)[0]
 
     def energy_and_gradient(self, dtype=np.float64):
         """As of `energy_and_gradient`, the potential's fast way."""
         bound = self._bound(dtype)
-        return lambda positions: bound.energy_and_gradient(positions, ())[0]
+        return lambda positions: bound.energy_and_gradient(positions, bound.aux)[0]
 
     @property
     def only_sum(self):
