@@ -16,10 +16,10 @@ from iqagp_jax.families.gp.kernels import (
     Sum,
 )
 from iqagp_jax.families.gp.means import ZBL, BornMayer, ConstantMean, SumOfMeans
-from iqagp_jax.families.gp.model import JointData, Model
+from iqagp_jax.families.gp.model import JointData, Model, Points
 from iqagp_jax.families.gp.options import GPOptions
 
 FEATURES = (ALF, InverseDistances)
 KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
 MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL)
-PARTS = (Model, JointData, GPOptions, *FEATURES, *KERNELS, *MEANS)
+PARTS = (Model, Points, JointData, GPOptions, *FEATURES, *KERNELS, *MEANS)
