@@ -1,8 +1,8 @@
 """Covariances of energies and forces where atoms see inverse distances: a pair of atoms moves two atoms, not all of them.
 
 The features z_ab of a geometry's pairs and their derivatives G[a, b] = dz_ab/dR_a = -dz_ab/dR_b are a symmetric and an
-antisymmetric table of the atoms. With J = dz/dR, an image p of geometry j, whose pair ab is the original's p(a) p(b), and q the
-inverse of p, the sums over pairs in `joint` are sums over the partners of an atom, and J_i^T J_j is what a graph's Laplacian is:
+antisymmetric table of the atoms. With J = dz/dR, an image p of geometry j, whose pair ab is the original's p(a) p(b), and q
+the inverse of p, sums over pairs in `joint` are sums over the partners of an atom, and J_i^T J_j is like a graph's Laplacian:
 
     U[a] = sum_b G_i[a, b] (z_i[a, b] - z_j[p(a), p(b)])           V[c] = sum_d G_j[c, d] (z_i[q(c), q(d)] - z_j[c, d])
     (J_i^T J_j)[a, c] = -G_i[a, q(c)] G_j[p(a), c]^T               + sum_b G_i[a, b] G_j[p(a), p(b)]^T where c = p(a)
@@ -56,14 +56,13 @@ class Distances(NamedTuple):
         """
         n_atoms = process.permutations.shape[1]
         here, there = _tables(self, n_atoms), _tables(right, n_atoms)
+        own = process.variance[0], process.inverse_square[0]
 
         # Nothing that is made for an image is kept for derivatives: it would be as many times the matrix as there are images.
         @jax.checkpoint
         def add_image(sums, image):
             permutation, columns = image
-            radial = process.radial_parts(
-                process.variance[0], process.inverse_square[0], self.z[0], right.z[0][:, columns], wanted
-            )
+            radial = process.radial_parts(*own, self.z[0], right.z[0][:, columns], wanted)
             return _add(sums, permutation, radial, here, there), None
 
         shapes = {"atomic_energies": (n_atoms,), "energy": (1,), "forces": (3 * n_atoms,)}
@@ -92,7 +91,7 @@ def _add(sums, permutation, radial, left, right):
     """Sums with the covariance of one image added."""
     (profile, slope, curvature), inverse, atoms = radial, jnp.argsort(permutation), np.arange(len(permutation))
     targets = {target for pair in sums for target in pair}
-    new = {}
+    new: dict[tuple[str, str], Array] = {}
     if "atomic_energies" in targets:
         new |= {
             ("atomic_energies", "energy"): profile[:, None],

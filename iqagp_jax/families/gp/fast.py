@@ -115,9 +115,8 @@ def of_observations(process, features, kernel, targets):
         a, b = joint.expansion(v, positions, first_atom, targets, process.permutations)
         x = jax.vmap(first_atom)(joint.images(positions, process.permutations)).swapaxes(0, 1)
         z, b = jax.jvp(embed, (x,), (b,))
-        return points_of(
-            images, own, z, (variance @ a)[None], sharpness[None], b if "forces" in targets else None, variance.sum(1)[None]
-        )
+        scaled, shares = (variance @ a)[None], variance.sum(1)[None]
+        return points_of(images, own, z, scaled, sharpness[None], b if "forces" in targets else None, shares)
 
     return trained
 

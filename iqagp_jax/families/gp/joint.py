@@ -40,6 +40,7 @@ from scipy.linalg.blas import dtrsm
 
 from iqagp_jax.families.gp.distances import Distances
 from iqagp_jax.families.gp.features import InverseDistances
+from iqagp_jax.families.gp.kernels import Radial
 from iqagp_jax.families.gp.regression import squared_distances
 from iqagp_jax.machine.devices import one_blas_thread
 from iqagp_jax.machine.precision import Array
@@ -82,7 +83,7 @@ class Seen(NamedTuple):
         def of_atom(atom):
             variance, inverse_square, left, right = atom
             radial = process.radial_parts(variance, inverse_square, left.z, right.z, wanted)
-            return _of_atom(*(part[0] for part in radial), left, right, wanted)
+            return _of_atom([part[0] for part in radial], left, right, wanted)
 
         def add_atom(sums, atom):
             new = of_atom(atom)
@@ -108,7 +109,7 @@ class Seen(NamedTuple):
 class Process:
     """The prior. Groups of atoms times atoms of a group are the molecule's atoms in their order: one group, or N of one."""
 
-    radial: type
+    radial: type[Radial]
     """kind of `kernels.Radial`: profile, slope and curvature"""
     variance: Array
     """v_A, (G, a) eV^2"""
@@ -184,8 +185,9 @@ def covariance(process, left, right, targets, right_targets=None):
     return jnp.concatenate([jnp.concatenate([table[r, c] for c in columns], axis=1) for r in rows]).transpose(2, 0, 3, 1)
 
 
-def _of_atom(profile, slope, curvature, left, right, wanted):
+def _of_atom(radial, left, right, wanted):
     """The blocks (M, M', n, m) of one atom's energy and of what it adds to the forces; U and V as above."""
+    profile, slope, curvature = radial
     blocks = dict.fromkeys(wanted, profile[None, None])
     if not any("forces" in pair for pair in wanted):
         return blocks
@@ -300,9 +302,8 @@ def factorise(matrix, known=0, block=None):
     """The lower Cholesky factor of a symmetric matrix, which is overwritten; LinAlgError where it has none.
 
     The first ``known`` rows are those of the factor already. Columns are made ``block`` at a time, by default `BLOCK`, from the
-    left: OpenBLAS 0.3.30's own factor, multithreaded, crashes at 16,300 rows (at 14,000 it does not). Products share the
-    cores by rows, so that no thread waits for another one in a busy loop: beside other programs those of OpenBLAS take up to five
-    times as long.
+    left: OpenBLAS 0.3.30's own factor, multithreaded, crashes at 16,300 rows (at 14,000 it does not). Products share the cores
+    by rows: threads of OpenBLAS wait for each other in busy loops, and beside other programs take up to five times as long.
     """
     block = block or BLOCK
     factor = matrix if matrix.flags.f_contiguous else matrix.T  # the order that LAPACK overwrites

@@ -208,17 +208,15 @@ class Model(OfOneMolecule):
     @cached_property
     def expanded(self):
         """x_i, w and b: as they were kept, or of the images of the training geometries, made when they are first asked for."""
-        data = self.joint
         if self.points is not None:
-            return self.points.train_features, self.points.weights, None if data is None else data.directions
+            directions = None if self.joint is None else self.joint.directions
+            return self.points.train_features, self.points.weights, directions
+        data, variance = self.learned_jointly, self.signal_variance[:, None]
         with jax.enable_x64(True), jax.ensure_compile_time_eval():
-            images = joint.images(jnp.asarray(data.positions), data.permutations)
-            x = jax.lax.map(self.features, images, batch_size=64).swapaxes(0, 1)
-            a, b = joint.expansion(
-                jnp.asarray(data.weights), jnp.asarray(data.positions), self.features, self.targets, data.permutations
-            )
-            a, b = self.signal_variance[:, None] * a, self.signal_variance[:, None, None] * b
-            return exact((x, a, b if "forces" in self.targets else None))
+            positions, weights = jnp.asarray(data.positions), jnp.asarray(data.weights)
+            x = jax.lax.map(self.features, joint.images(positions, data.permutations), batch_size=64).swapaxes(0, 1)
+            a, b = joint.expansion(weights, positions, self.features, self.targets, data.permutations)
+            return exact((x, variance * a, variance[:, None] * b if "forces" in self.targets else None))
 
     @property
     def train_geometries(self):
