@@ -33,7 +33,7 @@ from iqagp_jax.families.gp import fast
 from iqagp_jax.families.gp.features import ALF, InverseDistances
 from iqagp_jax.families.gp.kernels import Matern92, build_kernel
 from iqagp_jax.families.gp.means import ConstantMean
-from iqagp_jax.families.gp.model import JointData, Model
+from iqagp_jax.families.gp.model import JointData, Model, Points
 from iqagp_jax.machine.devices import compiled, over_devices
 from iqagp_jax.potential import bind, energy_and_forces, rounding_error
 
@@ -176,8 +176,7 @@ def synthetic_model(case, seed=0):
         features=features,
         kernel=kernel,
         mean=ConstantMean(np.zeros(n_atoms)),
-        train_features=x,
-        weights=weights,
+        points=Points(x, weights),
         signal_variance=np.ones(n_atoms),
         residual=None,
         reference=reference,

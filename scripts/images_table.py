@@ -28,15 +28,10 @@ TARGETS = ("energy", "forces")
 def model_of(frames):
     """A model with the images of ASE's frames as training points and small random weights: its forces mean nothing."""
     positions, species = np.stack([atoms.positions for atoms in frames]), tuple(frames[0].symbols)
-    permutations = symmetry.permutations(species, positions[0])
     empty = synthetic_model(Case(len(species), 2, features="inverse-distances", forces=True))
-    with jax.enable_x64(True):
-        v = 1e-4 * np.random.default_rng(0).normal(size=len(frames) * joint.count(TARGETS, len(species)))
-        weights, directions = joint.expansion(v, positions, empty.features, TARGETS, permutations)
-        seen = jax.lax.map(empty.features, joint.images(jnp.asarray(positions), permutations), batch_size=64).swapaxes(0, 1)
-    data = replace(empty.joint, positions=positions, directions=np.asarray(directions), permutations=permutations)
-    parts = {"train_features": np.asarray(seen), "weights": np.asarray(weights)}
-    return replace(empty, species=species, joint=data, **parts)
+    weights = 1e-4 * np.random.default_rng(0).normal(size=len(frames) * joint.count(TARGETS, len(species)))
+    made_of = {"positions": positions, "permutations": symmetry.permutations(species, positions[0]), "weights": weights}
+    return replace(empty, species=species, points=None, joint=replace(empty.joint, **made_of, directions=None))
 
 
 def compiled(model, positions, worth):

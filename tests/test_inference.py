@@ -11,6 +11,7 @@ from iqagp_jax import energy_and_forces, energy_fn, energy_shares
 from iqagp_jax.bench import Case, starts, synthetic_model
 from iqagp_jax.families.gp import fast, images, joint
 from iqagp_jax.families.gp.kernels import Matern92
+from iqagp_jax.families.gp.model import Points
 from iqagp_jax.potential import rounding_error
 
 CASES = {
@@ -27,7 +28,8 @@ def model_of(name):
     model = synthetic_model(CASES[name])
     data = model.joint and replace(model.joint, directions=1e3 * model.joint.directions)
     kernel = Matern92(np.array([5.0, 6.0, 5.0, 6.0])) if "two" in name else model.kernel
-    return replace(model, kernel=kernel, weights=1e3 * model.weights, joint=data)
+    points = Points(model.train_features, 1e3 * model.weights)
+    return replace(model, kernel=kernel, points=points, joint=data)
 
 
 def model_with_images(worth, monkeypatch):
@@ -39,12 +41,9 @@ def model_with_images(worth, monkeypatch):
     group = [[*a[way], *(b[way] + 3), *pair, 8, 9] for a in turns for b in turns for way, pair in (kept, over)]
     permutations, targets = np.array(group), ("energy", "forces")
     train = starts(model, 7, seed=1)
-    v = np.random.default_rng(2).normal(size=7 * 31)
-    with jax.enable_x64(True):
-        weights, directions = joint.expansion(v, train, model.features, targets, permutations)
-        points = jax.vmap(model.features)(joint.images(train, permutations)).swapaxes(0, 1)
-    data = replace(model.joint, directions=np.asarray(directions), permutations=permutations)
-    return replace(model, train_features=np.asarray(points), weights=np.asarray(weights), joint=data)
+    weights = np.random.default_rng(2).normal(size=7 * joint.count(targets, 10))
+    data = replace(model.joint, positions=train, permutations=permutations, weights=weights, directions=None)
+    return replace(model, points=None, joint=data)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -123,7 +122,7 @@ def test_models_may_be_traced_and_mapped_over(x64):
 
     def energies(factor, positions):
         data = replace(model.joint, directions=factor * model.directions)
-        scaled = replace(model, joint=data, weights=factor * model.weights)
+        scaled = replace(model, joint=data, points=Points(model.train_features, factor * model.weights))
         return energy_fn(scaled)(positions)
 
     expected = factors * jax.vmap(energy_fn(model))(positions)
@@ -148,7 +147,7 @@ def test_blocks_change_nothing(name, count, monkeypatch):
     """Three blocks of 11 training points, the last filled up, for one geometry and for several."""
     model = model_of(name)
     data = model.joint and replace(model.joint, directions=model.directions[:, :11])
-    fewer = replace(model, train_features=model.train_features[:, :11], weights=model.weights[:, :11], joint=data)
+    fewer = replace(model, points=Points(model.train_features[:, :11], model.weights[:, :11]), joint=data)
     model, positions = fewer, starts(model, count)
     expected = energy_and_forces(model)(positions)
     monkeypatch.setattr(fast, "BLOCK", 5)

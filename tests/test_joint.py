@@ -60,6 +60,10 @@ def points(positions):
     return joint.seen(FEATURES, positions)
 
 
+def first_atom(positions):
+    return FEATURES(positions)[0]
+
+
 ALL = [("atomic_energies", "energy", "forces"), ("atomic_energies", "forces"), ("energy", "forces"), ("forces",), ("energy",)]
 
 
@@ -75,19 +79,26 @@ def test_covariance_is_the_textbooks(kernel, targets):
 
 def test_groups_of_one_atom_each_are_the_same():
     """With a set of features for every atom, scaled beforehand, as with length scales for every feature."""
-    targets = ("atomic_energies", "forces")
-    apart = joint.embedded(Matern52(LENGTH), joint.Seen(*(jnp.repeat(part, N, axis=0) for part in points(R))))
+    targets = ("atomic_energies", "energy", "forces")
+    z, jacobian = (jax.vmap(f)(R)[None] for f in (first_atom, jax.jacrev(first_atom)))
+    dense = joint.Seen(z, jacobian.reshape(*z.shape, 3 * N))
+    apart = joint.embedded(Matern52(LENGTH), joint.Seen(*(jnp.repeat(part, N, axis=0) for part in dense)))
     alone = joint.Process(Matern52, VARIANCE[:, None], np.ones((N, 1)), IDENTITY, np.arange(6)[None])
     together = joint.covariance(process(Matern52), points(R), points(R), targets)
     np.testing.assert_allclose(joint.covariance(alone, apart, apart, targets), together, atol=1e-10)
 
 
-def test_matrix_in_stripes():
+@pytest.mark.parametrize("tile", [1, 169 * 6, 10**6])
+def test_matrix_in_tiles(tile, monkeypatch):
+    monkeypatch.setattr(joint, "TILE", tile)
+    monkeypatch.setattr(joint, "FEWEST", 1)
+    monkeypatch.setattr(joint, "MIRRORED", 10)
     targets, kept = ("energy", "forces"), RNG.random(65) < 0.8
     noise = RNG.random(13)
     whole = joint.covariance(process(Matern52), points(R), points(R), targets).reshape(65, 65) + np.diag(np.tile(noise, 5))
-    striped = joint.covariance_matrix(process(Matern52), points(R), targets, noise, kept, rows=2)
-    np.testing.assert_allclose(striped, whole[np.ix_(kept, kept)], rtol=1e-12, atol=1e-14)
+    tiled = joint.covariance_matrix(process(Matern52), points(R), targets, noise, kept)
+    np.testing.assert_allclose(tiled, whole[np.ix_(kept, kept)], rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(tiled, tiled.T)
 
 
 @pytest.mark.parametrize("block", [6, 20])
@@ -120,16 +131,17 @@ def test_noise_is_a_share_of_what_varies():
 
 def test_image_by_image_or_at_once():
     """With symmetry, the covariance of geometries is the sum over images of the right one, their observations put back."""
-    permutations = np.array([[0, 1, 2, 3], [0, 1, 3, 2]])
-    same = np.array([0, 1, 2, 2])
+    permutations = np.array([[0, 1, 2, 3], [0, 2, 3, 1], [0, 3, 1, 2]])
+    same = np.array([0, 1, 1, 1])
     alike = replace(process(Matern52), variance=VARIANCE[None, same], inverse_square=1 / LENGTH[None, same] ** 2)
     symmetric = replace(alike, permutations=permutations, columns=FEATURES.columns(permutations))
     targets = ("atomic_energies", "energy", "forces")
     found = joint.covariance(symmetric, points(R[:2]), points(R[2:]), targets)
-    here = joint.covariance(alike, points(R[:2]), points(R[2:]), targets)
-    there = joint.covariance(alike, points(R[:2]), points(R[2:][:, permutations[1]]), targets)
-    order = np.concatenate([permutations[1], [4], 5 + (3 * permutations[1][:, None] + np.arange(3)).ravel()])
-    np.testing.assert_allclose(found, here + there[..., order], atol=1e-12)
+    expected = 0.0
+    for p in permutations:
+        order = np.concatenate([p, [4], 5 + (3 * p[:, None] + np.arange(3)).ravel()])
+        expected += joint.covariance(alike, points(R[:2]), points(R[2:][:, p]), targets)[..., np.argsort(order)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("targets", ALL)

@@ -13,9 +13,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import numpy.linalg._umath_linalg
 import scipy.linalg.cython_blas
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
+
+OPENBLAS = (
+    (scipy.linalg.cython_blas.__file__, "scipy_openblas_{}_num_threads"),
+    (numpy.linalg._umath_linalg.__file__, "scipy_openblas_{}_num_threads64_"),
+)
+"""Modules of SciPy and NumPy, and what the functions of their OpenBLAS are called."""
 
 
 def over_devices(function, replicas):
@@ -84,21 +91,28 @@ def use_cores(count=None):
 
 @contextmanager
 def one_blas_thread():
-    """Within it a factor or a triangular solve takes one thread: JAX has them from SciPy's OpenBLAS.
+    """Within it a factor, a triangular solve or a product of NumPy takes one thread; gives how many it would have taken.
 
-    Its threads wait for each other in busy loops: an evaluation of a likelihood took five times as long beside other
-    programs. Elsewhere than in SciPy's own OpenBLAS nothing is changed.
+    OpenBLAS' threads wait for each other in busy loops: an evaluation of a likelihood took five times as long beside other
+    programs. JAX has its factors from SciPy's. Elsewhere than in the OpenBLAS that SciPy and NumPy bring nothing is changed.
     """
-    library = ctypes.CDLL(scipy.linalg.cython_blas.__file__)
-    if not hasattr(library, "scipy_openblas_set_num_threads"):
-        yield
-        return
-    before = library.scipy_openblas_get_num_threads()
-    library.scipy_openblas_set_num_threads(1)
+    threads = [t for t in map(_threads_of, *zip(*OPENBLAS, strict=True)) if t is not None]
+    before = [get() for get, _ in threads]
+    for _, use in threads:
+        use(1)
     try:
-        yield
+        yield min([len(os.sched_getaffinity(0)), *before])
     finally:
-        library.scipy_openblas_set_num_threads(before)
+        for (_, use), count in zip(threads, before, strict=True):
+            use(count)
+
+
+def _threads_of(library, names):
+    """Functions that tell and set the threads of an OpenBLAS that a module of SciPy or NumPy was linked to; None without."""
+    loaded = ctypes.CDLL(library)
+    if not hasattr(loaded, names.format("set")):
+        return None
+    return getattr(loaded, names.format("get")), getattr(loaded, names.format("set"))
 
 
 def keep_compiled():

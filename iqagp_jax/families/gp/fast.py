@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqagp_jax.families.gp import joint
 from iqagp_jax.families.gp.images import Images
 from iqagp_jax.families.gp.kernels import Radial
 
@@ -71,6 +72,10 @@ def prepare(model, dtype):
     Under a trace nothing can be looked up in a model's arrays: its atoms stay apart there.
     """
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(model))
+    if model.points is None and model.sees_alike and not traced:
+        trained = of_observations(model.process, model.features, model.kernel, model.targets)
+        points = trained(model.joint.positions, model.joint.weights)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
     shares = _shares(model) if model.sees_alike and not traced else None
     seen = slice(None) if shares is None else slice(1)
     kernels, train = jax.tree.map(lambda leaf: leaf[seen], (model.kernel, model.train_features))
@@ -88,6 +93,32 @@ def prepare(model, dtype):
     images = Images.none(z.shape[2]) if shares is None else Images.of(model.permutations, model.features.pairs[0])
     points = points_of(images, kernels, z, weights, sharpness, b, v)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
+
+
+def of_observations(process, features, kernel, targets):
+    """The function from positions (n, N, 3) and the weights (n M,) of their observations to the `Trained`, in float64.
+
+    For atoms that see alike and a radial kernel: no training point is made for more than one of them.
+    """
+    images, own = Images.of(process.permutations, features.pairs[0]), jax.tree.map(lambda leaf: leaf[:1], kernel)
+    sharpness, number = np.unique(np.asarray(process.inverse_square[0]), return_inverse=True)
+    variance = (number == np.arange(len(sharpness))[:, None]) * np.asarray(process.variance[0])
+
+    def first_atom(r):
+        return features.of_pairs(r, features.pairs[:1])
+
+    def embed(x):
+        return jax.vmap(lambda k, x: k.embed(x))(own, x)
+
+    @jax.jit
+    def trained(positions, v):
+        a, b = joint.expansion(v, positions, first_atom, targets, process.permutations)
+        x = jax.vmap(first_atom)(joint.images(positions, process.permutations)).swapaxes(0, 1)
+        z, b = jax.jvp(embed, (x,), (b,))
+        scaled, shares = (variance @ a)[None], variance.sum(1)[None]
+        return points_of(images, own, z, scaled, sharpness[None], b if "forces" in targets else None, shares)
+
+    return trained
 
 
 def points_of(images, kernel, z, weights, sharpness, directions, shares):

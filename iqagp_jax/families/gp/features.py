@@ -138,6 +138,15 @@ class InverseDistances:
             return x
         return x * jnp.asarray(np.array(self.weights)[self._numbers[pairs[..., 0], pairs[..., 1]]], x.dtype)
 
+    def with_slopes(self, positions):
+        """w/r (D,) of the first atom's pairs (a, b) at positions (N, 3), and their derivatives (D, 3) with respect to R_a.
+
+        Those with respect to R_b are minus these, all others are zero.
+        """
+        x, (a, b) = self.of_pairs(positions, self.pairs[0]), self.pairs[0].T
+        apart = positions[a] - positions[b]
+        return x, -(x / norm(apart) ** 2)[:, None] * apart
+
     def geometries(self, points):
         """Positions (n, N, 3), of either hand, from the first atom's features (n, D).
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from iqagp_jax.families.gp import regression
 from iqagp_jax.families.gp.check import check_labels
-from iqagp_jax.families.gp.model import Model
+from iqagp_jax.families.gp.model import Model, Points
 from iqagp_jax.families.gp.options import NOISE
 from iqagp_jax.families.gp.problem import Problem
 from iqagp_jax.families.gp.search import search_hyperparameters
@@ -39,8 +39,7 @@ def fit_atoms(problem: Problem, progress) -> Model:
             features=problem.features,
             kernel=kernel,
             mean=problem.mean,
-            train_features=points,
-            weights=weights,
+            points=Points(points, weights),
             signal_variance=variance,
             residual=residual,
             reference=problem.train.positions[problem.train.lowest],

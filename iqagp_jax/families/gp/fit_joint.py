@@ -102,7 +102,7 @@ class Family(NamedTuple):
             variance, kernel = jnp.exp(each[:, 0]), self.kernel(self.spread * jnp.exp(each[:, 1:]))
         else:
             weights = self.weights(parameters)
-            seen = joint.Seen(seen.z * weights, seen.jacobian * weights[:, None])
+            seen = seen.weighted(weights)
             variance, length = jnp.exp(parameters[:-2])[self.classes], jnp.linalg.norm(self.spread * weights)
             kernel = self.kernel(length * jnp.exp(parameters[-2]) * jnp.ones(len(variance)))
         process = joint.Process.of(kernel, self.features, variance, self.permutations)
@@ -217,8 +217,7 @@ def _prior(sample, parameters, k, covariance, trace):
         features=features,
         kernel=kernel,
         mean=problem.mean,
-        train_features=np.zeros((n_atoms, 0, len(features.angular))),
-        weights=np.zeros((n_atoms, 0)),
+        points=None,
         signal_variance=process.variance.ravel(),
         residual=None,
         reference=problem.train.positions[problem.train.lowest],
@@ -226,7 +225,9 @@ def _prior(sample, parameters, k, covariance, trace):
         noise=sample.noises[k],
         targets=sample.targets,
         made_by=problem.made_by,
-        joint=JointData(np.zeros((0, n_atoms, 3)), problem.permutations, np.zeros(0, bool), np.asarray(noise)),
+        joint=JointData(
+            np.zeros((0, n_atoms, 3)), problem.permutations, np.zeros(0, bool), np.asarray(noise), weights=np.zeros(0)
+        ),
     )
 
 

@@ -20,7 +20,6 @@ from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, cg
 
 from iqagp_jax.families.gp import fast, joint
-from iqagp_jax.families.gp.images import Images
 
 LEFT_OVER = 0.1
 """Root mean square of what is left of the observations, in standard deviations of their noise."""
@@ -39,23 +38,12 @@ def predictor(process, features, kernel, positions, targets):
 
     For targets "energy" and "forces" and for atoms that see the same, in float64.
     """
-    positions, variance = jnp.asarray(positions), process.variance[0]
-    own = jax.tree.map(lambda leaf: leaf[:1], kernel)
-
-    def first_atom(r):
-        return features.of_pairs(r, features.pairs[:1])
-
-    def embedded(positions):
-        return jax.vmap(lambda r: own.embed(first_atom(r)))(positions)
-
-    images = Images.of(process.permutations, features.pairs[0])
+    positions = jnp.asarray(positions)
+    trained = fast.of_observations(process, features, kernel, targets)
 
     @jax.jit
     def predict(train, v):
-        a, slopes = joint.expansion(v, train, first_atom, targets, process.permutations)
-        z = embedded(joint.images(train, process.permutations)).swapaxes(0, 1)
-        weights, b = (variance[:, None] * a)[None], slopes / own.lengthscale[:, None, None]
-        points = fast.points_of(images, own, z, weights, process.inverse_square, b, process.variance)
+        points = trained(train, v)
         evaluate = fast.in_chunks(partial(fast.evaluate, features, points), fast.at_a_time(points))
         energies, gradients = evaluate(positions)
         parts = {"energy": energies[:, None], "forces": -gradients.reshape(len(positions), -1)}

@@ -25,29 +25,79 @@ equivalent atoms. That is what copies of the training data would amount to, at t
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import pairwise, product
+from math import isqrt
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cholesky
+from scipy.linalg.blas import dtrsm
 
+from iqagp_jax.families.gp.distances import Distances
 from iqagp_jax.families.gp.features import InverseDistances
+from iqagp_jax.families.gp.kernels import Radial
 from iqagp_jax.families.gp.regression import squared_distances
+from iqagp_jax.machine.devices import one_blas_thread
 from iqagp_jax.machine.precision import Array
 
 TARGETS = ("atomic_energies", "energy", "forces")
 
+TILE = 2**20
+"""Covariances that are made at a time, 8 MB: more would leave the caches, fewer cost more calls."""
+
+FEWEST = 8
+"""Geometries of a tile's sides at least: with fewer there is nothing to be gained from vectors."""
+
+BLOCK = 1024
+"""Rows and columns of a matrix that are taken together while it is made symmetric, or its factor is made."""
+
 
 class Seen(NamedTuple):
-    """What the kernel sees of n geometries, for each of G groups of atoms."""
+    """What the kernel sees of n geometries, for each of N atoms; of inverse distances it is `distances.Distances`."""
 
     z: Array
-    """(G, n, E) embedded features, unit length scale"""
+    """(N, n, E) embedded features, unit length scale"""
     jacobian: Array
-    """(G, n, E, 3N) derivatives of z with respect to the positions, 1/angstrom"""
+    """(N, n, E, 3N) derivatives of z with respect to the positions, 1/angstrom"""
+
+    def embedded(self, kernel):
+        """As the atoms' ``kernel`` embeds them."""
+
+        def one_atom(kernel, x, jacobian):
+            return kernel.embed(x), jax.vmap(jax.jacfwd(kernel.embed))(x) @ jacobian
+
+        return Seen(*jax.vmap(one_atom)(kernel, *self))
+
+    def covariances(self, process, right, wanted):
+        """Of this set's observations with those of another, {(target, target): (M, M', n, m)} for all that are ``wanted``.
+
+        One atom after the other; there are no images.
+        """
+        shared = [pair for pair in wanted if "atomic_energies" not in pair]
+
+        def of_atom(atom):
+            variance, inverse_square, left, right = atom
+            radial = process.radial_parts(variance, inverse_square, left.z, right.z, wanted)
+            return _of_atom([part[0] for part in radial], left, right, wanted)
+
+        def add_atom(sums, atom):
+            new = of_atom(atom)
+            return {pair: sums[pair] + new.pop(pair) for pair in shared}, new
+
+        atoms = process.variance, process.inverse_square, self, right
+        shapes = jax.eval_shape(of_atom, jax.tree.map(lambda leaf: leaf[0], atoms))
+        sums, own = jax.lax.scan(add_atom, {pair: jnp.zeros(shapes[pair].shape) for pair in shared}, atoms)
+        for pair, part in own.items():
+            if pair == ("atomic_energies", "atomic_energies"):
+                sums[pair] = part[:, 0] * np.eye(len(part))[..., None, None]
+            else:
+                sums[pair] = part[:, 0] if pair[0] == "atomic_energies" else part[:, :, 0].swapaxes(0, 1)
+        return sums
 
 
 @partial(
@@ -57,9 +107,9 @@ class Seen(NamedTuple):
 )
 @dataclass(frozen=True)
 class Process:
-    """The prior. Groups of atoms times atoms of a group are the molecule's atoms in their order."""
+    """The prior. Groups of atoms times atoms of a group are the molecule's atoms in their order: one group, or N of one."""
 
-    radial: type
+    radial: type[Radial]
     """kind of `kernels.Radial`: profile, slope and curvature"""
     variance: Array
     """v_A, (G, a) eV^2"""
@@ -81,6 +131,17 @@ class Process:
         columns = np.arange(jax.eval_shape(lambda r: kernel.embed(features(r)), jnp.zeros((n, 3))).shape[-1])
         return cls(radial, variance[:, None], np.ones((n, 1)), permutations, columns[None])
 
+    def radial_parts(self, variance, inverse_square, left, right, wanted):
+        """v phi, v phi' / l^2 and v phi'' / l^4 of a group, (a, n, m) each; the two first points are (n, E) and (m, E).
+
+        Where no atom's own energy is in one of the ``wanted`` pairs of targets, a = 1, their sum.
+        """
+        scaled = squared_distances(left, right) * inverse_square[:, None, None]
+        v, w = variance[:, None, None], inverse_square[:, None, None]
+        kinds = self.radial.profile, self.radial.slope, self.radial.curvature
+        parts = [v * w**k * kind(scaled) for k, kind in enumerate(kinds)]
+        return parts if any("atomic_energies" in pair for pair in wanted) else [part.sum(0, keepdims=True) for part in parts]
+
 
 def count(targets, n_atoms):
     """Observations M of one geometry."""
@@ -97,29 +158,21 @@ def _columns(targets, n_atoms):
 
 
 def seen(features, positions):
-    """`Seen` of the features of positions (n, N, 3) as they are, before a kernel embeds them.
+    """What a kernel sees of the features of positions (n, N, 3) as they are, before it embeds them.
 
     With inverse distances all atoms see the same up to the order of the columns, and so they do with an isotropic kernel: one
-    group, else N.
+    group, `Distances`; else `Seen`.
     """
-
-    def groups(r):
-        return features(r)[: 1 if isinstance(features, InverseDistances) else None]
-
-    x = jax.lax.map(groups, positions, batch_size=64)
-    jacobian = jax.lax.map(jax.jacrev(groups), positions, batch_size=64)
+    if isinstance(features, InverseDistances):
+        return Distances(*(part[None] for part in jax.vmap(features.with_slopes)(positions)))
+    x = jax.lax.map(features, positions, batch_size=64)
+    jacobian = jax.lax.map(jax.jacfwd(features), positions, batch_size=8)
     return Seen(x.swapaxes(0, 1), jacobian.reshape(*x.shape, -1).swapaxes(0, 1))
 
 
 def embedded(kernel, points):
-    """`Seen` as the atoms' ``kernel`` embeds those of the plain features, that of each group's first atom."""
-    kernel = jax.tree.map(lambda leaf: leaf[: len(points.z)], kernel)
-
-    def one_group(kernel, x, jacobian):
-        slopes = jax.vmap(jax.jacfwd(kernel.embed))(x)
-        return kernel.embed(x), slopes @ jacobian
-
-    return Seen(*jax.vmap(one_group)(kernel, *points))
+    """What was `seen` as the atoms' ``kernel`` embeds it, that of each group's first atom."""
+    return points.embedded(jax.tree.map(lambda leaf: leaf[: len(points.z)], kernel))
 
 
 def covariance(process, left, right, targets, right_targets=None):
@@ -127,91 +180,26 @@ def covariance(process, left, right, targets, right_targets=None):
 
     ``right_targets`` are those of the right set, where they are others.
     """
-    blocks = partial(_blocks, process, left, rows_of=targets, columns_of=right_targets or targets)
-
-    @jax.checkpoint
-    def add_image(total, image):
-        permutation, columns = image
-        # Derivatives of an image are taken with respect to the original: only the rows of its Jacobian change places.
-        image = Seen(right.z[..., columns], right.jacobian[:, :, columns])
-        return total + blocks(image, permutation), None
-
-    if len(process.permutations) == 1:
-        return blocks(right, process.permutations[0])
-    empty = jax.eval_shape(blocks, right, process.permutations[0])
-    images = (process.permutations, process.columns)
-    return jax.lax.scan(add_image, jnp.zeros(empty.shape, empty.dtype), images)[0]
+    rows, columns = ([target for target in TARGETS if target in chosen] for chosen in (targets, right_targets or targets))
+    table = left.covariances(process, right, tuple(product(rows, columns)))
+    return jnp.concatenate([jnp.concatenate([table[r, c] for c in columns], axis=1) for r in rows]).transpose(2, 0, 3, 1)
 
 
-def _blocks(process, left, right, permutation, rows_of, columns_of):
-    """The covariance with one image of the right set."""
-    targets = {*rows_of, *columns_of}
-    of_group = partial(_group, process.radial, targets)
-    groups = jax.lax.map(lambda a: of_group(*a), (process.variance, process.inverse_square, left, right))
-    flat: list[Any] = [None if g is None else g.reshape(-1, *g.shape[2:]) for g in groups[:3]]
-    energies, energy_force, force_energy = flat
-    table: dict[tuple[str, str], Any] = {}
-    if "atomic_energies" in targets:
-        table |= _of_atomic_energies(energies, permutation)
-    if "energy" in targets:
-        table["energy", "energy"] = energies.sum(0)[:, None, :, None]
-    if "forces" in targets:
-        table |= _of_forces(energy_force, force_energy, groups[3].sum(0))
-
-    def in_order(chosen):
-        return [target for target in TARGETS if target in chosen]
-
-    rows = ([table[row, column] for column in in_order(columns_of)] for row in in_order(rows_of))
-    return jnp.concatenate([jnp.concatenate(row, axis=3) for row in rows], axis=1)
-
-
-def _of_atomic_energies(energies, permutation):
-    """The blocks (n, M, m, M') that atomic energies have with energies, by their two targets, from (N, n, m)."""
-    n_atoms, n, m = energies.shape
-    own = jnp.zeros((n, n_atoms, m, n_atoms)).at[:, np.arange(n_atoms), :, permutation].set(energies)
-    return {
-        ("atomic_energies", "atomic_energies"): own,
-        ("atomic_energies", "energy"): energies.transpose(1, 0, 2)[..., None],
-        ("energy", "atomic_energies"): energies.transpose(1, 2, 0)[:, None],
-    }
-
-
-def _of_forces(energy_force, force_energy, forces):
-    """The blocks (n, M, m, M') that forces have, by their two targets, from (a, n, m, 3N), (a, n, 3N, m), (n, 3N, m, 3N).
-
-    With atomic energies a = N; where only their sum is asked for a may be 1.
-    """
-    return {
-        ("atomic_energies", "forces"): energy_force.transpose(1, 0, 2, 3),
-        ("energy", "forces"): energy_force.sum(0)[:, None],
-        ("forces", "atomic_energies"): force_energy.transpose(1, 2, 3, 0),
-        ("forces", "energy"): force_energy.sum(0)[..., None],
-        ("forces", "forces"): forces,
-    }
-
-
-def _group(radial, targets, variance, inverse_square, left, right):
-    """Blocks of one group: per atom energy-energy (a, n, m), energy-force (a, n, m, X), force-energy (a, n, X, m); forces.
-
-    Where no atom's own energy is asked for, a = 1, their sum.
-    """
-    scaled = squared_distances(left.z, right.z) * inverse_square[:, None, None]
-    v, w = variance[:, None, None], inverse_square[:, None, None]
-    profile, slope, curvature = v * radial.profile(scaled), v * w * radial.slope(scaled), v * w * w * radial.curvature(scaled)
-    if "atomic_energies" not in targets:
-        profile, slope, curvature = (x.sum(0, keepdims=True) for x in (profile, slope, curvature))
-    return profile, *(_with_forces(slope, curvature, left, right) if "forces" in targets else 3 * (None,))
-
-
-def _with_forces(slope, curvature, left, right):
-    """Energy-force, force-energy and force-force blocks from v phi' / l^2 and v phi'' / l^4 (a, n, m); U and V as above."""
-    u = jnp.einsum("ie,iex->ix", left.z, left.jacobian)[:, :, None] - jnp.einsum("iex,je->ixj", left.jacobian, right.z)
-    v = jnp.einsum("ie,jex->ijx", left.z, right.jacobian) - jnp.einsum("je,jex->jx", right.z, right.jacobian)
-    energy_force, force_energy = 2 * slope[..., None] * v, -2 * slope[:, :, None, :] * u
-    product = jnp.einsum("iex,jey->ixjy", left.jacobian, right.jacobian)
-    forces = -2 * slope.sum(0)[:, None, :, None] * product
-    forces -= 4 * (curvature.sum(0)[:, None] * u)[..., None] * v[:, None]
-    return energy_force, force_energy, forces
+def _of_atom(radial, left, right, wanted):
+    """The blocks (M, M', n, m) of one atom's energy and of what it adds to the forces; U and V as above."""
+    profile, slope, curvature = radial
+    blocks = dict.fromkeys(wanted, profile[None, None])
+    if not any("forces" in pair for pair in wanted):
+        return blocks
+    u = jnp.einsum("ie,iex->xi", left.z, left.jacobian)[:, :, None] - jnp.einsum("iex,je->xij", left.jacobian, right.z)
+    v = jnp.einsum("ie,jex->xij", left.z, right.jacobian) - jnp.einsum("je,jex->xj", right.z, right.jacobian)[:, None]
+    for pair in wanted:
+        if pair == ("forces", "forces"):
+            jacobians = jnp.einsum("iex,jey->xyij", left.jacobian, right.jacobian)
+            blocks[pair] = -2 * slope * jacobians - 4 * curvature * u[:, None] * v
+        elif "forces" in pair:
+            blocks[pair] = 2 * slope * v[None] if pair[1] == "forces" else -2 * slope * u[:, None]
+    return blocks
 
 
 def observations(targets, atomic_energies, energy, forces):
@@ -239,7 +227,7 @@ def expansion(weights, positions, features, targets, permutations):
     b_Ai = -dx_A/dR f_i, f_i the weights of the forces.
     """
     n, n_atoms, _ = positions.shape
-    rows = weights.reshape(n, -1)
+    rows = weights.reshape(n, count(targets, n_atoms))
     a, force_weights = jnp.zeros((n, n_atoms)), jnp.zeros((n, n_atoms, 3))
     for target, columns in _columns(targets, n_atoms):
         if target == "forces":
@@ -253,56 +241,90 @@ def expansion(weights, positions, features, targets, permutations):
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _rows(process, left, right, targets, right_targets):
+def _tile(process, left, right, targets, right_targets):
     block = covariance(process, left, right, targets, right_targets)
     return block.reshape(block.shape[0] * block.shape[1], -1)
 
 
-def covariance_rows(process, left, right, targets, kept=None, kept_right=None, rows=8, right_targets=None):
+def covariance_rows(process, left, right, targets, kept=None, kept_right=None, right_targets=None):
     """The covariance of the observations of two sets of geometries as a NumPy matrix.
 
     ``right_targets`` are those of the right ones, where they are others.
-    ``kept`` and ``kept_right`` (n M,) bool choose among the observations; all by default. Made ``rows`` geometries at a
-    time: beside the matrix itself there is never more than such a stripe.
+    ``kept`` and ``kept_right`` (n M,) bool choose among the observations; all by default.
     """
-    n, m = left.z.shape[1], right.z.shape[1]
-    per_geometry = count(targets, process.variance.size)
-    kept = np.ones(n * per_geometry, bool) if kept is None else kept
-    right_targets = right_targets or targets
-    kept_right = np.ones(m * count(right_targets, process.variance.size), bool) if kept_right is None else kept_right
+    right_targets, n_atoms = right_targets or targets, process.variance.size
+    kept = np.ones(left.z.shape[1] * count(targets, n_atoms), bool) if kept is None else kept
+    kept_right = np.ones(right.z.shape[1] * count(right_targets, n_atoms), bool) if kept_right is None else kept_right
     matrix = np.empty((kept.sum(), kept_right.sum()))
-    before = np.concatenate([[0], np.cumsum(kept)])
-    for start in range(0, n, rows):
-        stop = min(start + rows, n)
-        first = max(0, stop - rows)  # one shape, compiled once
-        stripe = jax.tree.map(lambda a, first=first, stop=stop: a[:, first:stop], left)
-        block = np.asarray(_rows(process, stripe, right, targets, right_targets))
-        here = slice(first * per_geometry, stop * per_geometry)
-        matrix[before[here.start] : before[here.stop]] = block[kept[here]][:, kept_right]
+    fill(matrix, process, left, right, targets, right_targets, kept, kept_right)
     return matrix
 
 
-def covariance_matrix(process, points, targets, noise, kept=None, rows=8):
+def fill(matrix, process, left, right, targets, right_targets, kept, kept_right, lower=False):
+    """Write the covariance that `covariance_rows` has into a matrix; of a symmetric one, where it is ``lower``, half.
+
+    Made in tiles of some `TILE` numbers: beside the matrix there is never more than a few of them. Of a lower triangle those
+    tiles are left out that lie above the diagonal.
+    """
+    (left, right), n_atoms = jax.device_get((left, right)), process.variance.size
+    n, m, per_row, per_column = left.z.shape[1], right.z.shape[1], count(targets, n_atoms), count(right_targets, n_atoms)
+    row, column = (np.concatenate([[0], np.cumsum(chosen)]) for chosen in (kept, kept_right))
+    pairs = max(1, TILE // (per_row * per_column))
+    tall = max(FEWEST, isqrt(pairs) // 2)
+    for rows, columns in product(_parts(n, tall), _parts(m, max(FEWEST, pairs // tall))):
+        if lower and columns.start >= rows.stop:
+            continue
+        here, there = (jax.tree.map(lambda a, k=k: a[:, k], of) for of, k in ((left, rows), (right, columns)))
+        tile = np.asarray(_tile(process, here, there, targets, right_targets))
+        i, j = (slice(k * part.start, k * part.stop) for k, part in ((per_row, rows), (per_column, columns)))
+        matrix[row[i.start] : row[i.stop], column[j.start] : column[j.stop]] = tile[kept[i]][:, kept_right[j]]
+
+
+def _parts(n, size):
+    """Slices of at most ``size`` of n geometries; all are of one size, compiled once, so that the last may begin earlier."""
+    return [slice(max(0, stop - size), stop) for stop in (*range(size, n, size), n) if n]
+
+
+def covariance_matrix(process, points, targets, noise, kept=None):
     """The covariance matrix of all observations of geometries, or those ``kept``, with the variances ``noise`` (M,) added."""
     noise = np.tile(noise, points.z.shape[1])
-    matrix = covariance_rows(process, points, points, targets, kept, kept, rows)
-    matrix[np.diag_indices(len(matrix))] += noise if kept is None else noise[kept]
+    kept = np.ones(len(noise), bool) if kept is None else kept
+    matrix = np.empty((kept.sum(), kept.sum()), order="F")
+    fill(matrix, process, points, points, targets, targets, kept, kept, lower=True)
+    for part in _parts(len(matrix), BLOCK):
+        matrix[: part.start, part] = matrix[part, : part.start].T
+        matrix[part, part] = np.tril(matrix[part, part]) + np.tril(matrix[part, part], -1).T
+    matrix[np.diag_indices(len(matrix))] += noise[kept]
     return matrix
 
 
-def factorise(matrix, block=4096):
+def factorise(matrix, known=0, block=None):
     """The lower Cholesky factor of a symmetric matrix, which is overwritten; LinAlgError where it has none.
 
-    ``block`` columns at a time, from the left: OpenBLAS 0.3.30's own, multithreaded, crashes at 16,300 (at 14,000 it does not).
+    The first ``known`` rows are those of the factor already. Columns are made ``block`` at a time, by default `BLOCK`, from the
+    left: OpenBLAS 0.3.30's own factor, multithreaded, crashes at 16,300 rows (at 14,000 it does not). Products share the cores
+    by rows: threads of OpenBLAS wait for each other in busy loops, and beside other programs take up to five times as long.
     """
-    factor = matrix.T  # the same, in the order that LAPACK overwrites
-    for start in range(0, len(factor), block):
-        here, done = slice(start, start + block), slice(0, start)
-        factor[start:, here] -= factor[start:, done] @ factor[here, done].T
-        factor[here, here] = cholesky(factor[here, here], lower=True, overwrite_a=True, check_finite=False)
-        below = slice(start + block, None)
-        factor[below, here] = solve_triangular(factor[here, here], factor[below, here].T, lower=True, check_finite=False).T
-        factor[done, here] = 0.0
+    block = block or BLOCK
+    factor = matrix if matrix.flags.f_contiguous else matrix.T  # the order that LAPACK overwrites
+    size = len(factor)
+    edges = [*range(0, known, block), *range(known, size, block), size]
+    with one_blas_thread() as threads, ThreadPoolExecutor(threads) as pool:
+        for start, stop in pairwise(edges):
+            here, done, first = slice(start, stop), slice(0, start), max(start, known)
+
+            def subtract(row, here=here, done=done):
+                rows = slice(row, row + block)
+                factor[rows, here] -= (factor[here, done] @ factor[rows, done].T).T
+
+            for _ in pool.map(subtract, range(first, size, block)):
+                pass
+            if first == start:
+                factor[here, here] = cholesky(factor[here, here], lower=True, check_finite=False)
+                factor[done, here] = 0.0
+            for row in range(max(stop, known), size, block):
+                rows = slice(row, row + block)
+                factor[rows, here] = dtrsm(1.0, factor[here, here], factor[rows, here], side=1, lower=1, trans_a=1)
     return factor
 
 

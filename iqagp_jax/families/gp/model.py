@@ -27,9 +27,25 @@ COVARIANCES = 2**22
 """Covariances of geometries with the training data, for their variances, that are in memory at a time: 32 MB, several times."""
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Points:
+    """Training points of atomic energies, as every atom sees them."""
+
+    train_features: np.ndarray
+    """(N, n, D)"""
+    weights: np.ndarray
+    """(N, n) eV"""
+
+    def check_fit(self, n_atoms, d):
+        """ValueError, in a sentence, unless they are of so many atoms and features."""
+        n = numbers("training features", self.train_features, (n_atoms, None, d)).shape[1]
+        numbers("weights", self.weights, (n_atoms, n))
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["directions", "positions", "permutations", "observed", "noise_variance"],
+    data_fields=["directions", "positions", "permutations", "observed", "noise_variance", "weights"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -45,20 +61,24 @@ class JointData:
     noise_variance: np.ndarray
     """(M,) noise of a geometry's observations, eV^2 and (eV/angstrom)^2"""
     directions: np.ndarray | None = None
-    """(N, P n, D) b of `Model`'s formula, eV times the features' units; None for a model that has not seen forces"""
+    """(N, P n, D) b of `Model`'s formula, eV times the features' units; in files of before 2026-12, after forces"""
+    weights: np.ndarray | None = None
+    """(n M,) of the observations, 1/eV and angstrom/eV, zero where there were none; files of before 2026-12 have the model's"""
 
-    def check_fit(self, targets, train_features):
-        """ValueError, in a sentence, unless it is of the ``targets`` and training points (N, P n, D) of a model."""
-        n_atoms, points, _ = train_features.shape
+    def check_fit(self, targets, n_atoms, points):
+        """ValueError, in a sentence, unless it is of the ``targets`` of a model, and of its `Points` where it has any."""
         images = len(numbers("permutations", self.permutations, (None, n_atoms), least=0, kinds="iu"))
-        if (np.sort(self.permutations, axis=1) != np.arange(n_atoms)).any() or not images or points % images:
-            raise ValueError(f"expected permutations of {n_atoms} atoms that {points} training points are images under")
+        n, left_over = (None, 0) if points is None or not images else divmod(points.train_features.shape[1], images)
+        if (np.sort(self.permutations, axis=1) != np.arange(n_atoms)).any() or not images or left_over:
+            raise ValueError(f"expected permutations of {n_atoms} atoms that all training points are images under")
         observations = joint.count(targets, n_atoms)
-        numbers("training positions", self.positions, (points // images, n_atoms, 3))
-        numbers("what was observed", self.observed, (points // images * observations,), kinds="b")
+        n = len(numbers("training positions", self.positions, (n, n_atoms, 3)))
+        numbers("what was observed", self.observed, (n * observations,), kinds="b")
         numbers("noise variances", self.noise_variance, (observations,), least=0)
-        if self.directions is not None:
-            numbers("directions", self.directions, train_features.shape)
+        if points is None:
+            numbers("weights of observations", self.weights, (n * observations,))
+        elif self.directions is not None:
+            numbers("directions", self.directions, points.train_features.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -105,8 +125,7 @@ def _of_joint(name, told):
         "features",
         "kernel",
         "mean",
-        "train_features",
-        "weights",
+        "points",
         "joint",
         "signal_variance",
         "residual",
@@ -127,10 +146,8 @@ class Model(OfOneMolecule):
     features: ALF | InverseDistances
     kernel: Kernel
     mean: Any
-    train_features: np.ndarray
-    """(N, n, D)"""
-    weights: np.ndarray
-    """(N, n) eV"""
+    points: Points | None
+    """None where ``joint`` has what they are made of"""
     signal_variance: np.ndarray
     """(N,) eV^2"""
     residual: np.ndarray | None
@@ -150,7 +167,6 @@ class Model(OfOneMolecule):
     division: Division | None = None
     """where atomic energies were learned apart from the energy"""
 
-    directions = _of_joint("directions", "(N, n, D) b, see `JointData`")
     train_positions = _of_joint("positions", "(n, N, 3) angstrom, kept by a model of several targets")
     permutations = _of_joint("permutations", "(P, N), see `JointData`")
     observed = _of_joint("observed", "(n M,) bool, see `JointData`")
@@ -164,16 +180,22 @@ class Model(OfOneMolecule):
             del fields["provenance"]
         if "joint" not in fields:
             fields = _with_joint(fields)
+        if "points" not in fields:
+            fields = {**fields, "points": Points(fields["train_features"], fields["weights"])}
+            del fields["train_features"], fields["weights"]
         return cls(**fields)
 
     def check_content(self):
         """ValueError, in a sentence, unless all arrays are of these atoms, finite, and make sense: of a model that was read."""
         n_atoms = one_molecule(self.species, self.reference)
         self.features.check_fit(n_atoms)
-        n, d = numbers("training features", self.train_features, (n_atoms, None, len(self.features.angular))).shape[1:]
+        d = len(self.features.angular)
         self.kernel.check_fit((n_atoms,), d)
         self.mean.check_fit(n_atoms)
-        numbers("weights", self.weights, (n_atoms, n))
+        if self.points is not None:
+            self.points.check_fit(n_atoms, d)
+        elif self.joint is None:
+            raise ValueError("expected training points, found none")
         numbers("signal variances", self.signal_variance, (n_atoms,), least=0)
         if np.ndim(self.trace) != 2 or len(np.transpose(self.trace)) != n_atoms:
             raise ValueError(f"expected the likelihood of each of {n_atoms} atoms, found shape {np.shape(self.trace)}")
@@ -181,9 +203,9 @@ class Model(OfOneMolecule):
             raise ValueError(f"expected targets in their order, found {self.targets}")
         numbers("noise", self.noise, (len(self.targets),) if isinstance(self.noise, tuple) else (), least=0)
         if self.residual is not None:
-            numbers("residuals", self.residual, (n_atoms, n))
+            numbers("residuals", self.residual, self.weights.shape)
         if self.joint is not None:
-            self.joint.check_fit(self.targets, self.train_features)
+            self.joint.check_fit(self.targets, n_atoms, self.points)
         if self.division is not None:
             self.division.check_fit(self.species)
         self._check_told()
@@ -204,7 +226,35 @@ class Model(OfOneMolecule):
     @property
     def n_train(self):
         """Number of training geometries, their mirrored or permuted copies not counted."""
-        return self.weights.shape[1] // self.copies // (1 if self.joint is None else len(self.joint.permutations))
+        return (self.weights.shape[1] if self.joint is None else len(self.joint.positions)) // self.copies
+
+    @property
+    def train_features(self):
+        """x_i of the formula, (N, n, D)."""
+        return self.expanded[0]
+
+    @property
+    def weights(self):
+        """w, (N, n) eV."""
+        return self.expanded[1]
+
+    @property
+    def directions(self):
+        """b, (N, n, D) eV times the features' units; None for a model that has not seen forces."""
+        return self.expanded[2]
+
+    @cached_property
+    def expanded(self):
+        """x_i, w and b: as they were kept, or of the images of the training geometries, made when they are first asked for."""
+        if self.points is not None:
+            directions = None if self.joint is None else self.joint.directions
+            return self.points.train_features, self.points.weights, directions
+        data, variance = self.learned_jointly, self.signal_variance[:, None]
+        with jax.enable_x64(True), jax.ensure_compile_time_eval():
+            positions, weights = jnp.asarray(data.positions), jnp.asarray(data.weights)
+            x = jax.lax.map(self.features, joint.images(positions, data.permutations), batch_size=64).swapaxes(0, 1)
+            a, b = joint.expansion(weights, positions, self.features, self.targets, data.permutations)
+            return exact((x, variance * a, variance[:, None] * b if "forces" in self.targets else None))
 
     @property
     def train_geometries(self):
@@ -272,7 +322,7 @@ class Model(OfOneMolecule):
             data = self.learned_jointly
             seen = jax.jit(self.see)(data.positions)
             matrix = joint.covariance_matrix(self.process, seen, self.targets, data.noise_variance, data.observed)
-            return seen, jnp.asarray(joint.factorise(matrix))
+            return seen, jnp.asarray(_by_rows(joint.factorise(matrix)))
 
     def atomic_energies(self, positions):
         """E_A (N,) in eV of one geometry (N, 3) in angstrom, by the formula as it stands above; in 64-bit mode."""
@@ -356,6 +406,17 @@ def _with_joint(fields):
     found = {name: fields.get(old) for name, old in names.items()}
     rest = {name: value for name, value in fields.items() if name not in names.values()}
     return {**rest, "joint": None if found["positions"] is None else JointData(**found)}
+
+
+def _by_rows(matrix):
+    """A matrix that lies in memory column by column, row by row in the same memory."""
+    swapped = matrix.T
+    for start in range(0, len(matrix), joint.BLOCK):
+        here, rest = slice(start, start + joint.BLOCK), slice(start, None)
+        above = swapped[here, rest].copy()
+        swapped[here, rest] = swapped[rest, here].T
+        swapped[rest, here] = above.T
+    return swapped
 
 
 def _value_and_gradient(model, dtype):

@@ -16,10 +16,10 @@ from iqagp_jax.families.gp.kernels import (
     Sum,
 )
 from iqagp_jax.families.gp.means import ZBL, Base, BornMayer, ConstantMean, SumOfMeans
-from iqagp_jax.families.gp.model import Division, JointData, Model
+from iqagp_jax.families.gp.model import Division, JointData, Model, Points
 from iqagp_jax.families.gp.options import GPOptions
 
 FEATURES = (ALF, InverseDistances)
 KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
 MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL, Base)
-PARTS = (Model, JointData, Division, GPOptions, *FEATURES, *KERNELS, *MEANS)
+PARTS = (Model, Points, JointData, Division, GPOptions, *FEATURES, *KERNELS, *MEANS)

@@ -30,14 +30,8 @@ class Fitted:
     @classmethod
     def of(cls, model):
         """The prior of a model of forces or energies: its hyperparameters, conditioned on nothing."""
-        n_atoms, _, n_features = model.train_features.shape
-        nothing = {"positions": np.zeros((0, n_atoms, 3)), "observed": np.zeros(0, bool), "directions": None}
-        prior = replace(
-            model,
-            train_features=np.zeros((n_atoms, 0, n_features)),
-            weights=np.zeros((n_atoms, 0)),
-            joint=replace(model.learned_jointly, **nothing),
-        )
+        nothing = {"positions": np.zeros((0, len(model.species), 3)), "observed": np.zeros(0, bool), "weights": np.zeros(0)}
+        prior = replace(model, points=None, joint=replace(model.learned_jointly, **nothing, directions=None))
         return cls(prior, model.process, model.learned_jointly.noise_variance, np.zeros(0), np.zeros((0, 0)))
 
     def add(self, dataset):
@@ -55,15 +49,9 @@ class Fitted:
             y = joint.observations(targets, *residuals(dataset, model.mean))
             kept = np.isfinite(y)
             joint.check_memory(len(self.y) + kept.sum())
-            new = self._see(dataset.positions)
-            corner = joint.covariance_matrix(self.process, new, targets, self.noise, kept)
-            rows = np.zeros((len(corner), 0))
-            if len(self.y):
-                rows = joint.covariance_rows(self.process, new, self._see(known.positions), targets, kept, known.observed)
-                rows = solve_triangular(self.factor, rows.T, lower=True, overwrite_b=True, check_finite=False).T
-                corner -= rows @ rows.T
+            factor = self._with_covariances(dataset, kept)
             try:
-                corner = joint.factorise(corner)
+                factor = joint.factorise(factor, known=len(self.y))
             except np.linalg.LinAlgError:
                 raise ValueError(_singular(model, dataset)) from None
             data = replace(
@@ -71,7 +59,7 @@ class Fitted:
                 positions=np.concatenate([known.positions, dataset.positions]),
                 observed=np.concatenate([known.observed, kept]),
             )
-            y, factor = np.concatenate([self.y, y[kept]]), self._grown(rows, corner)
+            y = np.concatenate([self.y, y[kept]])
             return Fitted(replace(model, joint=data), self.process, self.noise, y, factor)._weighted()
 
     def energy_covariance(self, positions):
@@ -79,9 +67,9 @@ class Fitted:
         model, energy = self.model, ("energy",)
         with jax.enable_x64(True):
             here, train = (self._see(r) for r in (positions, model.learned_jointly.positions))
-            prior = joint.covariance_rows(self.process, here, here, energy, rows=64)
+            prior = joint.covariance_rows(self.process, here, here, energy)
             known = {"kept_right": model.learned_jointly.observed, "right_targets": model.targets}
-            cross = joint.covariance_rows(self.process, here, train, energy, rows=64, **known)
+            cross = joint.covariance_rows(self.process, here, train, energy, **known)
             half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
             # The model's variances are the process's, scaled.
             return float(model.signal_variance[0] / self.process.variance.ravel()[0]) * (prior - half.T @ half)
@@ -90,14 +78,18 @@ class Fitted:
         """The `joint.Seen` of positions (n, N, 3)."""
         return jax.jit(self.model.see)(jnp.asarray(positions))
 
-    def _grown(self, rows, corner):
-        """The factor with new rows, of which ``corner`` is the part below and to the right."""
-        old = len(self.y)
-        if not old:
-            return corner
-        factor = np.zeros((old + len(corner), old + len(corner)), order="F")
-        factor[:old, :old], factor[old:, :old], factor[old:, old:] = self.factor, rows, corner
-        return factor
+    def _with_covariances(self, dataset, kept):
+        """The factor, below it the covariance of the new observations that are ``kept`` with the old, and with each other."""
+        known, old, targets = self.model.learned_jointly, len(self.y), self.model.targets
+        new = self._see(dataset.positions)
+        matrix = np.zeros((old + kept.sum(), old + kept.sum()), order="F")
+        matrix[:old, :old] = self.factor
+        if old:
+            there = self._see(known.positions), targets, targets
+            joint.fill(matrix[old:, :old], self.process, new, *there, kept, known.observed)
+        joint.fill(matrix[old:, old:], self.process, new, new, targets, targets, kept, kept, lower=True)
+        matrix[(np.arange(old, len(matrix)),) * 2] += np.tile(self.noise, len(dataset))[kept]
+        return matrix
 
     def _weighted(self):
         w = cho_solve((self.factor, True), self.y, check_finite=False)
@@ -110,19 +102,8 @@ def with_weights(model, process, noise, y, w):
     scale = y @ w / len(y)
     weights = np.zeros(len(data.observed))
     weights[data.observed] = w / scale
-    variance = scale * np.asarray(process.variance).ravel()
-    positions = jnp.asarray(data.positions)
-    expand = jax.jit(joint.expansion, static_argnums=(2, 3))
-    a, b = expand(jnp.asarray(weights), positions, model.features, model.targets, data.permutations)
-    directions = variance[:, None, None] * b if "forces" in model.targets else None
-    fitted = replace(
-        model,
-        train_features=jax.jit(jax.vmap(model.features))(joint.images(positions, data.permutations)).swapaxes(0, 1),
-        weights=variance[:, None] * a,
-        signal_variance=variance,
-        joint=replace(data, directions=directions, noise_variance=scale * noise),
-    )
-    return jax.device_get(fitted)
+    data = replace(data, weights=weights, noise_variance=scale * noise)
+    return jax.device_get(replace(model, signal_variance=scale * np.asarray(process.variance).ravel(), joint=data))
 
 
 def _check(dataset, model):
