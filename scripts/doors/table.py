@@ -77,12 +77,12 @@ DOORS = {
         TRAIN,
         options(
             TRAIN,
-            f"1 file -o new-file --base file {FIT} {KEYS} --features word --prior-mean word --targets word --n-train count --solver word"
-            " --partition word --n-hyper count --transfer count",
+            f"1 file -o new-file --base file {FIT} {KEYS} --features word --prior-mean word --targets word --n-train count"
+            " --solver word --partition word --n-hyper count --transfer count",
             "--mirror; --noise energy=1e-8,energy=1e-6;"
             "--noise energy=1e-8,charge=1; --noise energy=nan; --noise energy=; --targets energy,,forces;"
-            "--targets energy,energy; --n-hyper 500; --partition becke; --base data.extxyz; --kernel rbf-periodic; --prior-mean mf5+;"
-            "--prior-mean mf5+mf1; --solver cg --loss hold-out; -o data.extxyz/x.safetensors",
+            "--targets energy,energy; --n-hyper 500; --partition becke; --base data.extxyz; --kernel rbf-periodic;"
+            "--prior-mean mf5+; --prior-mean mf5+mf1; --solver cg --loss hold-out; -o data.extxyz/x.safetensors",
         ),
         ("out.safetensors",),
     ),
