@@ -92,7 +92,7 @@ def test_groups_of_one_atom_each_are_the_same():
 def test_matrix_in_tiles(tile, monkeypatch):
     monkeypatch.setattr(joint, "TILE", tile)
     monkeypatch.setattr(joint, "FEWEST", 1)
-    monkeypatch.setattr(joint, "MIRRORED", 10)
+    monkeypatch.setattr(joint, "BLOCK", 10)
     targets, kept = ("energy", "forces"), RNG.random(65) < 0.8
     noise = RNG.random(13)
     whole = joint.covariance(process(Matern52), points(R), points(R), targets).reshape(65, 65) + np.diag(np.tile(noise, 5))
