@@ -130,6 +130,19 @@ def test_models_may_be_traced_and_mapped_over(x64):
     np.testing.assert_allclose(jax.jit(energies)(2.0, positions[1]), expected[1], atol=1e-11)
 
 
+def test_models_of_observations_may_be_traced_too(x64, monkeypatch):
+    """Their training points are made within the trace; those that are asked for within one and are constants are kept."""
+    model = model_with_images(1, monkeypatch)
+    positions = jnp.asarray(starts(model, 1)[0])
+    expected = jax.jit(plain(model))(positions)
+    assert isinstance(model.weights, np.ndarray)
+
+    def energy(factor, positions):
+        return energy_fn(replace(model, joint=replace(model.joint, weights=factor * model.joint.weights)))(positions)
+
+    np.testing.assert_allclose(jax.jit(energy)(2.0, positions), 2 * expected, rtol=1e-12)
+
+
 def test_chunks_change_nothing(monkeypatch):
     model = model_of("inverse distances")
     positions = starts(model, 11)

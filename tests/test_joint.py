@@ -92,7 +92,7 @@ def test_groups_of_one_atom_each_are_the_same():
 def test_matrix_in_tiles(tile, monkeypatch):
     monkeypatch.setattr(joint, "TILE", tile)
     monkeypatch.setattr(joint, "FEWEST", 1)
-    monkeypatch.setattr(joint, "MIRRORED", 10)
+    monkeypatch.setattr(joint, "BLOCK", 10)
     targets, kept = ("energy", "forces"), RNG.random(65) < 0.8
     noise = RNG.random(13)
     whole = joint.covariance(process(Matern52), points(R), points(R), targets).reshape(65, 65) + np.diag(np.tile(noise, 5))
@@ -105,10 +105,20 @@ def test_matrix_in_tiles(tile, monkeypatch):
 def test_factor_in_blocks(block):
     root = RNG.normal(size=(20, 20))
     matrix = root @ root.T + np.eye(20)
-    np.testing.assert_allclose(joint.factorise(matrix.copy(), block), np.linalg.cholesky(matrix), rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(joint.factorise(matrix.copy(), block=block), np.linalg.cholesky(matrix), rtol=1e-10, atol=1e-13)
     matrix[10, 10] = -1.0
     with pytest.raises(np.linalg.LinAlgError):
-        joint.factorise(matrix, block)
+        joint.factorise(matrix, block=block)
+
+
+@pytest.mark.parametrize("known", [7, 12, 20])
+def test_factor_goes_on_from_what_is_known(known):
+    root = RNG.normal(size=(20, 20))
+    matrix = root @ root.T + np.eye(20)
+    whole = np.linalg.cholesky(matrix)
+    begun = np.asfortranarray(np.tril(matrix))
+    begun[:known, :known] = whole[:known, :known]
+    np.testing.assert_allclose(joint.factorise(begun, known, block=6), whole, rtol=1e-10, atol=1e-13)
 
 
 def test_noise_is_a_share_of_what_varies():
@@ -127,6 +137,18 @@ def test_noise_is_a_share_of_what_varies():
     expected[7:] = np.tile(expected[7:].reshape(2, 3).mean(0), 2)
     swap = np.array([[0, 1, 2, 3], [0, 1, 3, 2]])
     np.testing.assert_allclose(noise(covariance, swap), shares * expected, rtol=0.05)
+
+
+def test_slopes_are_the_derivatives():
+    """Of weighted distances, through a kernel's embedding."""
+    weighted = InverseDistances(N, tuple(0.5 + np.arange(6.0)))
+    found = joint.embedded(Matern52(np.full(N, 0.7)), joint.seen(weighted, jnp.asarray(R)))
+    z, jacobian = (jax.vmap(f)(R) for f in (lambda r: weighted(r)[0] / 0.7, jax.jacrev(lambda r: weighted(r)[0] / 0.7)))
+    a, b = weighted.pairs[0].T
+    expected, pair = np.zeros_like(jacobian), np.arange(6)
+    expected[:, pair, a], expected[:, pair, b] = found.slopes[0], -found.slopes[0]
+    np.testing.assert_allclose(found.z[0], z, rtol=1e-14)
+    np.testing.assert_allclose(expected, jacobian, rtol=1e-12, atol=1e-14)
 
 
 def test_image_by_image_or_at_once():

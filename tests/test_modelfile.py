@@ -1,6 +1,7 @@
 import contextlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from safetensors.numpy import save
 
 from iqagp_jax import energy_and_forces, fit_gp, load_model, modelfile, save_model
 from iqagp_jax.compose import Sum
+from iqagp_jax.families.gp.model import Points
 from iqagp_jax.families.pairs.models import BondedMorse
 from iqagp_jax.machine.files import checksum
 from iqagp_jax.system.system import System
+from iqagp_jax.verdict import digest
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_a_flipped_bit_gets_a_sentence(model, tmp_path):
     path = tmp_path / "m.safetensors"
     save_model(model, path)
     header, tensors = header_of(path)
-    begin, _ = header["model.weights"]["data_offsets"]
+    begin, _ = header["model.points.weights"]["data_offsets"]
     damaged = bytearray(tensors)
     damaged[begin] ^= 1
     write(path, header, bytes(damaged))
@@ -98,20 +101,43 @@ def test_the_format_without_a_checksum_is_read(model, test_set, tmp_path):
     np.testing.assert_array_equal(*(energy_and_forces(m)(test_set.positions)[1] for m in (model, back)))
 
 
-def test_fields_that_a_joint_process_has_for_itself_are_read_where_they_once_were(forces_model, test_set, tmp_path):
-    path = tmp_path / "m.safetensors"
-    save_model(forces_model, path)
+def with_points(model):
+    """A model of forces as it was kept until November 2026: with what its weights of observations amount to."""
+    data = replace(model.joint, directions=model.directions, weights=None)
+    return replace(model, points=Points(model.train_features, model.weights), joint=data)
+
+
+@pytest.mark.parametrize("oldest", [False, True])
+def test_fields_are_read_where_they_once_were(oldest, forces_model, test_set, tmp_path):
+    path, kept = tmp_path / "m.safetensors", with_points(forces_model)
+    save_model(kept, path)
 
     def older(ours):
         ours["format"] = "iqagp-model-1"
         fields = ours["structure"]["fields"]
-        part = fields.pop("joint")["fields"]
-        fields.update(part, train_positions=part.pop("positions"))
+        fields.update(fields.pop("points")["fields"])
+        del fields["joint"]["fields"]["weights"]
+        if oldest:
+            part = fields.pop("joint")["fields"]
+            fields.update(part, train_positions=part.pop("positions"))
 
     changed(path, older)
     back = load_model(path)
+    assert digest(back) == digest(kept)
     np.testing.assert_array_equal(back.train_positions, forces_model.train_positions)
-    np.testing.assert_array_equal(*(energy_and_forces(m)(test_set.positions)[1] for m in (forces_model, back)))
+    np.testing.assert_array_equal(*(energy_and_forces(m)(test_set.positions)[1] for m in (kept, back)))
+    for here, there in zip(*(energy_and_forces(m)(test_set.positions) for m in (forces_model, back)), strict=True):
+        np.testing.assert_allclose(here, there, rtol=0, atol=1e-14 * np.abs(kept.weights).max())  # of 1e7 eV
+
+
+def test_a_model_of_forces_is_a_few_numbers_a_label(dataset, tmp_path):
+    """Positions, weights of the observations, and which there were: pairs of atoms and images do not matter."""
+    sizes = []
+    for n in (10, 30):
+        save_model(fit_gp(dataset[:n], targets=("energy", "forces"), max_steps=0), tmp_path / "m.safetensors")
+        sizes.append((tmp_path / "m.safetensors").stat().st_size)
+    labels = 1 + 3 * 4
+    assert (sizes[1] - sizes[0]) / 20 == pytest.approx(8 * (12 + labels) + labels, abs=16)
 
 
 def test_a_part_of_a_later_version_gets_a_sentence(model, tmp_path):
@@ -161,18 +187,22 @@ def changed_field(**given):
     return lambda tensors, fields: fields.update({name: {"value": value} for name, value in given.items()})
 
 
+def changed_point(**given):
+    return lambda tensors, fields: fields["points"]["fields"].update({name: {"value": value} for name, value in given.items()})
+
+
 DAMAGE = {
-    "weights NaN": (with_number("weights", np.nan), "expected finite numbers as weights, found nan"),
-    "weights inf": (with_number("weights", np.inf), "expected finite numbers as weights, found inf"),
-    "weights 1e300": (with_number("weights", 1e300), r"expected finite numbers as weights, found 1e\+300"),
-    "features 1e300": (with_number("train_features", 1e300), "numbers as training features"),
+    "weights NaN": (with_number("points.weights", np.nan), "expected finite numbers as weights, found nan"),
+    "weights inf": (with_number("points.weights", np.inf), "expected finite numbers as weights, found inf"),
+    "weights 1e300": (with_number("points.weights", 1e300), r"expected finite numbers as weights, found 1e\+300"),
+    "features 1e300": (with_number("points.train_features", 1e300), "numbers as training features"),
     "reference NaN": (with_number("reference", np.nan), "numbers as positions"),
     "residual NaN": (with_number("residual", np.nan), "numbers as residuals"),
     "length scale 0": (with_number("kernel.lengthscale", 0.0), "numbers of at least 1e-15 as length scales, found 0"),
     "length scale -1": (with_number("kernel.lengthscale", -1.0), "numbers of at least 1e-15 as length scales, found -1"),
     "length scale NaN": (with_number("kernel.lengthscale", np.nan), "as length scales, found nan"),
     "signal variance -1": (with_number("signal_variance", -1.0), "at least 0 as signal variances, found -1"),
-    "fewer weights": (shorter("weights"), r"expected weights of shape \(4, 80\), found \(3, 80\)"),
+    "fewer weights": (shorter("points.weights"), r"expected weights of shape \(4, 80\), found \(3, 80\)"),
     "fewer means": (shorter("mean.values"), "atomic energies of the prior mean of shape"),
     "two atoms of four": (two_atoms_of_four, r"expected positions of shape \(4, 3\), found \(2, 3\)"),
     "another kernel": (
@@ -185,11 +215,14 @@ DAMAGE = {
     ),
     "no element": (changed_field(species=["Xx", "C", "H", "H"]), "expected chemical symbols as species, found 'Xx'"),
     "species null": (changed_field(species=None), "expected chemical symbols as species, found None"),
-    "weights in words": (changed_field(weights="many"), "expected numbers as weights, found 'many'"),
+    "weights in words": (changed_point(weights="many"), "expected numbers as weights, found 'many'"),
     "another target": (changed_field(targets=["dipole"]), "expected targets among"),
     "noise NaN": (changed_field(noise=float("nan")), "as noise, found nan"),
     "an array too many": (lambda tensors, _: tensors.update(more=np.zeros(3)), "found also more"),
-    "no weights": (lambda tensors, _: tensors.pop("model.weights"), "expected a part of a model or an array of the file"),
+    "no weights": (
+        lambda tensors, _: tensors.pop("model.points.weights"),
+        "expected a part of a model or an array of the file",
+    ),
     "a field too many": (changed_field(colour="red"), "expected what makes a Model, found something else .*colour"),
     "a field missing": (lambda tensors, fields: fields.pop("noise"), "expected what makes a Model, found something else"),
 }
@@ -204,8 +237,10 @@ def test_numbers_that_make_no_sense_get_a_sentence(what, distance_model, tmp_pat
 
 
 JOINT_DAMAGE = {
-    "directions NaN": (with_number("joint.directions", np.nan), "as directions, found nan"),
-    "fewer directions": (shorter("joint.directions"), "expected directions of shape"),
+    "weights NaN": (with_number("joint.weights", np.nan), "as weights of observations, found nan"),
+    "fewer weights": (shorter("joint.weights"), "expected weights of observations of shape"),
+    "no weights": (lambda _, fields: fields["joint"]["fields"].pop("weights"), "weights of observations, found None"),
+    "no process": (changed_field(joint=None), "expected training points, found none"),
     "no permutation": (with_number("joint.permutations", 3), "expected permutations of 4 atoms"),
     "length scale inf": (with_number("kernel.lengthscale", np.inf), "as length scales, found inf"),
     "noise variance inf": (with_number("joint.noise_variance", np.inf), "as noise variances, found inf"),
@@ -254,12 +289,12 @@ HEADERS = {
     "ours cut": lambda h: h["__metadata__"].update(iqagp=h["__metadata__"]["iqagp"][:99]),
     "ours nested": lambda h: h["__metadata__"].update(iqagp="[" * 100_000),
     "ours no text": lambda h: h["__metadata__"].update(iqagp={"format": 1}),
-    "a type": lambda h: h["model.weights"].update(dtype="F99"),
-    "a type of other programs": lambda h: h["model.weights"].update(dtype="BF16", shape=[4, 320]),
-    "a shape": lambda h: h["model.weights"].update(shape=[4, 79]),
-    "an offset": lambda h: h["model.weights"].update(data_offsets=[0, 10**9]),
-    "an array null": lambda h: h.update({"model.weights": None}),
-    "another name": lambda h: h.update({"model.weight": h.pop("model.weights")}),
+    "a type": lambda h: h["model.points.weights"].update(dtype="F99"),
+    "a type of other programs": lambda h: h["model.points.weights"].update(dtype="BF16", shape=[4, 320]),
+    "a shape": lambda h: h["model.points.weights"].update(shape=[4, 79]),
+    "an offset": lambda h: h["model.points.weights"].update(data_offsets=[0, 10**9]),
+    "an array null": lambda h: h.update({"model.points.weights": None}),
+    "another name": lambda h: h.update({"model.points.weight": h.pop("model.points.weights")}),
 }
 
 

@@ -18,7 +18,8 @@ equivalent atoms. That is what copies of the training data would amount to, at t
 
 | symbol      | array           | shape                                                                  |
 | ----------- | --------------- | ---------------------------------------------------------------------- |
-| z, J        | `Seen`          | (n, E), (n, E, 3N); one set for every group of atoms that see the same |
+| z, J        | `Seen`          | (n, E), (n, E, 3N); one set for every atom                             |
+| z, dz/dR    | `Distances`     | the same without zeros, for all atoms, where they see inverse distances |
 | v_A, 1/l_A^2| `Process`       | (G, a) for G groups of a atoms                                         |
 | p           | `Process`       | (P, N)                                                                 |
 | M           |                 | observations of one geometry                                           |
@@ -252,7 +253,7 @@ def covariance_rows(process, left, right, targets, kept=None, kept_right=None, r
     ``right_targets`` are those of the right ones, where they are others.
     ``kept`` and ``kept_right`` (n M,) bool choose among the observations; all by default.
     """
-    right_targets, n_atoms = right_targets or targets, process.variance.size
+    right_targets, n_atoms = right_targets or targets, process.permutations.shape[1]
     kept = np.ones(left.z.shape[1] * count(targets, n_atoms), bool) if kept is None else kept
     kept_right = np.ones(right.z.shape[1] * count(right_targets, n_atoms), bool) if kept_right is None else kept_right
     matrix = np.empty((kept.sum(), kept_right.sum()))
@@ -266,7 +267,7 @@ def fill(matrix, process, left, right, targets, right_targets, kept, kept_right,
     Made in tiles of some `TILE` numbers: beside the matrix there is never more than a few of them. Of a lower triangle those
     tiles are left out that lie above the diagonal.
     """
-    (left, right), n_atoms = jax.device_get((left, right)), process.variance.size
+    (left, right), n_atoms = jax.device_get((left, right)), process.permutations.shape[1]
     n, m, per_row, per_column = left.z.shape[1], right.z.shape[1], count(targets, n_atoms), count(right_targets, n_atoms)
     row, column = (np.concatenate([[0], np.cumsum(chosen)]) for chosen in (kept, kept_right))
     pairs = max(1, TILE // (per_row * per_column))
