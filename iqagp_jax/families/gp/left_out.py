@@ -35,6 +35,8 @@ class LeftOut:
     """(m,) number of the geometry, rising"""
     target: np.ndarray
     """(m,) which of `joint.TARGETS`, by name"""
+    scale: float
+    """s2, by which the covariances of the fit's factor are multiplied"""
 
     @classmethod
     def of(cls, fitted):
@@ -46,12 +48,34 @@ class LeftOut:
         geometry, target = places(fitted.model)
         residual, blocks = left_out(fitted.factor, fitted.y, np.bincount(geometry, minlength=len(fitted.model.train_positions)))
         scale = fitted.model.signal_variance[0] / np.asarray(fitted.process.variance).ravel()[0]
-        return cls(residual, tuple(scale * block for block in blocks), geometry, target)
+        return cls(residual, tuple(scale * block for block in blocks), geometry, target, scale)
 
     @property
     def sigma(self):
         """(m,) standard deviations that were predicted for the residuals."""
         return np.sqrt(np.concatenate([np.diag(block) for block in self.covariance]))
+
+    def of_target(self, target, chosen=slice(None)):
+        """(residual, sigma) of the observations of one of the targets, among those of a mask (m,).
+
+        Where atomic energies are learned the energy is their sum, of geometries that have all of them.
+        """
+        here, sigma = self.target == target, self.sigma
+        chosen = np.isin(np.arange(len(here)), np.arange(len(here))[chosen])
+        if target == "energy" and not here.any():
+            return self._sums(chosen)
+        return self.residual[here & chosen], sigma[here & chosen]
+
+    def _sums(self, chosen):
+        """(residual, sigma) of the sums of atomic energies."""
+        ends = np.cumsum([len(block) for block in self.covariance])
+        found = []
+        for end, block in zip(ends, self.covariance, strict=True):
+            geometry = slice(end - len(block), end)
+            atomic = self.target[geometry] == "atomic_energies"
+            if atomic.any() and chosen[geometry][atomic].all():
+                found.append((self.residual[geometry][atomic].sum(), np.sqrt(block[np.ix_(atomic, atomic)].sum())))
+        return tuple(np.array(found).reshape(-1, 2).T)
 
     def of_geometries(self, target):
         """(residual, sigma) of one of the targets, (n,): root mean squares over a geometry's observations, NaN without any.
