@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import pair_energies, pair_forces
 
-from iqagp_jax import energy_and_forces, fit_gp
+from iqagp_jax import Dataset, energy_and_forces, fit_gp
 from iqagp_jax.families.gp import wrong_labels as module
 from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.families.gp.wrong_labels import without, wrong_labels
@@ -43,8 +44,12 @@ def test_wrong_labels_are_found_and_no_others(dataset, prior, how, frames):
 
 
 def test_right_labels_are_not_wrong(dataset, prior):
-    """Not those far from all others either: a geometry that is twice as distorted."""
-    assert wrong_labels(prior.add(dataset)) == ()
+    """Not those far from all others either: geometries that are three times as distorted."""
+    rng = np.random.default_rng(0)
+    positions = dataset.positions[:4] + 0.2 * rng.normal(size=(4, 4, 3))
+    energy = np.array([pair_energies(r).sum() for r in positions])
+    far = Dataset(dataset.species, positions, energy, np.array([pair_forces(r) for r in positions]))
+    assert wrong_labels(prior.add(dataset).add(far)) == ()
 
 
 def test_atomic_energies_take_their_sum_along(dataset):
@@ -57,7 +62,10 @@ def test_atomic_energies_take_their_sum_along(dataset):
 
 def test_a_fit_warns_and_robust_leaves_them_out(dataset, test_set):
     few = dataset[:30]
-    wrong, options = spoiled(few, "shifted", [25]), {"targets": BOTH, "max_steps": 0, "symmetry": False}
+    wrong, options = (
+        replace(few, energy=few.energy + 0.1 * (np.arange(30) == 25)),
+        {"targets": BOTH, "max_steps": 0, "symmetry": False},
+    )
     sentence = r"predict: energy of geometry 25 \(.* eV, .* expected\)"
     with pytest.warns(UserWarning, match=sentence + ".*robust=True"):
         trusting = fit_gp(wrong, **options)

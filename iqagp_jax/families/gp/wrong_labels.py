@@ -27,6 +27,9 @@ FAR = 8.0
 """A label is wrong whose ratio is so many medians. Of labels that were right the largest were 6 (contacts of a difference of
 levels) and 4 (thermal geometries)."""
 
+PRECISE = 1e-3
+"""Share of what labels of a kind spread by that counts as their deviation at least: less than `FAR` times that does no harm."""
+
 SUSPECTED = {"energy": 4.0, "forces": 2.0, "atomic_energies": 2.0}
 """Geometries are set aside with labels from so many medians on; an energy is one number, and scatters more."""
 
@@ -141,6 +144,8 @@ class _Aside:
         self.sizes = np.bincount(self.geometry, minlength=self.n)
         self.blocks = [np.linalg.inv(block / left.scale) for block in left.covariance]
         self.weights = self._solve(fitted.y)
+        labels = [fitted.y[self.kind == k] for k in range(len(self.targets))]
+        self.spread = [np.median(np.abs(y - np.median(y))) for y in labels]
         self.out = np.zeros(len(fitted.y), bool)
         self.known = np.zeros(0, int)
         self.columns = np.zeros((len(fitted.y), 0))
@@ -195,17 +200,17 @@ class _Aside:
 
     def _compared(self, residual, sigma, taken):
         """With medians of what is not set aside; sigma in the scale that residuals have."""
-        ratio, medians = residual / sigma, np.ones(len(self.targets))
-        for k in range(len(self.targets)):
+        for k, target in enumerate(self.targets):
             gone = np.isin(np.arange(self.n), self.geometry[self.out & (self.kind == k)])
-            medians[k] = np.nanmedian(np.where(gone, np.nan, ratio[k]))
-            taken[k] /= np.nanmedian(taken[k]) * SUSPECTED[self.targets[k]]
-        ratio /= medians[:, None]
+            sigma[k] *= np.nanmedian(np.where(gone, np.nan, residual[k] / sigma[k]))
+            sigma[k] = np.maximum(sigma[k], PRECISE * self.spread[k])
+            taken[k] /= np.nanmedian(taken[k]) * SUSPECTED[target]
+        ratio = residual / sigma
         if "forces" in self.targets:
             forces = ratio[self.targets.index("forces")]
             far = np.where(forces < FAR, np.maximum(1.0, forces), 1.0)
             ratio = np.where([[t == "forces"] for t in self.targets], ratio, ratio / far)
-        return _Judged(residual, sigma * medians[:, None], ratio, taken)
+        return _Judged(residual, sigma, ratio, taken)
 
 
 def _set_aside(aside):
