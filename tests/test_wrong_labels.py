@@ -52,6 +52,10 @@ def test_right_labels_are_not_wrong(dataset, prior):
     assert wrong_labels(prior.add(dataset).add(far)) == ()
 
 
+def test_few_labels_are_not_judged(dataset, prior):
+    assert wrong_labels(prior.add(spoiled(dataset[: module.ENOUGH - 1], "shifted", [3]))) == ()
+
+
 def test_atomic_energies_take_their_sum_along(dataset):
     label = module.WrongLabel(3, "atomic_energies", 1.0, 0.1, 10.0)
     left = without(dataset, (label, module.WrongLabel(5, "forces", 1.0, 0.1, 10.0)))
@@ -61,9 +65,9 @@ def test_atomic_energies_take_their_sum_along(dataset):
 
 
 def test_a_fit_warns_and_robust_leaves_them_out(dataset, test_set):
-    few = dataset[:30]
+    few = dataset[:50]
     wrong, options = (
-        replace(few, energy=few.energy + 0.1 * (np.arange(30) == 25)),
+        replace(few, energy=few.energy + 0.1 * (np.arange(50) == 25)),
         {"targets": BOTH, "max_steps": 0, "symmetry": False},
     )
     sentence = r"predict: energy of geometry 25 \(.* eV, .* expected\)"
@@ -71,7 +75,7 @@ def test_a_fit_warns_and_robust_leaves_them_out(dataset, test_set):
         trusting = fit_gp(wrong, **options)
     with pytest.warns(UserWarning, match=sentence + ".*they are left out"):
         robust = fit_gp(wrong, robust=True, **options)
-    assert trusting.observed.sum() == robust.observed.sum() + 1 == 30 * 13
+    assert trusting.observed.sum() == robust.observed.sum() + 1 == 50 * 13
     errors = [np.abs(energy_and_forces(m)(test_set.positions)[0] - test_set.energy).mean() for m in (trusting, robust)]
     assert errors[1] < 0.8 * errors[0]
     with pytest.raises(ValueError, match="expected robust=True for forces or energies of the molecule"):

@@ -7,8 +7,8 @@ target
 
 where the power, near one, makes them likeliest as normal errors, and the factor is such that 95% of them, and one standard
 error of that share, are within 1.96 sigma'. sigma_0 is the geometric mean of all sigma, sigma_9 is larger than nine in ten.
-Beyond it next to nothing was tested, and a process is too sure of itself: geometries at which models had failed were off by four
-sigma.
+Beyond it next to nothing was tested, and a process is too sure of itself: geometries at which models had failed were off by
+four sigma.
 
 Inverse distances are bounded, so that a process thinks of an atom that leaves as one nearby. What tells is the widest gap g of
 a geometry, the longest edge of the shortest tree over its atoms with distances in sums of covalent radii. Beyond the widest of

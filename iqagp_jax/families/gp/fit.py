@@ -52,7 +52,7 @@ def fit_gp(dataset, *given, progress=_silent, **options) -> Model:
     solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
     loss, optimiser, n_starts, seed, n_seed, tolerance, patience: of the search for hyperparameters, see `search.Search`.
     robust: leave labels out that are far from what all other geometries predict, see `wrong_labels`; else a warning names them.
-        They are looked for where several targets are learned by a factor from 20 geometries or more that have no copies: not
+        They are looked for where several targets are learned by a factor, among 50 geometries or more that have no copies: not
         among atomic energies alone, by "cg", or among mirrored or permuted copies.
     progress: wraps the range of optimisation steps, as a progress bar does.
 

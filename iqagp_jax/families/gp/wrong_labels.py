@@ -33,8 +33,9 @@ PRECISE = 1e-3
 SUSPECTED = {"energy": 4.0, "forces": 2.0, "atomic_energies": 2.0}
 """Geometries are set aside with labels from so many medians on; an energy is one number, and scatters more."""
 
-ENOUGH = 20
-"""Geometries from which on labels are judged."""
+ENOUGH, FEW = 50, 20
+"""Geometries from which on labels are judged, since of fewer (24) a right one was 8 medians off; and those that have an
+`error_scale.ErrorScale`."""
 
 SHARE = 25
 """One of so many geometries is set aside at a time, at most."""
@@ -66,14 +67,14 @@ class WrongLabel:
 
 def checked(fit, problem):
     """The `Model` of the `teach.Fitted` that ``fit`` makes of a `problem.Problem`, with its `error_scale.ErrorScale`; and a
-    warning that names wrong labels. Both need `ENOUGH` geometries, and none that are copies.
+    warning that names wrong labels. Models of fewer than `FEW` geometries, and of copies, are left as they are.
 
     With the option ``robust`` all is fitted again without them: hyperparameters, prior mean and weights.
     """
     told = ()
     for k in range(ROUNDS):
         fitted = fit(problem)
-        if len(fitted.model.train_positions) < ENOUGH or fitted.model.copies > 1:
+        if len(fitted.model.train_positions) < FEW or fitted.model.copies > 1:
             return fitted.model
         left = LeftOut.of(fitted)
         found = wrong_labels(fitted, left)
@@ -108,8 +109,13 @@ def without(dataset, wrong):
 
 
 def wrong_labels(fitted, left=None):
-    """The `WrongLabel` of a `teach.Fitted`, in the order of its geometries; ``left`` is its `left_out.LeftOut`, where known."""
+    """The `WrongLabel` of a `teach.Fitted`, in the order of its geometries; none of fewer than `ENOUGH`.
+
+    ``left`` is its `left_out.LeftOut`, where known.
+    """
     n = len(fitted.model.train_positions)
+    if n < ENOUGH:
+        return ()
     aside = _Aside(fitted, left or LeftOut.of(fitted))
     judged = _set_aside(aside)
     judged = _take_back(aside, judged)
