@@ -22,6 +22,9 @@ ALIKE = 0.9
 OUTLYING, PRECISE, FEW = 100.0, 0.01, 4
 """Medians that an error is beyond all others by, kcal/mol that a median counts as at least, and errors that have one."""
 
+BINS = 5
+"""Groups of errors by their predicted deviation."""
+
 NEAR = 0.2
 """Logarithm by which a factor may miss one between units."""
 
@@ -47,6 +50,18 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class SigmaBin:
+    """Errors of similar predicted deviations."""
+
+    sigma: float
+    """median of the predicted standard deviations, in the errors' unit"""
+    mae: float
+    """mean absolute error"""
+    beyond_three_sigma: float
+    """share of errors above three standard deviations; 0.003 if they are normal"""
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Whether errors are as large as predicted."""
 
@@ -56,6 +71,10 @@ class Calibration:
     """the same for two standard deviations; 0.95 if calibrated"""
     rank_correlation: float | None
     """Spearman's correlation of the absolute error and the predicted standard deviation; None of fewer than three"""
+    beyond_three_sigma: float = 0.0
+    """share of errors above three standard deviations"""
+    bins: tuple[SigmaBin, ...] = ()
+    """in rising order of the predicted deviation, as many errors in each; fewer than `BINS` where there are few errors"""
 
     @classmethod
     def of(cls, error, variance):
@@ -65,7 +84,12 @@ class Calibration:
             return None
         error, sigma = np.abs(error[known]), np.sqrt(variance[known])
         correlation = spearman(error, sigma) if len(error) > 2 else None
-        return cls(float((error < sigma).mean()), float((error < 2 * sigma).mean()), correlation)
+        within = [float((error < k * sigma).mean()) for k in (1, 2)]
+        parts = np.array_split(np.argsort(sigma), max(1, min(BINS, len(error) // FEW)))
+        bins = [
+            SigmaBin(float(np.median(sigma[k])), float(error[k].mean()), float((error[k] > 3 * sigma[k]).mean())) for k in parts
+        ]
+        return cls(*within, correlation, float((error > 3 * sigma).mean()), tuple(bins))
 
 
 @dataclass(frozen=True)
@@ -292,7 +316,8 @@ def compared(model, dataset, predictions):
         force_error = predictions.forces - dataset.forces
         forces = Errors.of(force_error / KCAL_MOL)
         if predictions.force_variance is not None:
-            force_calibration = Calibration.of(force_error, predictions.force_variance)
+            units = KCAL_MOL, KCAL_MOL**2
+            force_calibration = Calibration.of(force_error / units[0], predictions.force_variance / units[1])
     return Validation(
         n_train=getattr(model, "n_train", None),
         n_test=len(dataset),

@@ -11,7 +11,7 @@ from iqagp_jax.cli import models
 from iqagp_jax.data.dataset import concatenate
 from iqagp_jax.plots import likelihood_trace, predicted_against_true, s_curve
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
-from iqagp_jax.validation import Predictions, check_forces, predict, seen, spearman
+from iqagp_jax.validation import Calibration, Predictions, check_forces, predict, seen, spearman
 
 
 def test_errors_are_those_of_the_predictions(model, test_set):
@@ -57,6 +57,18 @@ def test_calibration_of_a_perfect_gaussian(model, test_set):
     result = validate(model, replace(test_set, energy=drawn, atomic_energies=None), predictions)
     assert result.energy_calibration.within_one_sigma == pytest.approx(1 / 3)
     assert result.energy_calibration.within_two_sigma == pytest.approx(2 / 3)
+    assert result.energy_calibration.beyond_three_sigma == 0
+    bins = result.energy_calibration.bins
+    assert len(bins) == 5
+    assert [b.sigma for b in bins] == sorted(b.sigma for b in bins)
+    assert [b.mae / b.sigma for b in bins] == pytest.approx(5 * [1.5], rel=0.5)
+
+
+def test_bins_count_what_is_beyond_three_sigma():
+    error, sigma = np.repeat([1.0, 10.0], 40), np.repeat([1.0, 2.0], 40)
+    found = Calibration.of(error, sigma**2)
+    assert found.beyond_three_sigma == 0.5 and [b.beyond_three_sigma for b in found.bins] == [0, 0, 0.5, 1, 1]
+    assert len(Calibration.of(error[:5], sigma[:5]).bins) == 1
 
 
 def test_spearman_is_scipys():

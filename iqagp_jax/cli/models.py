@@ -302,13 +302,19 @@ def validate_split(model, data, name, folder, stem):
         ["error of", "MAE", "RMSE", "max"],
         [(what, *vars(errors).values()) for what, errors in told.items() if errors],
     )
-    for what, calibration in (("energy", result.energy_calibration), ("forces", result.force_calibration)):
+    by_target = (("energy", "kcal/mol", result.energy_calibration), ("forces", "kcal/mol/Å", result.force_calibration))
+    for what, unit, calibration in by_target:
         if calibration:
             rank = calibration.rank_correlation
             console.print(
                 f"predicted uncertainty of the {what}: {100 * calibration.within_one_sigma:.0f}% within 1 sigma (68 expected),"
                 f" {100 * calibration.within_two_sigma:.0f}% within 2 (95), rank correlation with the error"
                 f" {'unknown' if rank is None else format(rank, '.2f')}"
+            )
+            table(
+                f"{what} by predicted sigma, {unit}",
+                ["sigma", "MAE", "beyond 3 sigma"],
+                [(f"{b.sigma:.3g}", f"{b.mae:.3g}", f"{100 * b.beyond_three_sigma:.0f}%") for b in calibration.bins],
             )
     plots.s_curve(data, predictions).savefig(folder / f"{stem}-{name}-s-curve.png")
     plots.predicted_against_true(data, predictions).savefig(folder / f"{stem}-{name}-predicted.png")

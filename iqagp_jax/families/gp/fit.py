@@ -60,6 +60,9 @@ def fit_gp(dataset, *given, base=None, progress=_silent, **options) -> Model:
         which learns the difference. The model holds it, and costs as much as both. Over a base that knows the molecule's energy
         alone atomic energies are a `Division` of the whole.
     loss, optimiser, n_starts, seed, n_seed, tolerance, patience: of the search for hyperparameters, see `search.Search`.
+    robust: leave labels out that are far from what all other geometries predict, see `wrong_labels`; else a warning names them.
+        They are looked for where several targets are learned by a factor, among 50 geometries or more that have no copies: not
+        among atomic energies alone, by "cg", or among mirrored or permuted copies.
     progress: wraps the range of optimisation steps, as a progress bar does.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without the targets; TypeError for other options.

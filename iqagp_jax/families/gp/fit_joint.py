@@ -33,6 +33,7 @@ from iqagp_jax.families.gp.model import JointData, Model
 from iqagp_jax.families.gp.problem import Problem, first_of
 from iqagp_jax.families.gp.search import initial_lengthscales, maximise, search_hyperparameters
 from iqagp_jax.families.gp.teach import Fitted, with_weights
+from iqagp_jax.families.gp.wrong_labels import checked
 from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.symmetry import orbits
@@ -196,12 +197,23 @@ def fit_joint(problem: Problem, progress) -> Model:
     if by_factor:
         labels = (copies.atomic_energies, copies.energy, copies.forces)
         joint.check_memory(np.isfinite(joint.observations(targets, *labels)).sum())
+        model = checked(partial(_by_factor, progress=progress), problem)
+    else:
+        model = _iteratively(_searched(problem, progress), copies, progress)
+    return model if targets != ("forces",) else _with_energies(model, problem.train)
+
+
+def _by_factor(problem, progress):
+    """The `Fitted` of a problem."""
+    return Fitted.of(_searched(problem, progress)).add(problem.copies)
+
+
+def _searched(problem, progress):
+    """The `Model` of the hyperparameters that are found, conditioned on nothing."""
     sample = Sample.of(problem)
     found = sample.likeliest(progress)
     parameters, k, covariance = sample.smoothest(found.parameters[0])
-    prior = _prior(sample, parameters, k, covariance, found.trace)
-    model = Fitted.of(prior).add(copies).model if by_factor else _iteratively(prior, copies, progress)
-    return model if targets != ("forces",) else _with_energies(model, problem.train)
+    return _prior(sample, parameters, k, covariance, found.trace)
 
 
 def _prior(sample, parameters, k, covariance, trace):

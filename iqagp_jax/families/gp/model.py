@@ -16,6 +16,7 @@ from jax.scipy.linalg import solve_triangular
 from iqagp_jax.data.content import numbers, one_molecule
 from iqagp_jax.data.level import Level
 from iqagp_jax.families.gp import fast, joint, means, regression
+from iqagp_jax.families.gp.error_scale import ErrorScale
 from iqagp_jax.families.gp.features import ALF, InverseDistances
 from iqagp_jax.families.gp.kernels import Kernel, Radial, name_of
 from iqagp_jax.families.gp.options import GPOptions, check_targets
@@ -45,7 +46,7 @@ class Points:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["directions", "positions", "permutations", "observed", "noise_variance", "weights"],
+    data_fields=["directions", "positions", "permutations", "observed", "noise_variance", "weights", "error_scale"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -64,6 +65,14 @@ class JointData:
     """(N, P n, D) b of `Model`'s formula, eV times the features' units; in files of before 2026-12, after forces"""
     weights: np.ndarray | None = None
     """(n M,) of the observations, 1/eV and angstrom/eV, zero where there were none; files of before 2026-12 have the model's"""
+    error_scale: ErrorScale | None = None
+    """how large errors are where the process expects sigma; None where nothing told: its own variances are taken"""
+
+    def of_errors(self, target, variance, prior, positions):
+        """The variance (B, ...) of errors at positions (B, N, 3), from the process's own and its prior's; see `error_scale`."""
+        if self.error_scale is None:
+            return variance
+        return self.error_scale.variance(target, variance, prior, positions)
 
     def check_fit(self, targets, n_atoms, points):
         """ValueError, in a sentence, unless it is of the ``targets`` of a model, and of its `Points` where it has any."""
@@ -473,7 +482,8 @@ def _total(variances, target):
 
 
 def _joint_variances(model, target):
-    """Of a joint process: var(t) - |L^-1 cov(observations, t)|^2 with the factor L of all observations."""
+    """Of a joint process: var(t) - |L^-1 cov(observations, t)|^2 with the factor L of all observations; as `error_scale` has it
+    in the light of left-out geometries, where the model knows."""
     process, n_atoms, observed = model.process, len(model.species), model.joint.observed
     most = max(1, COVARIANCES // (observed.size * joint.count((target,), n_atoms)))
 
@@ -489,7 +499,9 @@ def _joint_variances(model, target):
         n, size = cross.shape[:2]
         half = solve_triangular(factor, cross.reshape(n * size, -1)[:, observed].T, lower=True)
         explained = (half**2).sum(0).reshape(n, size)
-        return jnp.maximum(jax.vmap(prior)(positions) - explained, 0.0)
+        before = jax.vmap(prior)(positions)
+        own = jnp.maximum(before - explained, 0.0)
+        return model.joint.of_errors(target, own, before, positions)
 
     return lambda known, positions: fast.in_chunks(partial(of_few, known), most)(positions), model.known
 

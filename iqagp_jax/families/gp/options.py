@@ -93,6 +93,7 @@ class GPOptions:
     n_seed: int | None = as_in(Search, "n_seed")
     tolerance: float = as_in(Search, "tolerance")
     patience: int = as_in(Search, "patience")
+    robust: bool = option(False, "Leave labels out that are far from what all other geometries predict.")
 
     def resolved(self, dataset: Dataset, only_sum: bool | None = None) -> "GPOptions":
         """With all chosen that a ``dataset`` lets choose: targets, kernel, prior mean, symmetry.
@@ -126,6 +127,11 @@ class GPOptions:
         if self.solver == "cg" and (not by_distances or "atomic_energies" in self.learned):
             raise ValueError(
                 "expected inverse distances, and energy or forces as targets, for solver 'cg'; choose these, or 'cholesky'"
+            )
+        if self.robust and not (self.is_joint and by_distances and self.solver == "cholesky"):
+            raise ValueError(
+                "expected robust=True for forces or energies of the molecule, on inverse distances and by solver 'cholesky';"
+                " leave it out: wrong labels are not looked for in other fits"
             )
         if self.mirror and by_distances:
             raise ValueError(

@@ -1,5 +1,6 @@
 """What a file of a model of Gaussian processes may hold."""
 
+from iqagp_jax.families.gp.error_scale import ErrorScale
 from iqagp_jax.families.gp.features import ALF, InverseDistances
 from iqagp_jax.families.gp.kernels import (
     RBF,
@@ -22,4 +23,4 @@ from iqagp_jax.families.gp.options import GPOptions
 FEATURES = (ALF, InverseDistances)
 KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
 MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL, Base)
-PARTS = (Model, Points, JointData, Division, GPOptions, *FEATURES, *KERNELS, *MEANS)
+PARTS = (Model, Points, JointData, Division, ErrorScale, GPOptions, *FEATURES, *KERNELS, *MEANS)

@@ -72,7 +72,11 @@ class Fitted:
             cross = joint.covariance_rows(self.process, here, train, energy, **known)
             half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
             # The model's variances are the process's, scaled.
-            return float(model.signal_variance[0] / self.process.variance.ravel()[0]) * (prior - half.T @ half)
+            scale = float(model.signal_variance[0] / self.process.variance.ravel()[0])
+            covariance = scale * (prior - half.T @ half)
+            own = np.maximum(np.diag(covariance), np.finfo(float).tiny)
+            wider = np.sqrt(model.learned_jointly.of_errors("energy", own, scale * np.diag(prior), positions) / own)
+            return wider[:, None] * covariance * wider
 
     def _see(self, positions):
         """The `joint.Seen` of positions (n, N, 3)."""
