@@ -14,12 +14,13 @@ from iqagp_jax.families.gp.kernels import (
     Restrict,
     Select,
     Sum,
+    TwoScales,
 )
 from iqagp_jax.families.gp.means import ZBL, BornMayer, ConstantMean, SumOfMeans
 from iqagp_jax.families.gp.model import JointData, Model, Points
 from iqagp_jax.families.gp.options import GPOptions
 
 FEATURES = (ALF, InverseDistances)
-KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
+KERNELS = (RBF, Periodic, Matern52, Matern92, TwoScales, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
 MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL)
 PARTS = (Model, Points, JointData, GPOptions, *FEATURES, *KERNELS, *MEANS)
