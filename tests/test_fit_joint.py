@@ -27,7 +27,9 @@ from iqagp_jax import (
 from iqagp_jax.data.dataset import concatenate
 from iqagp_jax.families.gp import fit_joint, iterative, joint
 from iqagp_jax.families.gp import model as model_of_gp
-from iqagp_jax.families.gp.features import InverseDistances
+from iqagp_jax.families.gp.features import InverseDistances, pair_weights
+from iqagp_jax.families.gp.options import GPOptions
+from iqagp_jax.families.gp.problem import Problem, evenly
 from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import predict
@@ -243,6 +245,46 @@ def test_noise_and_weights_come_from_the_data(few):
     np.testing.assert_allclose(*np.array(model.features.weights)[weights], rtol=1e-14)
     assert len(np.unique(np.round(model.features.weights, 12))) == 4
     assert fit_gp(few, targets=BOTH, max_steps=0, noise=1e-5).noise == 1e-5
+
+
+@pytest.mark.usefixtures("x64")
+def test_pairs_of_an_orbit_weigh_the_same_and_others_have_weights_of_their_own(few):
+    """Of formaldehyde two pairs of C and H, and two of O and H, change places."""
+    problem = Problem.of(few, GPOptions(targets=("energy", "forces")).resolved(few))
+    family = fit_joint._family(problem)
+    (first, *_), is_length = family.starts
+    assert len(first) == len(family.deviations) == 1 + 2 + 4 and is_length.sum() == 1
+    plain = family.weights(first)
+    np.testing.assert_allclose(plain, pair_weights(family.distances, np.exp(first[2])), rtol=1e-14)
+    for orbit in range(4):
+        ratio = family.weights(first + 0.5 * (np.arange(7) == 3 + orbit)) / plain
+        np.testing.assert_allclose(ratio, np.where(family.orbits == orbit, np.exp(0.5), 1.0), rtol=1e-14)
+    assert sorted(np.bincount(family.orbits)) == [1, 1, 2, 2]
+    weights = np.array(fit_gp(few, targets=("energy", "forces"), max_steps=3).features.weights)
+    decays = np.log(weights / family.distances) / family.distances
+    assert np.ptp(decays) > 0.01 * np.abs(decays).max()
+
+
+def test_the_order_of_the_data_does_not_matter(dataset, test_set, monkeypatch):
+    """Where hyperparameters and noise are chosen by a part of the data."""
+    monkeypatch.setattr(fit_joint, "SUBSET", 60)
+    monkeypatch.setattr(fit_joint, "JUDGED", 100)
+    data, shuffled = dataset[:16], np.random.default_rng(0).permutation(16)
+    options = {"targets": ("energy", "forces"), "max_steps": 3}
+    a, b = (energy_and_forces(fit_gp(part, **options))(test_set.positions) for part in (data, data[shuffled]))
+    np.testing.assert_allclose(a[0], b[0], atol=1e-7)
+    np.testing.assert_allclose(a[1], b[1], atol=1e-6)
+
+
+def test_a_sample_stands_evenly_among_all_energies(dataset):
+    missing = replace(dataset, forces=np.where(np.arange(80)[:, None, None] % 2, np.nan, dataset.forces))
+    for data, most in ((dataset, 130), (missing, 130), (dataset, 1e6)):
+        chosen = evenly(data, ("energy", "forces"), most)
+        observed = np.isfinite(data.forces[chosen]).sum() + len(chosen)
+        assert observed <= most and (len(chosen) == 80 or observed > most - 26)
+        ranks = np.sort(np.argsort(np.argsort(data.energy))[chosen])
+        assert np.ptp(np.diff(ranks)) <= 1
+    assert len(evenly(dataset, ("energy", "forces"), 1)) == 2
 
 
 @pytest.mark.parametrize("targets", [("energy", "forces"), ("forces",)])

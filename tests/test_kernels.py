@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import gamma, kv
 
-from iqagp_jax.families.gp.kernels import RBF, Joint, Matern52, Matern92, Periodic, Product, Select, covariance
+from iqagp_jax.families.gp.kernels import RBF, Joint, Matern52, Matern92, Periodic, Product, Select, TwoScales, covariance
 from iqagp_jax.families.gp.regression import cross_covariance
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -56,14 +56,23 @@ def test_matern_is_the_bessel_formula(kernel, nu):
         np.testing.assert_allclose(jax.vmap(jax.grad(function))(s), derivative(s), rtol=1e-14)
 
 
-def test_third_derivative_of_matern92():
+@pytest.mark.parametrize("kernel", [Matern92, TwoScales])
+def test_third_derivative(kernel):
     s = RNG.uniform(1e-3, 10, 50)
-    numerical = (Matern92.curvature(s + 1e-6) - Matern92.curvature(s - 1e-6)) / 2e-6
-    np.testing.assert_allclose(jax.vmap(jax.grad(Matern92.curvature))(s), numerical, rtol=1e-5)
+    numerical = (kernel.curvature(s + 1e-6) - kernel.curvature(s - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.vmap(jax.grad(kernel.curvature))(s), numerical, rtol=1e-5)
+
+
+def test_two_scales_are_a_rough_surface_upon_a_smooth_one():
+    both = (covariance(Matern92(LENGTH), X, Y) + 1000 * covariance(RBF(4 * LENGTH), X, Y)) / 1001
+    np.testing.assert_allclose(covariance(TwoScales(LENGTH), X, Y), both, rtol=1e-12)
+    s = RNG.uniform(1e-3, 10, 50)
+    for function, derivative in ((TwoScales.profile, TwoScales.slope), (TwoScales.slope, TwoScales.curvature)):
+        np.testing.assert_allclose(jax.vmap(jax.grad(function))(s), derivative(s), rtol=1e-12)
 
 
 KERNELS = [
-    *(kind(LENGTH) for kind in (RBF, Periodic, Matern52, Matern92)),
+    *(kind(LENGTH) for kind in (RBF, Periodic, Matern52, Matern92, TwoScales)),
     RBF(LENGTH) * Periodic(LENGTH),
     RBF(LENGTH) + Matern52(LENGTH),
 ]

@@ -2,12 +2,14 @@
 gradients where its matrix would not fit.
 
 Inverse distances have one length scale for all atoms, so that a step of dynamics costs one exponential a training point, and
-are weighted by `features.pair_weights` of the mean distances, with one decay for all; atoms differ in their variance v_A, where
-atomic energies are learned. Atomic local frames have a length scale for every feature of every atom. All these maximise the
-joint likelihood of the first geometries whose observations number at most `SUBSET`, times a weak prior. Then the length scales
-are multiplied by the least of `STRETCHES` whose error on geometries left out of that subset is at most `AS_GOOD` above the
-least, with the best of `NOISES` unless the noise is given: surfaces are smoother than a Matern process, whose likelihood
-prefers scales that predict worse. The weights are those of all.
+are weighted by `features.pair_weights` of the mean distances, with one decay for all, times a factor of every orbit of pairs
+that permutations exchange; atoms differ in their variance v_A, where atomic energies are learned. Atomic local frames have a
+length scale for every feature of every atom. All these maximise the joint likelihood of geometries whose observations number at
+most `SUBSET`, times a weak prior. Then the length scales are multiplied by the least of `STRETCHES` whose error on geometries
+left out, of those with at most `JUDGED` observations, is at most `AS_GOOD` above the least, with the best of `NOISES` unless a
+noise is given: surfaces are smoother than a Matern process, whose likelihood prefers scales that predict worse. Both samples
+stand evenly among all geometries in the order of their energies, so that the order of the data does not matter. The weights are
+those of all.
 
 With symmetry the covariance is summed over the images of a geometry, and equivalent atoms share their hyperparameters (inverse
 distances, see `joint`), or the training data are copied (atomic local frames, whose kernels differ from atom to atom): then
@@ -23,14 +25,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import cho_solve, cholesky
+from scipy.linalg import cho_solve, cholesky, solve
+from scipy.linalg.lapack import dpotri
 
 from iqagp_jax.families.gp import iterative, joint, regression
 from iqagp_jax.families.gp.check import check_labels
 from iqagp_jax.families.gp.features import ALF, InverseDistances, pair_weights
 from iqagp_jax.families.gp.means import ConstantMean, SumOfMeans, residuals
 from iqagp_jax.families.gp.model import JointData, Model
-from iqagp_jax.families.gp.problem import Problem, first_of
+from iqagp_jax.families.gp.problem import Problem, evenly
 from iqagp_jax.families.gp.search import initial_lengthscales, maximise, search_hyperparameters
 from iqagp_jax.families.gp.teach import Fitted, with_weights
 from iqagp_jax.families.gp.wrong_labels import checked
@@ -39,7 +42,10 @@ from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.symmetry import orbits
 
 SUBSET = 1200
-"""Observations that the hyperparameters are fitted to, at most."""
+"""Observations that the likelihood sees, at most."""
+
+JUDGED = 2400
+"""Observations among which geometries are left out, at most."""
 
 LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """The search begins at the likeliest of these multiples of the shape."""
@@ -55,7 +61,7 @@ holes there (docs/active.md)."""
 DECAYS = (2.0, 4.0, 8.0)
 """Decays of the pairs' weights that the search begins at, angstrom."""
 
-NOISES = (1e-6, 1e-7, 1e-8)
+NOISES = (1e-6, 1e-5, 1e-7, 1e-8)
 """Shares of the variance among the geometries that are tried as noise; the hyperparameters are searched at the first, and
 conjugate gradients, whose steps grow with its inverse, have no other."""
 
@@ -63,12 +69,16 @@ HYPERPRIOR = 1.5
 """Standard deviation of ln v and ln l about the middle of the starts: many length scales, fitted to a subset of the data, would
 else run away where the likelihood hardly changes, to covariances too constant for a Cholesky factor."""
 
+OWN_WEIGHTS = 0.5
+"""Standard deviation of the logarithm of what an orbit of pairs has of its own in its weight, beside distance and decay."""
+
 
 class Family(NamedTuple):
     """The processes that are searched: a vector of hyperparameters says which.
 
     It holds logarithms, relative to what the data spread by: of inverse distances v_A for every class of equivalent atoms, the
-    length scale and the decay of the weights; of local frames v_A and the length scales for every class.
+    length scale, the decay of the weights and, for every orbit of equivalent pairs, a factor of its weight; of local frames v_A
+    and the length scales for every class.
     """
 
     features: ALF | InverseDistances
@@ -83,18 +93,37 @@ class Family(NamedTuple):
     """(E,) mean over the data and their images, angstrom; None for other features"""
 
     @property
+    def n_classes(self):
+        """Of equivalent atoms."""
+        return int(self.classes.max()) + 1
+
+    @property
+    def orbits(self):
+        """(E,) number of the orbit of every pair of atoms: pairs of an orbit, which permutations exchange, weigh the same."""
+        return orbits(self.features.columns(self.permutations))
+
+    @property
     def starts(self):
         """The beginnings of the search (S, P), and which of the P hyperparameters are ln l."""
-        n_classes = self.classes.max() + 1
         if self.distances is None:
-            is_length = np.tile([False] + self.spread.shape[1] * [True], n_classes)
+            is_length = np.tile([False] + self.spread.shape[1] * [True], self.n_classes)
             return np.log(LENGTHS)[:, None] * is_length, is_length
-        is_length = np.array(n_classes * [False] + [True, False])
-        return np.array([[*n_classes * [0.0], *np.log(both)] for both in product(LENGTHS, DECAYS)]), is_length
+        n_orbits = self.orbits.max() + 1
+        is_length = np.array(self.n_classes * [False] + [True, False] + n_orbits * [False])
+        begin, end = self.n_classes * [0.0], n_orbits * [0.0]
+        return np.array([[*begin, *np.log(both), *end] for both in product(LENGTHS, DECAYS)]), is_length
+
+    @property
+    def deviations(self):
+        """Standard deviations (P,) of the weak prior of the hyperparameters about the mean of the starts."""
+        own = 0 if self.distances is None else self.orbits.max() + 1
+        starts = self.starts[0]
+        return np.where(np.arange(starts.shape[1]) < starts.shape[1] - own, HYPERPRIOR, OWN_WEIGHTS)
 
     def weights(self, parameters):
         """Of the inverse distances, (E,)."""
-        return pair_weights(self.distances, jnp.exp(parameters[-1]))
+        own = parameters[self.n_classes + 2 :][self.orbits]
+        return pair_weights(self.distances, jnp.exp(parameters[self.n_classes + 1])) * jnp.exp(own)
 
     def process(self, parameters, seen):
         """The process, its points and its kernel; ``seen`` are those of features without weights."""
@@ -104,8 +133,8 @@ class Family(NamedTuple):
         else:
             weights = self.weights(parameters)
             seen = seen.weighted(weights)
-            variance, length = jnp.exp(parameters[:-2])[self.classes], jnp.linalg.norm(self.spread * weights)
-            kernel = self.kernel(length * jnp.exp(parameters[-2]) * jnp.ones(len(variance)))
+            variance, length = jnp.exp(parameters[: self.n_classes])[self.classes], jnp.linalg.norm(self.spread * weights)
+            kernel = self.kernel(length * jnp.exp(parameters[self.n_classes]) * jnp.ones(len(variance)))
         process = joint.Process.of(kernel, self.features, variance, self.permutations)
         return process, joint.embedded(kernel, seen), kernel
 
@@ -116,7 +145,7 @@ class Family(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The first geometries of a `Problem`, by which hyperparameters and noise are chosen."""
+    """Geometries of a `Problem`, evenly among all, by which hyperparameters and noise are chosen."""
 
     problem: Problem
     family: Family
@@ -127,15 +156,11 @@ class Sample:
     """to choose among: shares of what the process varies by, one for all targets or one for each"""
 
     @classmethod
-    def of(cls, problem):
-        """At most `SUBSET` observations of a problem's, and the processes to search among."""
-        train, options = problem.train, problem.options
-        n, _ = first_of(train, options.learned, SUBSET)
-        check_labels(train[:n], options.learned)
-        left = residuals(train, problem.mean)
-        family = _family(problem, left[0])
-        seen = jax.jit(partial(joint.seen, problem.features))(jnp.asarray(train.positions[:n]))
-        y = joint.observations(options.learned, *(part[:n] for part in left))
+    def of(cls, problem, family, most):
+        """At most so many observations of a problem's."""
+        options, train = problem.options, problem.train[evenly(problem.train, problem.options.learned, most)]
+        seen = jax.jit(partial(joint.seen, problem.features))(jnp.asarray(train.positions))
+        y = joint.observations(options.learned, *residuals(train, problem.mean))
         chosen = NOISES if options.solver == "cholesky" else NOISES[:1]
         return cls(problem, family, seen, y, chosen if options.shares is None else (options.shares,))
 
@@ -166,12 +191,12 @@ class Sample:
 
     def likeliest(self, progress):
         """What `maximise` found: the hyperparameters at the first noise, by likelihood times a weak prior."""
-        search, (starts, _) = self.problem.options.search, self.family.starts
+        search, (starts, _), deviations = self.problem.options.search, self.family.starts, self.family.deviations
 
         def posterior(parameters, seen, y):
             matrix = self.matrix(self.covariance(parameters, seen), 0)
             likelihood = regression.log_likelihood(matrix, y, search.loss == "concentrated")
-            return likelihood - 0.5 * jnp.sum(((parameters - starts.mean(0)) / HYPERPRIOR) ** 2)
+            return likelihood - 0.5 * jnp.sum(((parameters - starts.mean(0)) / deviations) ** 2)
 
         data = (jax.tree.map(lambda array: array[None], self.seen), jnp.asarray(self.y[None, self.kept]))
         return maximise(posterior, data, jnp.asarray(starts)[:, None], search, progress)
@@ -210,10 +235,13 @@ def _by_factor(problem, progress):
 
 def _searched(problem, progress):
     """The `Model` of the hyperparameters that are found, conditioned on nothing."""
-    sample = Sample.of(problem)
-    found = sample.likeliest(progress)
-    parameters, k, covariance = sample.smoothest(found.parameters[0])
-    return _prior(sample, parameters, k, covariance, found.trace)
+    train, targets = problem.train, problem.options.learned
+    check_labels(train[evenly(train, targets, SUBSET)], targets)
+    family = _family(problem)
+    found = Sample.of(problem, family, SUBSET).likeliest(progress)
+    judged = Sample.of(problem, family, JUDGED)
+    parameters, k, covariance = judged.smoothest(found.parameters[0])
+    return _prior(judged, parameters, k, covariance, found.trace)
 
 
 def _prior(sample, parameters, k, covariance, trace):
@@ -259,8 +287,8 @@ def _with_energies(model, train):
     return replace(model, mean=SumOfMeans(model.mean, ConstantMean(np.full(len(train.species), missing))))
 
 
-def _family(problem, atomic):
-    """What to search: length scales in proportion to the features' spread, or for frames to a fit of ``atomic`` residuals."""
+def _family(problem):
+    """What to search: length scales in proportion to the features' spread, or for frames to a fit of atomic energies alone."""
     features, permutations, options = problem.features, problem.permutations, problem.options
     positions = jnp.asarray(problem.train.positions)
     points = jax.jit(jax.vmap(features))(positions).swapaxes(0, 1)
@@ -271,6 +299,7 @@ def _family(problem, atomic):
             classes = np.zeros_like(classes)
         distances = pair_distances(np.asarray(joint.images(positions, permutations))).mean(0)[a, b]
         return Family(features, problem.kernel, permutations, classes, np.std(points[0], axis=0), distances)
+    atomic = residuals(problem.train, problem.mean)[0]
     if not np.isfinite(atomic).all() or np.ndim(options.shares):
         spread = np.asarray(initial_lengthscales(points, features.angular))
     else:
@@ -303,14 +332,14 @@ def _left_out_error(covariance, y, kept, targets, n_atoms):
         factor = cholesky(covariance, lower=True)
     except np.linalg.LinAlgError:
         return np.inf
-    inverse = cho_solve((factor, True), np.eye(len(factor)))
-    weights, kinds = inverse @ y[kept], joint.of_each(np.arange(len(targets)), targets, n_atoms)
+    inverse, _ = dpotri(factor, lower=True)  # its lower half
+    weights, kinds = cho_solve((factor, True), y[kept]), joint.of_each(np.arange(len(targets)), targets, n_atoms)
     n = len(kept) // len(kinds)
     geometry, kind = np.repeat(np.arange(n), len(kinds))[kept], np.tile(kinds, n)[kept]
     errors = np.empty(len(factor))
     for i in np.unique(geometry):
         block = np.flatnonzero(geometry == i)
-        errors[block] = np.linalg.solve(inverse[np.ix_(block, block)], weights[block])
+        errors[block] = solve(inverse[np.ix_(block, block)], weights[block], lower=True, assume_a="pos")
 
     def of_geometries(k):
         return [np.sqrt(np.mean(errors[(kind == k) & (geometry == i)] ** 2)) for i in np.unique(geometry[kind == k])]

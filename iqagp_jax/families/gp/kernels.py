@@ -22,6 +22,12 @@ from iqagp_jax.machine.precision import Array
 
 _pytree = partial(jax.tree_util.register_dataclass)
 
+SMOOTHER = 4.0
+"""Length scale of the smooth part of `TwoScales`, in those of the rough part."""
+
+LARGER = 1000.0
+"""Its variance, in those of the rough part."""
+
 
 class Kernel:
     """k(x, y) of two points (D,); kernels add and multiply."""
@@ -210,6 +216,36 @@ _matern92_slope.defjvps(lambda ds, value, s: Matern92.curvature(s) * ds)
 _matern92_curvature.defjvps(lambda ds, value, s: _matern92_third(s) * ds)
 
 
+@_pytree
+@dataclass(frozen=True)
+class TwoScales(Scaled, Radial):
+    """(k(x, y) + A exp(-|x - y|^2 / 2 (L l)^2)) / (1 + A), k a Matern92 of length scale l.
+
+    A smooth surface of `SMOOTHER` = L times the length scale and `LARGER` = A times the variance, and a rough one on it.
+    """
+
+    @staticmethod
+    def profile(s):
+        """(phi(s) + A exp(-s / 2 L^2)) / (1 + A), phi that of `Matern92`"""
+        return _with_smooth(0, _matern92(s), s)
+
+    @staticmethod
+    def slope(s):
+        """d/ds of it"""
+        return _with_smooth(1, _matern92_slope(s), s)
+
+    @staticmethod
+    def curvature(s):
+        """d^2/ds^2 of it"""
+        return _with_smooth(2, _matern92_curvature(s), s)
+
+
+def _with_smooth(k, rough, s):
+    """The k-th derivative of the profile from that of its rough part."""
+    sharpness = -0.5 / SMOOTHER**2
+    return (rough + LARGER * sharpness**k * jnp.exp(sharpness * s)) / (1 + LARGER)
+
+
 class _OfColumns:
     """What kernels of some columns share."""
 
@@ -363,11 +399,11 @@ def covariance(kernel, x, y):
     return jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(y))(x)
 
 
-NAMES = ("matern52", "matern92", "rbf", "rbf-periodic")
+NAMES = ("matern52", "matern92", "matern92+rbf", "rbf", "rbf-periodic")
 """By which `build_kernel` knows them."""
 
 
-SIMPLE: dict[str, Any] = {"rbf": RBF, "matern52": Matern52, "matern92": Matern92}
+SIMPLE: dict[str, Any] = {"rbf": RBF, "matern52": Matern52, "matern92": Matern92, "matern92+rbf": TwoScales}
 """Those of them that are the same function of every feature."""
 
 

@@ -15,12 +15,13 @@ from iqagp_jax.families.gp.kernels import (
     Restrict,
     Select,
     Sum,
+    TwoScales,
 )
 from iqagp_jax.families.gp.means import ZBL, Base, BornMayer, ConstantMean, SumOfMeans
 from iqagp_jax.families.gp.model import Division, JointData, Model, Points
 from iqagp_jax.families.gp.options import GPOptions
 
 FEATURES = (ALF, InverseDistances)
-KERNELS = (RBF, Periodic, Matern52, Matern92, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
+KERNELS = (RBF, Periodic, Matern52, Matern92, TwoScales, RBFCyclic, Linear, Constant, Select, Restrict, Joint, Sum, Product)
 MEANS = (ConstantMean, SumOfMeans, BornMayer, ZBL, Base)
 PARTS = (Model, Points, JointData, Division, ErrorScale, GPOptions, *FEATURES, *KERNELS, *MEANS)

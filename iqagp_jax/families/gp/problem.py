@@ -17,6 +17,7 @@ from iqagp_jax.families.gp.options import ATOMIC, GPOptions
 from iqagp_jax.machine.warn import warn
 from iqagp_jax.potential import MadeBy, energy_and_forces
 from iqagp_jax.system import symmetry
+from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.units import KCAL_MOL
 
 ALIKE = 1e-4
@@ -153,6 +154,20 @@ def training_frames(dataset, n_train, targets, most=np.inf):
             " forces too, where any may be missing, or remove those geometries"
         )
     return train
+
+
+def evenly(train, targets, most):
+    """Numbers of geometries that stand evenly among all in the order of their energies, of ``most`` observations together, two
+    geometries at least; in whatever order the data come, they are the same.
+    """
+    order = np.lexsort((pair_distances(train.positions).mean((1, 2)), train.energy))
+    each = np.isfinite(joint.observations(targets, train.atomic_energies, train.energy, train.forces))
+    each = each.reshape(len(train), -1).sum(1)
+    for n in range(min(len(train), int(most // max(1, each.min()))), 2, -1):
+        chosen = order[((np.arange(n) + 0.5) * len(train) / n).astype(int)]
+        if each[chosen].sum() <= most:
+            return chosen
+    return order[[0, -1]]
 
 
 def first_of(train, targets, most):
