@@ -2,11 +2,12 @@
 
     python scripts/coupled_cluster_geometries.py --out campaigns/malondialdehyde-ccsd-t/geometries.extxyz
 
-Candidates for training are the embedded training geometries and frames of the model's own runs at 1500 K, all within 40 kcal/mol
-of the minimum. Each is chosen given those before: the one that lessens the mean variance of all candidates' energies most, under
-the prior of the model (Cohn, doi:10.1016/0893-6080(95)00137-9). The test is drawn at random from the embedded test splits, as many
-from each of equal bins of energy. The file begins with the model's minimum and its saddle of the proton transfer; then training
-geometries, in the order of the choice, and test geometries take turns, so that a campaign that is stopped leaves some of both.
+Candidates for training are the embedded training geometries and frames of the model's own runs at 1500 K, all within 40
+kcal/mol of the minimum. Each is chosen given those before: the one that lessens the mean variance of all candidates' energies
+most, under the prior of the model (Cohn, doi:10.1016/0893-6080(95)00137-9). The test is drawn at random from the embedded test
+splits, as many from each of equal bins of energy. The file begins with the model's minimum and its saddle of the proton
+transfer; then training geometries, in the order of the choice, and test geometries take turns, so that a campaign that is
+stopped leaves some of both.
 """
 
 from pathlib import Path
@@ -79,7 +80,7 @@ def base(data, path, n_base):
 def stationary_points(model):
     """The minimum and the saddle of the proton transfer, (N, 3) angstrom each.
 
-    The saddle is symmetric: Newton's method begins at the mean of the minimum and its image with the proton at the other oxygen.
+    The saddle is symmetric: Newton's method begins at the mean of the minimum and its image with the proton transferred.
     """
     energy = energy_fn(model)
     minimum = np.asarray(minimise(energy, model.reference, max_force=1e-4).positions)
@@ -102,7 +103,7 @@ def saddle_near(energy, positions, steps=50):
             inner = np.argsort(np.abs(curvature))[6:]
             step = -modes[:, inner] @ (modes[:, inner].T @ slope / curvature[inner])
             positions = positions + (step * min(1, 0.1 / np.abs(step).max())).reshape(positions.shape)
-    if np.abs(slope).max() >= 1e-6 or (below := int((curvature < -0.1).sum())) != 1:
+    if np.abs(slope).max() >= 1e-6 or (curvature < -0.1).sum() != 1:
         raise RuntimeError(f"expected a saddle, found a slope of {np.abs(slope).max():g} and modes {curvature[:8]}")
     return positions
 

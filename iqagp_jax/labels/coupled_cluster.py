@@ -129,8 +129,8 @@ def _correlation(mean_field: Any) -> tuple[float, float, float]:
     from pyscf.data.elements import chemcore
 
     mol, frozen = mean_field.mol, chemcore(mean_field.mol)
-    correlated = mol.nelectron - 2 * frozen
-    if correlated < 2:
+    correlated, empty = mol.nelectron - 2 * frozen, [mol.nao - n for n in mol.nelec]
+    if correlated < 2 or max(empty) < 1:
         return 0.0, 0.0, 0.0
     coupled = cc.CCSD(mean_field, frozen=frozen)
     coupled.conv_tol, coupled.conv_tol_normt = 1e-6, 1e-4
@@ -139,7 +139,9 @@ def _correlation(mean_field: Any) -> tuple[float, float, float]:
         raise LabelError(f"coupled cluster did not converge to {coupled.conv_tol:g} hartree in {coupled.max_cycle} cycles")
     singles = np.concatenate([np.ravel(t) for t in (coupled.t1 if mol.spin else [coupled.t1])])
     t1 = np.linalg.norm(singles) / np.sqrt(correlated)
-    return float(coupled.e_corr + coupled.ccsd_t()), float(coupled.emp2), float(t1)
+    # Where a minimal basis has no orbital left for one spin (an oxygen atom), no three electrons can be excited.
+    triples = coupled.ccsd_t() if min(empty) else 0.0
+    return float(coupled.e_corr + triples), float(coupled.emp2), float(t1)
 
 
 def _second_order(mean_field: Any, name: str) -> float:
