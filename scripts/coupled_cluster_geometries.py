@@ -10,6 +10,7 @@ transfer; then training geometries, in the order of the choice, and test geometr
 stopped leaves some of both.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +25,6 @@ from iqagp_jax import energy_and_forces, energy_fn, fit_gp, load_dataset, load_m
 from iqagp_jax.cli.console import output_file
 from iqagp_jax.dynamics.minimise import minimise
 from iqagp_jax.families.gp import joint
-from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
 
 HIGHEST = 40 * KCAL_MOL
@@ -83,8 +83,8 @@ def stationary_points(model):
     The saddle is symmetric: Newton's method begins at the mean of the minimum and its image with the proton transferred.
     """
     energy = energy_fn(model)
-    minimum = np.asarray(minimise(energy, model.reference, max_force=1e-4).positions)
-    (image,) = (p for p in System(model.species, minimum).permutations if p[0] != 0)
+    minimum = np.asarray(minimise(energy, model.system.positions, max_force=1e-4).positions)
+    (image,) = (p for p in replace(model.system, positions=minimum).permutations if p[0] != 0)
     other = minimum[image] - minimum[image].mean(0)
     here = minimum - minimum.mean(0)
     u, _, v = np.linalg.svd(other.T @ here)
