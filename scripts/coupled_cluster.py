@@ -48,16 +48,14 @@ def main():
     train = concatenate([points[:2], labels.split("train")])
     numbers = sorted({min(n, len(train)) for n in options.n_train})
     sums = {n: Sum(beneath, difference(beneath, train[:n])) for n in numbers}
-    print(f"difference: standard deviation {spread(beneath, train):.2f} kcal/mol of {len(train)} training geometries,")
-    print(
-        f"{spread(beneath, test):.2f} of {len(test)} of the test, whose energies spread by {np.std(test.energy) / KCAL_MOL:.1f}"
-    )
+    print("standard deviations, kcal/mol:")
+    print(f"difference of {len(train)} training geometries {spread(beneath, train):.2f}, of {len(test)} of the test", end=" ")
+    print(f"{spread(beneath, test):.2f}, their energies {np.std(test.energy) / KCAL_MOL:.1f}")
     shifted = [("B3LYP's model and the mean difference", *errors(beneath, test, np.mean(above(beneath, train))))]
     rows = shifted + [(f"and of {n} energies", *errors(model, test)) for n, model in sums.items()]
     table("energies of the test, kcal/mol", ["model", "mean |error|", "root mean square", "largest"], rows)
-    table(
-        "barrier of the proton transfer, kcal/mol", ["potential, at geometries of", "barrier"], barriers(labels, beneath, sums)
-    )
+    rows = barriers(points, beneath, sums)
+    table("barrier of the proton transfer, kcal/mol", ["potential, geometries", "barrier"], rows)
 
 
 def of_b3lyp(path, n_base):
