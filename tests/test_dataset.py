@@ -13,6 +13,8 @@ from iqagp_jax import load_dataset, save_dataset
 from iqagp_jax.data.dataset import Dataset, balanced, beside, concatenate
 from iqagp_jax.data.extxyz import dataset_from_frames, embedded_datasets, unlabelled
 from iqagp_jax.data.level import Level
+from iqagp_jax.data.scale import check_units
+from iqagp_jax.units import KCAL_MOL
 
 
 @pytest.fixture
@@ -666,3 +668,21 @@ def test_test_frames_are_apart_and_unselected(name):
         for run in set(part.origin["run"]):
             times = part.origin["time"][part.origin["run"] == run]
             assert np.diff(times).min() >= 50
+
+
+def test_energies_by_coupled_cluster_lie_near_their_minimum():
+    data = load_dataset("malondialdehyde-ccsd-t")
+    assert set(data.splits) == {"stationary", "train", "test"}
+    told = "spherical, frozen core, MP2 by density fitting with jkfit and ri sets"
+    assert data.level.same_energies(Level("ccsd(t)", "cc-pvdz+mp2/cbs(tq)", told))
+    assert (data.forces, data.atomic_energies, set(data.free_atoms)) == (None, None, set("CHO"))
+    above = data.energy - data.split("stationary").energy[0]
+    assert above[0] == above.min() == 0.0
+    assert above.max() < 50 * KCAL_MOL
+    assert data.extra["t1_diagnostic"].max() < 0.03
+    check_units(data)  # a warning would be an error here
+    tests = load_dataset("malondialdehyde")
+    tests = tests[tests.origin["split"] != "train"]
+    known = {positions.tobytes() for positions in tests.positions}
+    assert {positions.tobytes() in known for positions in data.split("test").positions} == {True}
+    assert {positions.tobytes() in known for positions in data.split("train").positions} == {False}

@@ -9,7 +9,7 @@ from iqagp_jax import load_dataset
 from iqagp_jax.dynamics.record import description_of, rule_of
 from iqagp_jax.system.failure import Status, distortion, failure_reason, failure_rule, failure_status
 
-NAMES = ("malondialdehyde", "malondialdehyde-qtaim", "capped-glycine")
+NAMES = ("malondialdehyde", "malondialdehyde-qtaim", "malondialdehyde-ccsd-t", "capped-glycine")
 
 
 def statuses(rule, geometries):

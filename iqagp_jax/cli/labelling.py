@@ -178,8 +178,8 @@ def label(
     method: Annotated[
         str | None,
         typer.Option(
-            help="FUNCTIONAL/BASIS as PySCF names them, the functional may be hf; or gfn2-xtb: energies and forces alone, in"
-            " seconds. Default: b3lyp/6-31+g(d,p)."
+            help="FUNCTIONAL/BASIS as PySCF names them, the functional may be hf; ccsd(t)/BASIS: energies alone, as"
+            " ccsd(t)/cc-pvdz+mp2/cbs(tq); or gfn2-xtb: energies and forces alone, in seconds. Default: b3lyp/6-31+g(d,p)."
         ),
     ] = None,
     campaign: Annotated[
@@ -199,7 +199,7 @@ def label(
     xc: Xc = None,
     basis: Basis = None,
 ):
-    """Label geometries with energies, forces and IQA atomic energies, by PySCF, or by GFN2-xTB.
+    """Label geometries with energies, forces and IQA atomic energies, by PySCF; by CCSD(T) with energies; or by GFN2-xTB.
 
     Run it again to go on: it may be killed at any moment. With --campaign FOLDER alone it goes on as the plan.toml there says.
     Ctrl-C abandons the labels in flight.
@@ -290,6 +290,8 @@ def other_spelling(old, new):
 
 def planned(method, xc, basis, partition, charge, spin, multipoles, forces):
     """Entries of `LabelPlan` that the options give."""
+    from iqagp_jax.labels.plan import LabelPlan
+
     if method:
         functional, _, basis_set = method.partition("/")
         if not (functional and basis_set):
@@ -297,6 +299,8 @@ def planned(method, xc, basis, partition, charge, spin, multipoles, forces):
         if xc or basis:
             raise ValueError(f"expected one level of theory, found --method {method} beside --xc or --basis; leave those out")
         xc, basis = functional, basis_set
+    if xc and LabelPlan(xc).is_coupled_cluster:  # energies alone, unless it is asked for what it has not
+        partition, forces = partition or ["none"], forces or False
     entries = {
         "xc": xc,
         "basis": basis,

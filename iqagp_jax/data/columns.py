@@ -18,7 +18,7 @@ from iqagp_jax.units import HARTREE
 LABELS = {"energy": "REF_energy", "forces": "REF_forces", "atomic_energies": "REF_atomic_energies"}
 """Names of the labels in our files."""
 
-OURS = ("_energies", "_charges", "_remainder", "_multipoles")
+OURS = ("_energies", "_charges", "_remainder", "_multipoles", "_diagnostic")
 """How names of what our own labels hold beside them end."""
 
 FORCES = re.compile(r"(^|[^a-z])(forces?|f)($|[^a-z])", re.IGNORECASE)

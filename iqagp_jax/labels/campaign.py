@@ -15,7 +15,7 @@ from ase.data import atomic_numbers, ground_state_magnetic_moments
 
 from iqagp_jax.data.dataset import DECIMALS, ORIGIN, Dataset
 from iqagp_jax.labels.executors import Jobs
-from iqagp_jax.labels.label import check_label
+from iqagp_jax.labels.label import check_label, tell_t1
 from iqagp_jax.labels.pack import Labels, pack
 from iqagp_jax.labels.plan import (
     PLAN,
@@ -221,6 +221,9 @@ def collect(
         raise ValueError(f"expected at least one good label to make a dataset of, found none; {reason}")
     infos = [atoms.info for atoms, _ in kept]
     extra = {}
+    if plan.is_coupled_cluster:
+        extra["t1_diagnostic"] = np.array([label["t1_diagnostic"] for _, label in kept])
+        tell_t1(extra["t1_diagnostic"])
     for name in plan.partitions:
         extra[f"{name}_energies"] = np.array([label["raw"][name] for _, label in kept])
         extra[f"{name}_charges"] = np.array([label["charges"][name] for _, label in kept])

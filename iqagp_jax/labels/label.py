@@ -13,6 +13,7 @@ from ase.data import atomic_numbers
 from iqagp_jax.data.content import numbers
 from iqagp_jax.data.dataset import DECIMALS
 from iqagp_jax.labels.plan import LabelPlan
+from iqagp_jax.machine.warn import warn
 from iqagp_jax.system.harmonics import rank
 from iqagp_jax.units import BOHR, HARTREE
 
@@ -27,16 +28,24 @@ SUMS = 1e-5
 MAX_MISSING_ELECTRONS = 0.002
 """Largest accepted difference between the sum of the atomic populations and the electron number."""
 
+TRUSTED_T1 = 0.02
+"""Beyond this T1 diagnostic one determinant is a doubtful reference (Lee and Taylor, doi:10.1002/qua.560360824)."""
+
 
 def label_geometry(species: Sequence[str], positions: np.ndarray, plan: LabelPlan) -> dict[str, Any]:
     """One label: a JSON-ready dict in eV and angstrom, or a dict with ``rejected`` and the reason.
 
-    The raw atomic energies of every partition are kept in ``raw``; ``remainder`` is what they lack of the total.
+    The raw atomic energies of every partition are kept in ``raw``; ``remainder`` is what they lack of the total. Those of
+    coupled cluster hold the energy and the T1 diagnostic.
     """
-    from iqagp_jax.labels import iqa, scf
+    from iqagp_jax.labels import coupled_cluster, iqa, scf
     from iqagp_jax.labels.partitions import PARTITIONS
 
+    programs = f"{plan.level.programs}, iqagp_jax {version('iqagp-jax')}"
     try:
+        if plan.is_coupled_cluster:
+            energy, t1 = coupled_cluster.energy(species, positions, plan.basis, plan.charge, plan.spin)
+            return {"programs": programs, "energy": energy * HARTREE, "t1_diagnostic": t1}
         mol = scf.build_molecule(species, positions, plan.basis, plan.charge, plan.spin)
         tolerance = scf.FOR_ATOMS if plan.partitions else scf.FOR_FORCES
         mf = scf.converge(scf.mean_field(mol, plan.xc), tolerance)
@@ -51,7 +60,7 @@ def label_geometry(species: Sequence[str], positions: np.ndarray, plan: LabelPla
         if abs(missing) > MAX_MISSING_ELECTRONS:
             return {"rejected": f"{name} populations miss {missing:.4f} electrons (limit {MAX_MISSING_ELECTRONS})"}
     label = {
-        "programs": f"{plan.level.programs}, iqagp_jax {version('iqagp-jax')}",
+        "programs": programs,
         "energy": mf.e_tot * HARTREE,
         "raw": {name: (a.energy * HARTREE).tolist() for name, a in atoms.items()},
         "remainder": {name: float(mf.e_tot - a.energy.sum()) * HARTREE for name, a in atoms.items()},
@@ -71,6 +80,8 @@ def check_label(label: dict[str, Any], species: Sequence[str], plan: LabelPlan) 
     """
     n_atoms = len(species)
     energy = numbers("energy", label.get("energy"), ())
+    if plan.is_coupled_cluster:
+        numbers("T1 diagnostic", label.get("t1_diagnostic"), (), least=0)
     if plan.forces:
         numbers("forces", label.get("forces"), (n_atoms, 3))
     for name in plan.partitions:
@@ -89,6 +100,15 @@ def check_label(label: dict[str, Any], species: Sequence[str], plan: LabelPlan) 
             raise ValueError(f"expected {name} charges that sum to {plan.charge}, found {excess:g} e too much")
         if plan.multipoles:
             rank(of("multipoles", (n_atoms, None)))
+
+
+def tell_t1(diagnostics: np.ndarray) -> None:
+    """Warn where T1 diagnostics (n,) exceed what one determinant is trusted to."""
+    if doubtful := int((diagnostics > TRUSTED_T1).sum()):
+        warn(
+            f"the T1 diagnostic exceeds {TRUSTED_T1} in {doubtful} of {len(diagnostics)} geometries (up to"
+            f" {diagnostics.max():.3f}): one determinant may be a poor reference for CCSD(T) there"
+        )
 
 
 def label_key(species: Sequence[str], positions: np.ndarray, plan: LabelPlan) -> str:

@@ -29,6 +29,9 @@ from iqagp_jax.system.elements import check_electrons
 
 PLAN = "plan.toml"
 
+COUPLED_CLUSTER = "ccsd(t)"
+"""The one method that is no mean field: `coupled_cluster` makes its labels."""
+
 PLAN_COMMENT = """\
 # `iqagp label --campaign FOLDER` goes on with this plan. The dataset gets the atomic energies of the first partition, or none
 # where there is no partition, in less time; a geometry is set aside after so many attempts that failed. With another level of
@@ -40,8 +43,9 @@ PLAN_COMMENT = """\
 class LabelPlan:
     """What is calculated for a label; the first partition gives the dataset's atomic energies, none gives none.
 
-    With ``multipoles`` the label holds the atomic moments too: e bohr^l, along the axes of the geometry. Without
-    ``forces`` it lacks those, which a set of another partition at the same level has already.
+    ``xc`` is a functional, ``hf`` or ``ccsd(t)``, which gives energies alone; see `coupled_cluster`. With ``multipoles`` the
+    label holds the atomic moments too: e bohr^l, along the axes of the geometry. Without ``forces`` it lacks those, which a
+    set of another partition at the same level has already.
     """
 
     xc: str = "b3lyp"
@@ -54,12 +58,18 @@ class LabelPlan:
     forces: bool = True
 
     @property
+    def is_coupled_cluster(self) -> bool:
+        """Whether labels are energies alone, by CCSD(T)."""
+        return self.xc.lower() == COUPLED_CLUSTER
+
+    @property
     def level(self) -> Level:
         """Level of theory of the labels of atoms up to krypton, and the program that makes them."""
         return self.level_of(())
 
     def level_of(self, species: Sequence[str]) -> Level:
         """Level of theory of the labels of these atoms, and the program that makes them."""
+        from iqagp_jax.labels import coupled_cluster
         from iqagp_jax.labels.iqa import ATOM_GRID, LAST_WITH_CORE
         from iqagp_jax.labels.scf import fitting_of, is_cartesian
 
@@ -69,6 +79,8 @@ class LabelPlan:
         details = f"{functions}, density fitting {fitting_of(species, self.basis)}, {grid}"
         # In a file a blank ends them: `Level.of_words`.
         method, basis = ("".join(words.split()) for words in (self.xc, self.basis))
+        if self.is_coupled_cluster:
+            details = coupled_cluster.details(basis)
         return Level(method, basis, details, self.charge, self.spin, programs=f"pyscf {version('pyscf')}")
 
 
@@ -152,6 +164,9 @@ def check(geometries: list[Atoms], plan: LabelPlan) -> None:
     check_geometries(geometries)
     if not set(plan.partitions) <= set(PARTITIONS):
         raise ValueError(f"expected partitions among {', '.join(PARTITIONS)}, found {', '.join(plan.partitions)}")
+    if plan.is_coupled_cluster:
+        check_coupled_cluster(geometries, plan)
+        return
     if not plan.partitions and not plan.forces:
         raise ValueError("expected partitions or forces to label, found neither; name a partition or set forces = true")
     if plan.multipoles and not plan.partitions:
@@ -160,6 +175,22 @@ def check(geometries: list[Atoms], plan: LabelPlan) -> None:
     check_state(geometries, plan.charge, plan.spin)
     check_functional(plan.xc)
     check_basis(geometries[0], plan)
+
+
+def check_coupled_cluster(geometries: list[Atoms], plan: LabelPlan) -> None:
+    """ValueError, in a sentence, where geometries cannot have energies by CCSD(T), or more is asked for than those."""
+    from iqagp_jax.labels import coupled_cluster
+
+    if plan.partitions or plan.multipoles or plan.forces:
+        wanted = ["forces"] * plan.forces + ["multipoles"] * plan.multipoles + [f"{p} atoms" for p in plan.partitions]
+        raise ValueError(
+            f"{plan.xc} gives energies alone, found {', '.join(wanted)} asked for; set partitions = [], multipoles = false and"
+            " forces = false (--partition none --no-forces)"
+        )
+    species = geometries[0].get_chemical_symbols()
+    check_electrons(species, plan.charge, plan.spin)
+    check_state(geometries, plan.charge, plan.spin)
+    coupled_cluster.check(species, geometries[0].get_positions(), plan.basis, plan.charge, plan.spin)
 
 
 def check_geometries(geometries: list[Atoms]) -> None:
@@ -206,7 +237,7 @@ def check_functional(xc: str) -> None:
     try:
         libxc.parse_xc(xc)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"expected a functional that PySCF knows, found {xc!r}") from error
+        raise ValueError(f"expected a functional that PySCF knows, hf or {COUPLED_CLUSTER}, found {xc!r}") from error
     if re.search(r"-(d[234]|vv10|nl)", xc.lower()):
         raise ValueError(f"{xc} has a dispersion correction, which is not partitioned into atoms; leave it out")
     if libxc.rsh_coeff(xc)[0] or libxc.is_nlc(xc):

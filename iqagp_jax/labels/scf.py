@@ -72,12 +72,11 @@ def mean_field(mol, xc):
     return method(mol).density_fit(auxbasis=fitting_basis(mol))
 
 
-def converge(mf, tolerance=FOR_ATOMS):
-    """Run the self-consistent field to 1e-9 hartree and ``tolerance`` of its gradient.
+def converge(mf, tolerance=FOR_ATOMS, start=None):
+    """Run the self-consistent field to 1e-9 hartree and ``tolerance`` of its gradient, from a density matrix ``start``.
 
     Raises `LabelError` where it does not converge, also not with the second-order solver.
     """
-    start = None
     if hasattr(mf, "grids"):
         mf.max_memory = lib.current_memory()[0] + BLOCK_MEMORY
         mf.conv_check = False  # after convergence another cycle, which costs as much as three on the coarse grid

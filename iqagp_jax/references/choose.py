@@ -46,6 +46,11 @@ def reference_of(
     from iqagp_jax.references.dft import DFT
 
     plan = LabelPlan(level.method, level.basis, level.charge, level.spin, partitions=())
+    if plan.is_coupled_cluster:
+        raise ValueError(
+            f"{level.method} gives energies alone, and models are held to forces too; take --reference none, and"
+            " `iqagp validate` with a dataset of its energies"
+        )
     if not plan.level_of(species).same_energies(level):
         raise ValueError(f"expected a model trained on labels of `iqagp label`, found one of {level}; take another --reference")
     return DFT(plan, species, folder, pool, workers)
