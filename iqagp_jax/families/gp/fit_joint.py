@@ -222,15 +222,10 @@ def fit_joint(problem: Problem, progress) -> Model:
     if by_factor:
         labels = (copies.atomic_energies, copies.energy, copies.forces)
         joint.check_memory(np.isfinite(joint.observations(targets, *labels)).sum())
-        model = checked(partial(_by_factor, progress=progress), problem)
+        model = checked(partial(_searched, progress=progress), problem)
     else:
         model = _iteratively(_searched(problem, progress), copies, progress)
     return model if targets != ("forces",) else _with_energies(model, problem.train)
-
-
-def _by_factor(problem, progress):
-    """The `Fitted` of a problem."""
-    return Fitted.of(_searched(problem, progress)).add(problem.copies)
 
 
 def _searched(problem, progress):

@@ -21,6 +21,7 @@ from scipy.linalg import cho_solve
 
 from iqagp_jax.families.gp.error_scale import ErrorScale
 from iqagp_jax.families.gp.left_out import LeftOut
+from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.machine.warn import warn
 
 FAR = 8.0
@@ -44,7 +45,7 @@ MOST = 3
 """and one of so many in all."""
 
 ROUNDS = 3
-"""Fits that are looked through, at most: hyperparameters change where wrong labels are left out."""
+"""Fits that are looked through, at most."""
 
 UNITS = {"energy": "eV", "atomic_energies": "eV", "forces": "eV/angstrom"}
 
@@ -65,29 +66,38 @@ class WrongLabel:
     """the ratio of both, over the median of all"""
 
 
-def checked(fit, problem):
-    """The `Model` of the `teach.Fitted` that ``fit`` makes of a `problem.Problem`, with its `error_scale.ErrorScale`; and a
-    warning that names wrong labels. Models of fewer than `FEW` geometries, and of copies, are left as they are.
+def checked(search, problem):
+    """The `Model` of a `problem.Problem`, with its `error_scale.ErrorScale`; and a warning that names wrong labels.
 
-    With the option ``robust`` all is fitted again without them: hyperparameters, prior mean and weights.
+    ``search`` finds the hyperparameters of a problem, as a `Model` conditioned on nothing. Where wrong labels are found they
+    are searched again without these, and all labels are judged once more: wrong ones spoil hyperparameters, too. With the
+    option ``robust`` the model is the one without wrong labels. Models of fewer than `FEW` geometries, and of copies, are left
+    as they are.
     """
-    told = ()
+    robust, found, clean = problem.options.robust, (), problem
     for k in range(ROUNDS):
-        fitted = fit(problem)
+        fitted = Fitted.of(search(clean)).add(problem.copies)
+        if k == 0:
+            trusting = fitted
         if len(fitted.model.train_positions) < FEW or fitted.model.copies > 1:
             return fitted.model
         left = LeftOut.of(fitted)
-        found = wrong_labels(fitted, left)
-        told += found
-        if not found or not problem.options.robust or k == ROUNDS - 1:
+        before, found = found, wrong_labels(fitted, left)
+        if _places(found) == _places(before):
             break
-        problem = replace(problem, train=without(problem.train, found))
-    if told:
-        done = "they are left out" if problem.options.robust else "robust=True (--robust) leaves such labels out"
-        warn(f"{_told(told)}; see whether they are their own, and the order of the atoms; {done}")
+        clean = replace(problem, train=without(problem.train, found))
+    if found:
+        done = "they are left out" if robust else "robust=True (--robust) leaves such labels out"
+        warn(f"{_told(found)}; see whether they are their own, and the order of the atoms; {done}")
+        fitted = Fitted.of(fitted.model).add(clean.copies) if robust else trusting
+        left = LeftOut.of(fitted)
     model = fitted.model
     scale = ErrorScale.of(left, model.species, model.train_positions, found)
     return replace(model, joint=replace(model.learned_jointly, error_scale=scale))
+
+
+def _places(wrong):
+    return [(label.geometry, label.target) for label in wrong]
 
 
 def _told(wrong):
