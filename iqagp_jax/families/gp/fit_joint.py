@@ -68,7 +68,7 @@ HYPERPRIOR = 1.5
 """Standard deviation of ln v and ln l about the middle of the starts: many length scales, fitted to a subset of the data, would
 else run away where the likelihood hardly changes, to covariances too constant for a Cholesky factor."""
 
-OWN_WEIGHTS = 0.5
+OWN_WEIGHTS = 0.25
 """Standard deviation of the logarithm of what an orbit of pairs has of its own in its weight, beside distance and decay."""
 
 
