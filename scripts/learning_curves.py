@@ -63,10 +63,12 @@ def main():
         "--n-train": {"type": int, "action": "append", "help": "geometries, repeatable"},
         "--n-test": {"type": int},
         "--kernel": {"help": "as `iqagp train` takes it"},
+        "--pair-weights": {"help": "as `iqagp train` takes them"},
         "--shuffles": {"type": int, "help": "orders of the training split, the file's own first"},
         "--max-steps": {"type": int},
     }
-    usual = {"sets": list(SIZES), "n_train": None, "n_test": 1000, "kernel": "matern92", "shuffles": 1, "max_steps": 40}
+    usual = {"sets": list(SIZES), "n_train": None, "n_test": 1000, "kernel": "matern92", "pair_weights": "decay"}
+    usual |= {"shuffles": 1, "max_steps": 40}
     short = {"sets": ["malondialdehyde-difference"], "n_train": [6], "n_test": 4, "max_steps": 1}
     options = parsed(__doc__, arguments, usual, short)
     print("| set | geometries | energy | forces | noise | fit, s |\n| --- | --- | --- | --- | --- | --- |")
@@ -79,8 +81,8 @@ def main():
         for n in options.n_train or SIZES[name]:
             for order in orders:
                 began = time.perf_counter()
-                chosen = {"targets": ("energy", "forces"), "kernel": options.kernel, "max_steps": options.max_steps}
-                model = fit_gp(train[order[:n]], n_train=n, **chosen)
+                chosen = {name: getattr(options, name) for name in ("kernel", "pair_weights", "max_steps")}
+                model = fit_gp(train[order[:n]], n_train=n, targets=("energy", "forces"), **chosen)
                 seconds = time.perf_counter() - began
                 row = name, f"{n}", *errors(model, test, unit), f"{model.noise:g}", f"{seconds:.0f}"
                 print(f"| {' | '.join(row)} |", flush=True)

@@ -29,7 +29,7 @@ def fit_gp(dataset, *given, progress=_silent, **options) -> Model:
     ----------
     features: "inverse-distances" or "alf" (atomic local frames).
     kernel: "matern52" (default for inverse distances), "matern92" (their default where more than atomic energies are learned),
-        "rbf", "rbf-periodic" (default for alf).
+        "matern92+rbf" (`kernels.TwoScales`), "rbf", "rbf-periodic" (default for alf).
     prior_mean: names of `means.PRIOR_MEANS` joined by "+", or a pure JAX function (N, 3) angstrom -> (N,) eV; by default
         that of `options.DEFAULT_MEAN`.
     n_train: use the first n frames of the training split. By default all, or the first whose observations of several targets
@@ -51,6 +51,8 @@ def fit_gp(dataset, *given, progress=_silent, **options) -> Model:
         only.
     solver: "cholesky", or "cg" for more energies and forces than have room for their covariance matrix; see `iterative`.
     loss, optimiser, n_starts, seed, n_seed, tolerance, patience: of the search for hyperparameters, see `search.Search`.
+    pair_weights: of inverse distances where more than atomic energies are learned: "decay", d exp(-d / decay) of the mean
+        distances d, or "orbits", times a factor of every orbit of equivalent pairs, see `fit_joint`.
     progress: wraps the range of optimisation steps, as a progress bar does.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without the targets; TypeError for other options.
