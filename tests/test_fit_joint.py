@@ -250,7 +250,8 @@ def test_noise_and_weights_come_from_the_data(few):
 @pytest.mark.usefixtures("x64")
 def test_pairs_of_an_orbit_weigh_the_same_and_others_have_weights_of_their_own(few):
     """Of formaldehyde two pairs of C and H, and two of O and H, change places."""
-    problem = Problem.of(few, GPOptions(targets=("energy", "forces")).resolved(few))
+    options = {"targets": ("energy", "forces"), "pair_weights": "orbits"}
+    problem = Problem.of(few, GPOptions(**options).resolved(few))
     family = fit_joint._family(problem)
     (first, *_), is_length = family.starts
     assert len(first) == len(family.deviations) == 1 + 2 + 4 and is_length.sum() == 1
@@ -260,7 +261,7 @@ def test_pairs_of_an_orbit_weigh_the_same_and_others_have_weights_of_their_own(f
         ratio = family.weights(first + 0.5 * (np.arange(7) == 3 + orbit)) / plain
         np.testing.assert_allclose(ratio, np.where(family.orbits == orbit, np.exp(0.5), 1.0), rtol=1e-14)
     assert sorted(np.bincount(family.orbits)) == [1, 1, 2, 2]
-    weights = np.array(fit_gp(few, targets=("energy", "forces"), max_steps=3).features.weights)
+    weights = np.array(fit_gp(few, **options, max_steps=1).features.weights)
     decays = np.log(weights / family.distances) / family.distances
     assert np.ptp(decays) > 0.01 * np.abs(decays).max()
 
@@ -270,7 +271,7 @@ def test_the_order_of_the_data_does_not_matter(dataset, test_set, monkeypatch):
     monkeypatch.setattr(fit_joint, "SUBSET", 60)
     monkeypatch.setattr(fit_joint, "JUDGED", 100)
     data, shuffled = dataset[:16], np.random.default_rng(0).permutation(16)
-    options = {"targets": ("energy", "forces"), "max_steps": 3}
+    options = {"targets": ("energy", "forces"), "max_steps": 0}
     a, b = (energy_and_forces(fit_gp(part, **options))(test_set.positions) for part in (data, data[shuffled]))
     np.testing.assert_allclose(a[0], b[0], atol=1e-7)
     np.testing.assert_allclose(a[1], b[1], atol=1e-6)
@@ -284,6 +285,8 @@ def test_a_sample_stands_evenly_among_all_energies(dataset):
         assert observed <= most and (len(chosen) == 80 or observed > most - 26)
         ranks = np.sort(np.argsort(np.argsort(data.energy))[chosen])
         assert np.ptp(np.diff(ranks)) <= 1
+        shuffled = np.random.default_rng(0).permutation(80)
+        assert (shuffled[evenly(data[shuffled], ("energy", "forces"), most)] == chosen).all()
     assert len(evenly(dataset, ("energy", "forces"), 1)) == 2
 
 

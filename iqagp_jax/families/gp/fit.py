@@ -35,7 +35,7 @@ def fit_gp(dataset, *given, base=None, progress=_silent, **options) -> Model:
     ----------
     features: "inverse-distances" or "alf" (atomic local frames).
     kernel: "matern52" (default for inverse distances), "matern92" (their default where more than atomic energies are learned),
-        "rbf", "rbf-periodic" (default for alf).
+        "matern92+rbf" (`kernels.TwoScales`), "rbf", "rbf-periodic" (default for alf).
     prior_mean: names of `means.PRIOR_MEANS` joined by "+", or a pure JAX function (N, 3) angstrom -> (N,) eV; by default
         that of `options.DEFAULT_MEAN`.
     n_train: use the first n frames of the training split. By default all, or the first whose observations of several targets
@@ -63,6 +63,8 @@ def fit_gp(dataset, *given, base=None, progress=_silent, **options) -> Model:
     robust: leave labels out that are far from what all other geometries predict, see `wrong_labels`; else a warning names them.
         They are looked for where several targets are learned by a factor, among 50 geometries or more that have no copies: not
         among atomic energies alone, by "cg", or among mirrored or permuted copies.
+    pair_weights: of inverse distances where more than atomic energies are learned: "decay", d exp(-d / decay) of the mean
+        distances d, or "orbits", times a factor of every orbit of equivalent pairs, see `fit_joint`.
     progress: wraps the range of optimisation steps, as a progress bar does.
 
     Raises ValueError for unknown names, too few geometries, or a dataset without the targets; TypeError for other options.

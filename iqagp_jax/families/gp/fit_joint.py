@@ -2,14 +2,14 @@
 gradients where its matrix would not fit.
 
 Inverse distances have one length scale for all atoms, so that a step of dynamics costs one exponential a training point, and
-are weighted by `features.pair_weights` of the mean distances, with one decay for all, times a factor of every orbit of pairs
-that permutations exchange; atoms differ in their variance v_A, where atomic energies are learned. Atomic local frames have a
-length scale for every feature of every atom. All these maximise the joint likelihood of geometries whose observations number at
-most `SUBSET`, times a weak prior. Then the length scales are multiplied by the least of `STRETCHES` whose error on geometries
-left out, of those with at most `JUDGED` observations, is at most `AS_GOOD` above the least, with the best of `NOISES` unless a
-noise is given: surfaces are smoother than a Matern process, whose likelihood prefers scales that predict worse. Both samples
-stand evenly among all geometries in the order of their energies, so that the order of the data does not matter. The weights are
-those of all.
+are weighted by `features.pair_weights` of the mean distances, with one decay for all, with ``pair_weights="orbits"`` times a
+factor of every orbit of pairs that permutations exchange; atoms differ in their variance v_A, where atomic energies are
+learned. Atomic local frames have a length scale for every feature of every atom. All these maximise the joint likelihood of
+geometries whose observations number at most `SUBSET`, times a weak prior. Then the length scales are multiplied by the least
+of `STRETCHES` whose error on geometries left out, of those with at most `JUDGED` observations, is at most `AS_GOOD` above the
+least, with the best of `NOISES` unless a noise is given: surfaces are smoother than a Matern process, whose likelihood
+prefers scales that predict worse. Both samples stand evenly among all geometries in the order of their energies, so that the
+order of the data does not matter. The weights are those of all.
 
 With symmetry the covariance is summed over the images of a geometry, and equivalent atoms share their hyperparameters (inverse
 distances, see `joint`), or the training data are copied (atomic local frames, whose kernels differ from atom to atom): then
@@ -69,7 +69,7 @@ HYPERPRIOR = 1.5
 """Standard deviation of ln v and ln l about the middle of the starts: many length scales, fitted to a subset of the data, would
 else run away where the likelihood hardly changes, to covariances too constant for a Cholesky factor."""
 
-OWN_WEIGHTS = 0.5
+OWN_WEIGHTS = 0.25
 """Standard deviation of the logarithm of what an orbit of pairs has of its own in its weight, beside distance and decay."""
 
 
@@ -77,8 +77,8 @@ class Family(NamedTuple):
     """The processes that are searched: a vector of hyperparameters says which.
 
     It holds logarithms, relative to what the data spread by: of inverse distances v_A for every class of equivalent atoms, the
-    length scale, the decay of the weights and, for every orbit of equivalent pairs, a factor of its weight; of local frames v_A
-    and the length scales for every class.
+    length scale, the decay of the weights and, where asked for, a factor for every orbit of equivalent pairs; of local frames
+    v_A and the length scales for every class.
     """
 
     features: ALF | InverseDistances
@@ -91,6 +91,8 @@ class Family(NamedTuple):
     """of inverse distances (E,), else the length scales (N, D) up to a factor"""
     distances: np.ndarray | None
     """(E,) mean over the data and their images, angstrom; None for other features"""
+    by_orbits: bool = False
+    """whether orbits of pairs have factors of their own"""
 
     @property
     def n_classes(self):
@@ -103,12 +105,17 @@ class Family(NamedTuple):
         return orbits(self.features.columns(self.permutations))
 
     @property
+    def n_factors(self):
+        """Of orbits of pairs."""
+        return int(self.orbits.max()) + 1 if self.by_orbits else 0
+
+    @property
     def starts(self):
         """The beginnings of the search (S, P), and which of the P hyperparameters are ln l."""
         if self.distances is None:
             is_length = np.tile([False] + self.spread.shape[1] * [True], self.n_classes)
             return np.log(LENGTHS)[:, None] * is_length, is_length
-        n_orbits = self.orbits.max() + 1
+        n_orbits = self.n_factors
         is_length = np.array(self.n_classes * [False] + [True, False] + n_orbits * [False])
         begin, end = self.n_classes * [0.0], n_orbits * [0.0]
         return np.array([[*begin, *np.log(both), *end] for both in product(LENGTHS, DECAYS)]), is_length
@@ -116,14 +123,13 @@ class Family(NamedTuple):
     @property
     def deviations(self):
         """Standard deviations (P,) of the weak prior of the hyperparameters about the mean of the starts."""
-        own = 0 if self.distances is None else self.orbits.max() + 1
-        starts = self.starts[0]
-        return np.where(np.arange(starts.shape[1]) < starts.shape[1] - own, HYPERPRIOR, OWN_WEIGHTS)
+        n = self.starts[0].shape[1]
+        return np.where(np.arange(n) < n - self.n_factors, HYPERPRIOR, OWN_WEIGHTS)
 
     def weights(self, parameters):
         """Of the inverse distances, (E,)."""
-        own = parameters[self.n_classes + 2 :][self.orbits]
-        return pair_weights(self.distances, jnp.exp(parameters[self.n_classes + 1])) * jnp.exp(own)
+        plain = pair_weights(self.distances, jnp.exp(parameters[self.n_classes + 1]))
+        return plain * jnp.exp(parameters[self.n_classes + 2 :][self.orbits]) if self.by_orbits else plain
 
     def process(self, parameters, seen):
         """The process, its points and its kernel; ``seen`` are those of features without weights."""
@@ -293,7 +299,8 @@ def _family(problem):
         if "atomic_energies" not in options.learned:
             classes = np.zeros_like(classes)
         distances = pair_distances(np.asarray(joint.images(positions, permutations))).mean(0)[a, b]
-        return Family(features, problem.kernel, permutations, classes, np.std(points[0], axis=0), distances)
+        by_orbits = options.pair_weights == "orbits"
+        return Family(features, problem.kernel, permutations, classes, np.std(points[0], axis=0), distances, by_orbits)
     atomic = residuals(problem.train, problem.mean)[0]
     if not np.isfinite(atomic).all() or np.ndim(options.shares):
         spread = np.asarray(initial_lengthscales(points, features.angular))

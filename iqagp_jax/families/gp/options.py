@@ -15,6 +15,8 @@ from iqagp_jax.families.options import as_in, check, is_share, option
 
 SOLVERS = ("cholesky", "cg")
 
+PAIR_WEIGHTS = ("decay", "orbits")
+
 ATOMIC = ("atomic_energies",)
 """Targets of which every atom's process sees its own alone; all others are learned jointly."""
 
@@ -94,6 +96,11 @@ class GPOptions:
     tolerance: float = as_in(Search, "tolerance")
     patience: int = as_in(Search, "patience")
     robust: bool = option(False, "Leave labels out that are far from what all other geometries predict.")
+    pair_weights: str = option(
+        "decay",
+        "With forces, inverse distances: one decay for all pairs, or beside it a factor of every orbit of equal pairs.",
+        names=PAIR_WEIGHTS,
+    )
 
     def resolved(self, dataset: Dataset, only_sum: bool | None = None) -> "GPOptions":
         """With all chosen that a ``dataset`` lets choose: targets, kernel, prior mean, symmetry.
