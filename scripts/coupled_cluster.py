@@ -2,11 +2,11 @@
 
     python scripts/coupled_cluster.py
 
-The embedded `malondialdehyde-ccsd-t` has energies of the minimum and the saddle of a model of B3LYP, of training geometries in
-the order in which they were chosen, and of an independent test (`scripts/coupled_cluster_geometries.py`). A Gaussian process
-learns E(CCSD(T)) minus the energy of a model of the embedded B3LYP labels, of energies alone, around the mean difference. It
-learns the minimum and the saddle first. The barrier of each sum is between its own minimum and its own saddle.
-`docs/measurements/2026-11-coupled-cluster.md` has the tables.
+The embedded `malondialdehyde-ccsd-t` has energies of training geometries in the order in which they were chosen, of an
+independent test (`scripts/coupled_cluster_geometries.py`), and of stationary points: the minimum and the saddle of a model of
+B3LYP, then those of a sum. A Gaussian process learns E(CCSD(T)) minus the energy of a model of the embedded B3LYP labels, of
+energies alone, around the mean difference. It learns the stationary points first, all but the last two, which show the barrier
+of CCSD(T) where a sum has its own. `docs/measurements/2026-11-coupled-cluster.md` has the tables.
 """
 
 from dataclasses import replace
@@ -48,7 +48,7 @@ def main():
     with TemporaryDirectory() as folder:
         beneath = of_b3lyp(options.model or Path(folder, "model.safetensors"), options.n_base)
     points, test = labels.split("stationary"), labels.split("test")
-    train = concatenate([points[:2], labels.split("train")])
+    train = concatenate([points[: max(2, len(points) - 2)], labels.split("train")])
     numbers = sorted({min(n, len(train)) for n in options.n_train})
     sums = {n: Sum(beneath, difference(beneath, train[:n])) for n in numbers}
     print("standard deviations, kcal/mol:")
