@@ -2,11 +2,11 @@
 
     python scripts/coupled_cluster.py
 
-The embedded `malondialdehyde-ccsd-t` has energies of the minimum and the saddle of a model of B3LYP, of training geometries in
-the order in which they were chosen, and of an independent test (`scripts/coupled_cluster_geometries.py`). A Gaussian process
-learns E(CCSD(T)) minus the energy of a model of the embedded B3LYP labels, of energies alone, around the mean difference. It
-learns the minimum and the saddle first. The barrier of each sum is between its own minimum and its own saddle.
-`docs/measurements/2026-11-coupled-cluster.md` has the tables.
+The embedded `malondialdehyde-ccsd-t` has energies of training geometries in the order in which they were chosen, of an
+independent test (`scripts/coupled_cluster_geometries.py`), and of stationary points: the minimum and the saddle of a model of
+B3LYP, then those of a sum. A Gaussian process learns E(CCSD(T)) minus the energy of a model of the embedded B3LYP labels, of
+energies alone, around the mean difference. It learns the stationary points first, all but the last two, which show the barrier
+of CCSD(T) where a sum has its own. `docs/measurements/2026-11-coupled-cluster.md` has the tables.
 """
 
 from dataclasses import replace
@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from coupled_cluster_geometries import stationary_points
+from ase.io import write
+from coupled_cluster_geometries import frame, stationary_points
 from dialect import parsed
 
 from iqagp_jax import Sum, energy_and_forces, energy_fn, fit_gp, load_dataset, load_model, save_model
@@ -38,14 +39,16 @@ def main():
         "--model": {"type": Path, "help": "of B3LYP; fitted and written there if it is not there"},
         "--n-base": {"type": int, "help": "geometries of that"},
         "--n-train": {"type": int, "action": "append", "help": "energies to learn; repeatable"},
+        "--append-to": {"type": Path, "help": "geometries that get the minimum and the saddle of the last sum, to label them"},
     }
-    usual = {"labels": "malondialdehyde-ccsd-t", "model": None, "n_base": USUAL, "n_train": [10, 20, 40, 60]}
+    usual = {"labels": "malondialdehyde-ccsd-t", "model": None, "n_base": USUAL, "n_train": [10, 20, 40, 62]}
+    usual |= {"append_to": None}
     options = parsed(__doc__, arguments, usual, {"n_base": 12, "n_train": [6]})
     labels = load_dataset(options.labels)
     with TemporaryDirectory() as folder:
         beneath = of_b3lyp(options.model or Path(folder, "model.safetensors"), options.n_base)
     points, test = labels.split("stationary"), labels.split("test")
-    train = concatenate([points[:2], labels.split("train")])
+    train = concatenate([points[: max(2, len(points) - 2)], labels.split("train")])
     numbers = sorted({min(n, len(train)) for n in options.n_train})
     sums = {n: Sum(beneath, difference(beneath, train[:n])) for n in numbers}
     print("standard deviations, kcal/mol:")
@@ -56,6 +59,10 @@ def main():
     table("energies of the test, kcal/mol", ["model", "mean |error|", "root mean square", "largest"], rows)
     rows = barriers(points, beneath, sums)
     table("barrier of the proton transfer, kcal/mol", ["potential, geometries", "barrier"], rows)
+    if options.append_to:
+        found = zip(("minimum", "saddle"), stationary_points(sums[numbers[-1]]), strict=True)
+        named = [frame(labels.species, r, f"{name} of {numbers[-1]} energies", "stationary") for name, r in found]
+        write(options.append_to, named, format="extxyz", append=True)
 
 
 def of_b3lyp(path, n_base):
@@ -80,8 +87,9 @@ def spread(model, data):
 
 def difference(beneath, train):
     """A model of what energies exceed those of the one beneath by."""
-    left = replace(train, energy=above(beneath, train), free_atoms={})
-    return fit_gp(left, n_train=len(left), targets=("energy",), prior_mean="mf1", noise=NOISE)
+    quick = {"max_steps": 0} if len(train) < 10 else {}
+    left = replace(train, energy=above(beneath, train), origin={}, free_atoms={})
+    return fit_gp(left, targets=("energy",), prior_mean="mf1", noise=NOISE, **quick)
 
 
 def errors(model, test, shift=0.0):
@@ -98,7 +106,8 @@ def barriers(points, beneath, sums):
         rows.append((f"{name}, its own", (high - low) / KCAL_MOL))
     for k in range(0, len(points) - 1, 2):
         minimum, saddle = points.energy[k : k + 2]
-        rows.append((f"CCSD(T), {points.origin['source'][k + 1]}", (saddle - minimum) / KCAL_MOL))
+        source = points.origin["source"][k].removeprefix("minimum").removeprefix(" of ")
+        rows.append((f"CCSD(T), those of {f'the sum of {source}' if source else 'B3LYP'}", (saddle - minimum) / KCAL_MOL))
     return rows
 
 
