@@ -84,12 +84,12 @@ class Calibration:
             return None
         error, sigma = np.abs(error[known]), np.sqrt(variance[known])
         correlation = spearman(error, sigma) if len(error) > 2 else None
-        within = [float((error < k * sigma).mean()) for k in (1, 2)]
+        one, two = (float((error < k * sigma).mean()) for k in (1, 2))
         parts = np.array_split(np.argsort(sigma), max(1, min(BINS, len(error) // FEW)))
         bins = [
             SigmaBin(float(np.median(sigma[k])), float(error[k].mean()), float((error[k] > 3 * sigma[k]).mean())) for k in parts
         ]
-        return cls(*within, correlation, float((error > 3 * sigma).mean()), tuple(bins))
+        return cls(one, two, correlation, float((error > 3 * sigma).mean()), tuple(bins))
 
 
 @dataclass(frozen=True)

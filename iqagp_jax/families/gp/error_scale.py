@@ -73,9 +73,9 @@ class ErrorScale:
         bad = np.zeros(len(left.residual), bool)
         for label in wrong:
             bad |= (left.geometry == label.geometry) & (left.target == label.target)
-        each = [_fitted(*left.of_target(target, ~bad)) for target in TARGETS]
+        factor, power, unit, tested = np.array([_fitted(*left.of_target(target, ~bad)) for target in TARGETS]).T.copy()
         radii = sum_of_radii(species)
-        return cls(*np.array(each).T.copy(), radii, np.array(jax.jit(widest_gap)(radii, positions).max()))
+        return cls(factor, power, unit, tested, radii, np.array(jax.jit(widest_gap)(radii, positions).max()))
 
     def check_content(self):
         """ValueError, in a sentence, unless it makes sense: of one that was read."""

@@ -111,7 +111,7 @@ def _told(wrong):
 
 def without(dataset, wrong):
     """A `Dataset` with NaN for each `WrongLabel`; atomic energies take their sum along."""
-    labels = {name: None if (x := getattr(dataset, name)) is None else x.copy() for name in UNITS}
+    labels = {name: labels.copy() for name in UNITS if (labels := getattr(dataset, name)) is not None}
     for label in wrong:
         for name in (label.target, "energy")[: 2 if label.target == "atomic_energies" else 1]:
             labels[name][label.geometry] = np.nan
