@@ -67,7 +67,7 @@ def main():
     frames += taking_turns(train, [frame(data.species, r, "thermal", "test") for r in test])
     write(out, frames, format="extxyz")
     print(f"{len(frames)} geometries in {out}: {len(train)} of {len(pool)} candidates, {len(test)} of the test")
-    print(f"sources: { {s: int((sources[chosen] == s).sum()) for s in sorted(set(sources[chosen]))} }")
+    print("sources:", ", ".join(f"{name} {(sources[chosen] == name).sum()}" for name in sorted(set(sources[chosen]))))
 
 
 def base(data, path, n_base):
