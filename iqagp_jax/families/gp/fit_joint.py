@@ -101,6 +101,7 @@ class Family(NamedTuple):
     @property
     def orbits(self):
         """(E,) number of the orbit of every pair of atoms: pairs of an orbit, which permutations exchange, weigh the same."""
+        assert isinstance(self.features, InverseDistances)  # which alone have pairs
         return orbits(self.features.columns(self.permutations))
 
     @property
