@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,8 @@ class Family(NamedTuple):
     @property
     def orbits(self):
         """(E,) number of the orbit of every pair of atoms: pairs of an orbit, which permutations exchange, weigh the same."""
-        return orbits(cast(InverseDistances, self.features).columns(self.permutations))
+        assert isinstance(self.features, InverseDistances)  # which alone have pairs
+        return orbits(self.features.columns(self.permutations))
 
     @property
     def n_factors(self):
