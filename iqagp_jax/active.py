@@ -37,6 +37,7 @@ from iqagp_jax.families.gp.means import named_mean
 from iqagp_jax.families.gp.model import refuse_copies
 from iqagp_jax.families.gp.problem import training_frames
 from iqagp_jax.families.gp.teach import Fitted
+from iqagp_jax.families.gp.wrong_labels import as_seen
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
@@ -162,7 +163,7 @@ def _training_data(model, dataset):
         )
     chosen = of_training[distances.argmin(1)]
     rest = dataset[np.setdiff1d(np.arange(len(dataset)), chosen)]
-    return training_frames(dataset[chosen], len(chosen), model.targets), rest
+    return training_frames(as_seen(model, dataset[chosen]), len(chosen), model.targets), rest
 
 
 def _chosen(fitted, run, n, max_uncertainty):

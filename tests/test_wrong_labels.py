@@ -64,6 +64,15 @@ def test_atomic_energies_take_their_sum_along(dataset):
     assert np.isfinite(dataset.energy).all()
 
 
+def test_labels_that_were_left_out_stay_out(dataset, prior):
+    """Of a model that is taught more, all labels are its own."""
+    wrong = [module.WrongLabel(k, target, 1.0, 0.1, 10.0) for k, target in ((3, "forces"), (5, "energy"))]
+    missing = without(dataset[:20], wrong)
+    seen = module.as_seen(prior.add(missing).model, dataset[:20])
+    np.testing.assert_array_equal(seen.energy, missing.energy)
+    np.testing.assert_array_equal(seen.forces, missing.forces)
+
+
 def test_a_fit_warns_and_robust_leaves_them_out(dataset, test_set):
     few = dataset[:50]
     wrong, options = (

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from iqagp_jax.families.gp.error_scale import ErrorScale
-from iqagp_jax.families.gp.left_out import LeftOut
+from iqagp_jax.families.gp.left_out import LeftOut, places
 from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.machine.warn import warn
 
@@ -115,6 +115,18 @@ def without(dataset, wrong):
     for label in wrong:
         for name in (label.target, "energy")[: 2 if label.target == "atomic_energies" else 1]:
             labels[name][label.geometry] = np.nan
+    return replace(dataset, **labels)
+
+
+def as_seen(model, dataset):
+    """The training geometries of a model, a `Dataset` in its order, with NaN for labels that ``robust`` left out."""
+    geometry, target = places(model)
+    seen = {name: np.isin(np.arange(len(dataset)), geometry[target == name]) for name in model.targets}
+    if "atomic_energies" in seen and "energy" in seen:  # their sum, which is not seen twice
+        seen["energy"] |= seen["atomic_energies"]
+    labels = {name: values.copy() for name in seen if (values := getattr(dataset, name)) is not None}
+    for name, values in labels.items():
+        values[~seen[name]] = np.nan
     return replace(dataset, **labels)
 
 
