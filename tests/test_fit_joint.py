@@ -269,7 +269,6 @@ def test_pairs_of_an_orbit_weigh_the_same_and_others_have_weights_of_their_own(f
 def test_the_order_of_the_data_does_not_matter(dataset, test_set, monkeypatch):
     """Where hyperparameters and noise are chosen by a part of the data."""
     monkeypatch.setattr(fit_joint, "SUBSET", 60)
-    monkeypatch.setattr(fit_joint, "JUDGED", 100)
     data, shuffled = dataset[:16], np.random.default_rng(0).permutation(16)
     options = {"targets": ("energy", "forces"), "max_steps": 0}
     a, b = (energy_and_forces(fit_gp(part, **options))(test_set.positions) for part in (data, data[shuffled]))
