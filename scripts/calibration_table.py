@@ -146,7 +146,7 @@ def main():
             "--no-fits": {"action": "store_true"},
         },
         {"dataset": "malondialdehyde", "n_train": 200, "time": 2.0, "frames": 80},
-        {"n_train": 50, "time": 0.02, "frames": 4, "no_fits": True, "no_symmetry": True},
+        {"n_train": 50, "time": 0.08, "frames": 4, "no_fits": True, "no_symmetry": True},
     )
     warnings.filterwarnings("ignore", "labels are far|forces read|.*not learned")
     whole = load_dataset(options.dataset)

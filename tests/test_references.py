@@ -77,6 +77,11 @@ def test_charge_and_spin_are_those_of_the_labels(tmp_path, name):
         reference_of(name, learned(method, ("O", "H"), HYDROXYL), tmp_path)
 
 
+def test_no_geometries_have_no_labels():
+    energy, forces = XTB(("H", "H")).labels(np.zeros((0, 2, 3)))
+    assert energy.shape == (0,) and forces.shape == (0, 2, 3)
+
+
 def test_xtb_labels_no_state_that_the_electrons_cannot_have():
     for state in ((0, 0), (-1, 1), (12, 1)):
         with pytest.raises(ValueError, match="electrons cannot have"):

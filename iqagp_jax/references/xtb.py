@@ -61,7 +61,7 @@ class XTB:
         self, positions: np.ndarray, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items
     ) -> tuple[np.ndarray, ...]:
         """Energies (n,) in eV and forces (n, N, 3) in eV/angstrom of geometries (n, N, 3); NaN where the SCF fails."""
-        chunks = [positions[k : k + CHUNK] for k in range(0, len(positions), CHUNK)]
+        chunks = [positions[k : k + CHUNK] for k in range(0, max(len(positions), 1), CHUNK)]
         parts = list(progress(self._map(partial(_labels, self.system, fresh=True), chunks), len(chunks)))
         return tuple(np.concatenate([part[k] for part in parts]) for k in range(2))
 
