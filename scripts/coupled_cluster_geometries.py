@@ -127,7 +127,7 @@ def prior_covariance(model, positions):
     """Of the molecule's energies, (n, n), up to a factor."""
     with jax.enable_x64(True):
         points = jax.jit(model.see)(jnp.asarray(positions))
-        return joint.covariance_rows(model.process, points, points, ("energy",), rows=64)
+        return joint.covariance_rows(model.process, points, points, ("energy",))
 
 
 def least_variance(covariance, n):
