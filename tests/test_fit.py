@@ -186,8 +186,8 @@ def test_more_observations_than_fit_into_a_minute_are_left_out_and_told(dataset,
 def test_options_are_told_and_others_refused(dataset):
     names = list(inspect.signature(fit_gp).parameters)
     assert names[:9] == ["dataset", "features", "kernel", "prior_mean", "n_train", "noise", "max_steps", "n_hyper", "mirror"]
-    assert names[-1] == "progress" and set(names[1:-1]) == {f.name for f in fields(GPOptions)}
-    with pytest.raises(TypeError, match=r"expected options among features, kernel, .* patience, found steps"):
+    assert names[-2:] == ["base", "progress"] and set(names[1:-2]) == {f.name for f in fields(GPOptions)}
+    with pytest.raises(TypeError, match=r"expected options among features, kernel, .* patience, .*, found steps"):
         fit_gp(dataset, steps=3)
     with pytest.raises(TypeError, match="found features twice"):
         fit_gp(dataset, "alf", features="alf")
