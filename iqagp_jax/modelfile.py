@@ -1,7 +1,8 @@
 """Models as files: every array bit for bit in safetensors, the structure as JSON beside them, nothing executable.
 
 A family of potentials names the dataclasses that its models consist of in ``PARTS`` of its module ``families.<name>.parts``; a
-class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds.
+class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds; files
+of before have none, and none of the fields that a class names as ``WITH_CHECKSUM``.
 What it holds must make sense, too: a part that has ``check_content`` says so, when it is read and never later.
 """
 
@@ -66,7 +67,7 @@ def load_model(path):
     if told == FORMAT and header.get("checksum") != checksum(json.dumps(structure), tensors):
         raise ValueError(f"expected the numbers that were saved, found others in {path}: its checksum is wrong; take a copy")
     try:
-        model = _put_together(structure, tensors)
+        model = _put_together(structure, tensors, told)
         if not _is_part(model):
             raise ValueError(f"expected a potential, found {type(model).__name__}")
         if tensors:
@@ -108,26 +109,28 @@ def _is_part(value):
     return type(value) is parts().get(_name(type(value)))
 
 
-def _put_together(description: Any, tensors: dict[str, np.ndarray]) -> Any:
+def _put_together(description: Any, tensors: dict[str, np.ndarray], told: str) -> Any:
     """What `_take_apart` took apart; arrays that have found their place are taken out of ``tensors``."""
     match description:
         case {"array": str(name)} if name in tensors:
             return tensors.pop(name)
         case {"tuple": list(items)}:
-            return tuple(_put_together(item, tensors) for item in items)
+            return tuple(_put_together(item, tensors, told) for item in items)
         case {"value": value}:
             return _tuples(value)
         case {"type": str(name), "fields": dict(found)}:
             if name not in parts():
                 raise ValueError(f"expected parts that this version knows in a model file, found {name}")
-            return _part(name, {field: _put_together(part, tensors) for field, part in found.items()})
+            return _part(name, {field: _put_together(part, tensors, told) for field, part in found.items()}, told)
     words = json.dumps(description)
     raise ValueError(f"expected a part of a model or an array of the file, found {words[:60]}{' ...' * (len(words) > 60)}")
 
 
-def _part(name: str, found: dict[str, Any]) -> Any:
-    """A part of its fields, whose content makes sense."""
+def _part(name: str, found: dict[str, Any], told: str) -> Any:
+    """A part of its fields, whose content makes sense, in a file of the format that it told."""
     kind = parts()[name]
+    if told != FORMAT and any(found.get(field) is not None for field in getattr(kind, "WITH_CHECKSUM", ())):
+        raise ValueError(f"expected a checksum in a file of a {name} as it is now, found a file of format {told}")
     try:
         part = getattr(kind, "from_fields", lambda fields: kind(**fields))(found)
         getattr(part, "check_content", lambda: None)()

@@ -130,6 +130,13 @@ def test_fields_are_read_where_they_once_were(oldest, forces_model, test_set, tm
         np.testing.assert_allclose(here, there, rtol=0, atol=1e-14 * np.abs(kept.weights).max())  # of 1e7 eV
 
 
+def test_what_files_of_before_did_not_hold_needs_a_checksum(forces_model, tmp_path):
+    save_model(forces_model, tmp_path / "m.safetensors")
+    changed(tmp_path / "m.safetensors", lambda ours: ours.update(format="iqagp-model-1"))
+    with pytest.raises(ValueError, match="expected a checksum in a file of a JointData as it is now, found a file of format"):
+        load_model(tmp_path / "m.safetensors")
+
+
 def test_a_model_of_forces_is_a_few_numbers_a_label(dataset, tmp_path):
     """Positions, weights of the observations, and which there were: pairs of atoms and images do not matter."""
     sizes = []

@@ -68,6 +68,8 @@ class JointData:
     error_scale: ErrorScale | None = None
     """how large errors are where the process expects sigma; None where nothing told: its own variances are taken"""
 
+    WITH_CHECKSUM = ("weights", "error_scale")
+
     def of_errors(self, target, variance, prior, positions):
         """The variance (B, ...) of errors at positions (B, N, 3), from the process's own and its prior's; see `error_scale`."""
         if self.error_scale is None:
