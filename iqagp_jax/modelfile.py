@@ -1,8 +1,8 @@
 """Models as files: every array bit for bit in safetensors, the structure as JSON beside them, nothing executable.
 
 A family of potentials names the dataclasses that its models consist of in ``PARTS`` of its module ``families.<name>.parts``; a
-class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds; files
-of before have none, and none of the fields that a class names as ``WITH_CHECKSUM``.
+class that has ``from_fields`` takes the fields of older files as they were. The file tells a checksum of all that it holds;
+files of before have none, and none of the fields that a class names as ``WITH_CHECKSUM``.
 What it holds must make sense, too: a part that has ``check_content`` says so, when it is read and never later.
 """
 
