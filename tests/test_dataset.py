@@ -11,7 +11,7 @@ from conftest import make_dataset
 
 from iqagp_jax import load_dataset, save_dataset
 from iqagp_jax.data.dataset import Dataset, balanced, beside, concatenate
-from iqagp_jax.data.extxyz import dataset_from_frames, embedded_datasets, unlabelled
+from iqagp_jax.data.extxyz import dataset_from_frames, embedded_datasets, frames_from_dataset, unlabelled
 from iqagp_jax.data.level import Level
 from iqagp_jax.data.scale import check_units
 from iqagp_jax.units import KCAL_MOL
@@ -133,6 +133,16 @@ def test_bad_files_get_a_sentence(small, tmp_path, name, sentence):
     broken_files(small, tmp_path)
     with pytest.raises(ValueError, match=sentence):
         load_dataset(tmp_path / f"{name}.extxyz")
+
+
+@pytest.mark.parametrize("label", ["energy", "forces"])
+def test_labels_beyond_all_sense_get_a_sentence(small, label):
+    frames = frames_from_dataset(replace(small, atomic_energies=None))
+    place = frames[7].info if label == "energy" else frames[7].arrays
+    place[f"REF_{label}"] = np.full(np.shape(place[f"REF_{label}"]), -1e300)
+    frame = 7 - len(small.free_atoms)
+    with pytest.raises(ValueError, match=rf"expected {label} of a size that a molecule has, found 1e\+300 in frame {frame}"):
+        dataset_from_frames(frames)
 
 
 def test_joined_datasets_lack_what_one_of_them_lacks():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from iqagp_jax.data.content import LARGEST
 from iqagp_jax.machine.warn import warn
 from iqagp_jax.units import HARTREE
 
@@ -153,8 +154,8 @@ def _check_one_name(frames: Sequence[Entries], target: str, chosen: str, others:
 def labels_of(frames: Sequence[Entries], target: str, key: str, shape: tuple[int, ...], name: str) -> np.ndarray | None:
     """A label (n, *shape), NaN where a frame has none; None where no frame has it.
 
-    Raises ValueError, in a sentence, for text, another shape and numbers that are not finite. Forces or energies that are
-    exactly zero stand for none, in many programs: they are left out with a warning.
+    Raises ValueError, in a sentence, for text, another shape and numbers that are not finite or beyond all sense. Forces or
+    energies that are exactly zero stand for none, in many programs: they are left out with a warning.
     """
     found = {k: number_of(entries[key], key, shape, f"{name}, frame {k}") for k, entries in enumerate(frames) if key in entries}
     if not found:
@@ -164,6 +165,11 @@ def labels_of(frames: Sequence[Entries], target: str, key: str, shape: tuple[int
     finite = np.isfinite(values).reshape(len(frames), -1).all(1)
     if bad := [k for k in found if not finite[k]]:
         raise ValueError(f"{name}: expected finite {target}, found a NaN or infinity in frame {bad[0]}; remove that frame")
+    if (largest := max((float(np.abs(label).max()), k) for k, label in found.items()))[0] > LARGEST:
+        raise ValueError(
+            f"{name}: expected {target.replace('_', ' ')} of a size that a molecule has, found {largest[0]:.3g} in frame"
+            f" {largest[1]}; remove that frame"
+        )
     empty = [k for k, label in found.items() if not np.any(label)]
     if empty and (target == "forces" or (target == "energy" and len(empty) == len(found) > 1)):
         of = "all" if len(empty) == len(found) else str(len(empty))
