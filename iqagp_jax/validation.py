@@ -285,8 +285,11 @@ def check_forces(dataset, predictions):
         )
 
 
-def tell_outliers(error):
-    """Warn of errors (n,) in kcal/mol, NaN where there is no label, that are far beyond all others: labels may be another's."""
+def tell_outliers(error, of="energy", unit="kcal/mol"):
+    """Warn of errors (n,) in kcal/mol, NaN where there is no label, that are far beyond all others: labels may be another's.
+
+    ``of`` and ``unit`` name what else they are errors of.
+    """
     size = np.abs(error)
     known = np.isfinite(size)
     if known.sum() < FEW:
@@ -294,7 +297,7 @@ def tell_outliers(error):
     median = np.median(size[known])
     if frames := np.flatnonzero(known & (size > OUTLYING * max(median, PRECISE))).tolist():
         warn(
-            f"the energy of geometry {frames[0]} is {size[frames[0]]:.3g} kcal/mol off where {median:.2g} is the median of"
+            f"the {of} of geometry {frames[0]} is {size[frames[0]]:.3g} {unit} off where {median:.2g} is the median of"
             f" {known.sum()}, and so are {len(frames) - 1} others; see whether their labels, and the order of their atoms, are"
             " their own"
         )
@@ -314,6 +317,7 @@ def compared(model, dataset, predictions):
             atoms = {label: Errors.of(by_atom[:, k]) for k, label in enumerate(atom_labels(dataset.species))}
     if dataset.forces is not None:
         force_error = predictions.forces - dataset.forces
+        tell_outliers(np.sqrt((force_error**2).mean((1, 2))) / KCAL_MOL, "root mean square force", "kcal/mol/angstrom")
         forces = Errors.of(force_error / KCAL_MOL)
         if predictions.force_variance is not None:
             units = KCAL_MOL, KCAL_MOL**2

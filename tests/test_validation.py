@@ -11,7 +11,7 @@ from iqagp_jax.cli import models
 from iqagp_jax.data.dataset import concatenate
 from iqagp_jax.plots import likelihood_trace, predicted_against_true, s_curve
 from iqagp_jax.units import BOHR, HARTREE, KCAL_MOL
-from iqagp_jax.validation import Calibration, Predictions, check_forces, predict, seen, spearman
+from iqagp_jax.validation import Calibration, Predictions, check_forces, compared, predict, seen, spearman
 
 
 def test_errors_are_those_of_the_predictions(model, test_set):
@@ -180,3 +180,9 @@ def test_a_label_of_another_geometry_is_named(model, test_set):
     wrong = replace(test_set, energy=np.where(np.arange(len(test_set)) == 7, test_set.energy + 40.0, test_set.energy))
     with pytest.warns(UserWarning, match=r"energy of geometry 7 is \d+ kcal/mol off where .* and so are 0 others"):
         validate(model, wrong)
+
+
+def test_forces_far_beyond_all_others_are_told(distance_model, test_set):
+    wrong = replace(test_set, forces=test_set.forces + 20.0 * (np.arange(len(test_set)) == 7)[:, None, None])
+    with pytest.warns(UserWarning, match=r"the root mean square force of geometry 7 is .* kcal/mol/angstrom off"):
+        compared(distance_model, wrong, predict(distance_model, wrong.positions))
