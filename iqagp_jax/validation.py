@@ -316,12 +316,11 @@ def compared(model, dataset, predictions):
         if np.isfinite(by_atom).any():
             atoms = {label: Errors.of(by_atom[:, k]) for k, label in enumerate(atom_labels(dataset.species))}
     if dataset.forces is not None:
-        force_error = predictions.forces - dataset.forces
-        tell_outliers(np.sqrt((force_error**2).mean((1, 2))) / KCAL_MOL, "root mean square force", "kcal/mol/angstrom")
-        forces = Errors.of(force_error / KCAL_MOL)
+        force_error = (predictions.forces - dataset.forces) / KCAL_MOL
+        tell_outliers(np.sqrt((force_error**2).mean((1, 2))), "root mean square force", "kcal/mol/angstrom")
+        forces = Errors.of(force_error)
         if predictions.force_variance is not None:
-            units = KCAL_MOL, KCAL_MOL**2
-            force_calibration = Calibration.of(force_error / units[0], predictions.force_variance / units[1])
+            force_calibration = Calibration.of(force_error, predictions.force_variance / KCAL_MOL**2)
     return Validation(
         n_train=getattr(model, "n_train", None),
         n_test=len(dataset),

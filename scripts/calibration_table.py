@@ -22,7 +22,7 @@ from iqagp_jax.families.gp.left_out import LeftOut
 from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.families.gp.wrong_labels import wrong_labels
 from iqagp_jax.potential import energy_variance, force_variance
-from iqagp_jax.references.xtb import XTB
+from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import Calibration
 
@@ -30,11 +30,6 @@ WAYS = ("shifted", "exchanged", "forces")
 
 PULLS = (0.3, 0.6, 1.0, 1.5, 2.5, 4.0, 8.0)
 """Angstrom by which each atom is pulled away."""
-
-
-def relabelled(data, reference):
-    energy, forces = reference.labels(data.positions)
-    return replace(data, energy=energy, forces=forces, atomic_energies=None)
 
 
 def spoiled(data, way, many, rng):

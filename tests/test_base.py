@@ -156,6 +156,11 @@ def test_what_cannot_be(base, options, sentence):
         fit_gp(FEW, **{"base": base, **options})
 
 
+def test_atomic_energies_that_the_data_lack_are_not_learned_over_a_base(base):
+    with pytest.raises(ValueError, match="expected a dataset with atomic_energies"):
+        fit_gp(replace(FEW, atomic_energies=None), base=base, targets=("atomic_energies", "energy", "forces"))
+
+
 def test_a_base_of_another_molecule_or_charge(base):
     with pytest.raises(ValueError, match="expected the atoms O C H H of the model, found C O H H"):
         fit_gp(replace(FEW, species=("C", "O", "H", "H")), base=base)

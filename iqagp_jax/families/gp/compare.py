@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from iqagp_jax.families.gp import joint
 from iqagp_jax.families.gp.fit import fit_gp
 from iqagp_jax.families.gp.fit_joint import SUBSET
 from iqagp_jax.families.gp.means import CONSTANTS
 from iqagp_jax.families.gp.options import GPOptions
-from iqagp_jax.families.gp.problem import evenly, training_frames
+from iqagp_jax.families.gp.problem import evenly, observations_of_each, training_frames
 from iqagp_jax.families.options import made_of
 
 COMPARED = 200
@@ -37,17 +36,14 @@ def compare_means(dataset, names, n_train=None, progress=lambda names: names, **
     n = min(len(training_frames(dataset, n_train, targets)), COMPARED)
 
     train = training_frames(dataset, n, targets)
-
-    def observed(numbers):
-        part = train[numbers]
-        return np.isfinite(joint.observations(targets, part.atomic_energies, part.energy, part.forces)).sum()
+    sampled = observations_of_each(train, targets)[evenly(train, targets, SUBSET)].sum() if resolved.is_joint else None
 
     def per_point(name):
         # The traces of a joint fit are shares of the likelihood of one subset of all observations.
         best = np.max(fit_gp(dataset, prior_mean=name, n_train=n, **options).trace, axis=0)
         if not resolved.is_joint:
             return float(best.mean() / min(n, resolved.n_hyper or n))
-        return float(best.sum() / observed(evenly(train, targets, SUBSET)))
+        return float(best.sum() / sampled)
 
     return {name: per_point(name) for name in progress(names)}
 

@@ -10,7 +10,7 @@ from iqagp_jax.families.gp.fit_joint import fit_joint
 from iqagp_jax.families.gp.means import Base
 from iqagp_jax.families.gp.model import Division, Model, refuse_copies
 from iqagp_jax.families.gp.options import ATOMIC, BASE_MEAN, GPOptions
-from iqagp_jax.families.gp.problem import Problem, training_frames
+from iqagp_jax.families.gp.problem import Problem
 from iqagp_jax.families.options import made_of, signature_of
 from iqagp_jax.potential import potential_of, system_of
 from iqagp_jax.system.elements import same_atoms
@@ -80,8 +80,13 @@ def fit_gp(dataset, *given, base=None, progress=_silent, **options) -> Model:
 def _divided(dataset, options, base, progress):
     """A model of energies or forces over a base that knows no atomic energies, and a `Division` learned from the dataset's."""
     whole = replace(options, targets=tuple(target for target in options.learned if target != "atomic_energies"))
-    model = fit_joint(Problem.of(dataset, whole, base), progress)
-    train = training_frames(dataset, options.n_train, whole.learned)
+    problem = Problem.of(dataset, whole, base)
+    train = problem.train
+    if train.atomic_energies is None:
+        raise ValueError(
+            "expected a dataset with atomic_energies (REF_atomic_energies in its file), found none; choose other targets"
+        )
+    model = fit_joint(problem, progress)
     atomic = GPOptions(targets=ATOMIC, prior_mean=BASE_MEAN, max_steps=options.max_steps)
     division = fit_gp(replace(train[np.isfinite(train.atomic_energies).all(1)], origin={}), progress=progress, **vars(atomic))
     made_by = replace(model.made_by, targets=options.learned, options=options.told())

@@ -25,12 +25,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve
-from scipy.linalg.lapack import dpotri
+from scipy.linalg import cholesky
 
 from iqagp_jax.families.gp import iterative, joint, regression
 from iqagp_jax.families.gp.check import check_labels
 from iqagp_jax.families.gp.features import ALF, InverseDistances, pair_weights
+from iqagp_jax.families.gp.left_out import left_out
 from iqagp_jax.families.gp.means import ConstantMean, SumOfMeans, residuals
 from iqagp_jax.families.gp.model import JointData, Model
 from iqagp_jax.families.gp.problem import Problem, evenly
@@ -323,22 +323,17 @@ def shortest_as_good(errors, n_targets):
 def _left_out_error(covariance, y, kept, targets, n_atoms):
     """Sum over the targets of ln of the mean over geometries of the root mean square error, each predicted from the others.
 
-    With K the covariance of the observations and i those of a geometry, the errors are ([K^-1]_ii)^-1 [K^-1 y]_i (Rasmussen and
-    Williams, section 5.4.2, in blocks). A mean square over all would be that of the few most distorted geometries. Infinite
-    where K has no factor.
+    The errors are those of `left_out`. A mean square over all would be that of the few most distorted geometries. Infinite
+    where the covariance has no factor.
     """
     try:
         factor = cholesky(covariance, lower=True)
     except np.linalg.LinAlgError:
         return np.inf
-    inverse, _ = dpotri(factor, lower=True)  # its lower half
-    weights, kinds = cho_solve((factor, True), y[kept]), joint.of_each(np.arange(len(targets)), targets, n_atoms)
+    kinds = joint.of_each(np.arange(len(targets)), targets, n_atoms)
     n = len(kept) // len(kinds)
     geometry, kind = np.repeat(np.arange(n), len(kinds))[kept], np.tile(kinds, n)[kept]
-    errors = np.empty(len(factor))
-    for i in np.unique(geometry):
-        block = np.flatnonzero(geometry == i)
-        errors[block] = solve(inverse[np.ix_(block, block)], weights[block], lower=True, assume_a="pos")
+    errors, _ = left_out(factor, y[kept], np.bincount(geometry, minlength=n))
 
     def of_geometries(k):
         return [np.sqrt(np.mean(errors[(kind == k) & (geometry == i)] ** 2)) for i in np.unique(geometry[kind == k])]

@@ -55,13 +55,12 @@ class LeftOut:
         """(m,) standard deviations that were predicted for the residuals."""
         return np.sqrt(np.concatenate([np.diag(block) for block in self.covariance]))
 
-    def of_target(self, target, chosen=slice(None)):
-        """(residual, sigma) of the observations of one of the targets, among those of a mask (m,).
+    def of_target(self, target, chosen):
+        """(residual, sigma) of the observations of one of the targets, among those ``chosen`` (m,) bool.
 
         Where atomic energies are learned the energy is their sum, of geometries that have all of them.
         """
         here, sigma = self.target == target, self.sigma
-        chosen = np.isin(np.arange(len(here)), np.arange(len(here))[chosen])
         if target == "energy" and not here.any():
             return self._sums(chosen)
         return self.residual[here & chosen], sigma[here & chosen]

@@ -113,8 +113,8 @@ class GPOptions:
         if not (self.prior_mean is None or isinstance(self.prior_mean, str) or callable(self.prior_mean)):
             raise ValueError(f"expected a prior mean's name or a function of positions, found {self.prior_mean!r}")
         _ = self.search  # which checks its own
-        usual = default_targets(dataset, self.solver) + ("energy",) * bool(only_sum)
-        targets = check_targets(tuple(dict.fromkeys(usual)) if self.targets is None else self.targets)
+        usual = default_targets(dataset, self.solver, bool(only_sum))
+        targets = check_targets(usual if self.targets is None else self.targets)
         chosen = replace(self, targets=targets)
         by_distances = self.features == "inverse-distances"
         smooth = chosen.is_joint and by_distances
@@ -233,15 +233,17 @@ def check_targets(targets: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(target for target in TARGETS if target in targets)
 
 
-def default_targets(dataset: Dataset, solver: str = "cholesky") -> tuple[str, ...]:
+def default_targets(dataset: Dataset, solver: str = "cholesky", only_sum: bool = False) -> tuple[str, ...]:
     """What is learned of a dataset by default: its forces, and its atomic energies (not by "cg") or else its energies.
+
+    Its energies, too, over a base that knows their ``only_sum``.
 
     With atomic energies and forces also the energies of geometries without atomic energies, now or when they are added.
     """
     dataset = dataset.split("train") if "train" in dataset.splits else dataset
     atomic, forces = (_any(getattr(dataset, name)) for name in ("atomic_energies", "forces"))
     atomic &= solver != "cg"
-    wanted = {"atomic_energies": atomic, "energy": forces or not atomic, "forces": forces}
+    wanted = {"atomic_energies": atomic, "energy": forces or not atomic or only_sum, "forces": forces}
     return tuple(name for name in wanted if wanted[name])
 
 

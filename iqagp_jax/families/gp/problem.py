@@ -156,13 +156,18 @@ def training_frames(dataset, n_train, targets, most=np.inf):
     return train
 
 
+def observations_of_each(train, targets):
+    """How many observations each geometry has, (n,)."""
+    known = np.isfinite(joint.observations(targets, train.atomic_energies, train.energy, train.forces))
+    return known.reshape(len(train), -1).sum(1)
+
+
 def evenly(train, targets, most):
     """Numbers of geometries that stand evenly among all in the order of their energies, of ``most`` observations together, two
     geometries at least; in whatever order the data come, they are the same.
     """
     order = np.lexsort((pair_distances(train.positions).mean((1, 2)), train.energy))
-    each = np.isfinite(joint.observations(targets, train.atomic_energies, train.energy, train.forces))
-    each = each.reshape(len(train), -1).sum(1)
+    each = observations_of_each(train, targets)
     for n in range(min(len(train), int(most // max(1, each.min()))), 2, -1):
         chosen = order[((np.arange(n) + 0.5) * len(train) / n).astype(int)]
         if each[chosen].sum() <= most:
@@ -172,7 +177,6 @@ def evenly(train, targets, most):
 
 def first_of(train, targets, most):
     """How many of the first geometries together have at most ``most`` observations, two at least; and how many observations."""
-    observed = np.isfinite(joint.observations(targets, train.atomic_energies, train.energy, train.forces))
-    seen = np.cumsum(observed.reshape(len(train), -1).sum(1))
+    seen = np.cumsum(observations_of_each(train, targets))
     n = max(2, int((seen <= most).sum()))
     return n, int(seen[n - 1])
