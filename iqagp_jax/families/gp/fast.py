@@ -31,7 +31,7 @@ import numpy as np
 
 from iqagp_jax.families.gp import joint
 from iqagp_jax.families.gp.images import Images
-from iqagp_jax.families.gp.kernels import Radial
+from iqagp_jax.families.gp.kernels import RBF, Radial
 
 CHUNK = 2**17
 """Covariances between training points and the geometries taken together: 1 MiB in float64, about a core's cache."""
@@ -42,6 +42,9 @@ images share their products, which are smaller."""
 
 FEWEST = 64
 """Geometries taken together at least, where there are as many: with fewer the matrix products slow down."""
+
+FEW_LOCAL = 8
+"""as FEWEST with the surroundings of all atoms, which are many rows a geometry."""
 
 ALONE = 3
 """Up to so many geometries are taken one by one: products of matrices with so few rows are slower than those of vectors."""
@@ -161,14 +164,16 @@ def points_of(images, kernel, z, weights, sharpness, directions, shares):
     )
 
 
-def deviation(features):
-    """The function `Trained`, positions (N, 3) -> energy, gradient (N, 3), as it is and as vmap makes chunks of it.
+def deviation(evaluated, most_of=None):
+    """The function points, positions (N, 3) -> energy, gradient (N, 3), as it is and as vmap makes chunks of it.
 
-    The first has derivatives, the second has none.
+    The first has derivatives, the second has none. ``evaluated`` (points, positions (B, N, 3)) is that of a batch, such as
+    `evaluate` of features; ``most_of`` (points) tells how many are taken together, by default `at_a_time`.
     """
+    most_of = most_of or at_a_time
 
     def one(points, positions):
-        energies, gradients = evaluate(features, points, positions[None])
+        energies, gradients = evaluated(points, positions[None])
         return energies[0], gradients[0]
 
     many = jax.custom_batching.custom_vmap(one)
@@ -178,8 +183,8 @@ def deviation(features):
         if any(jax.tree.leaves(is_batched[0])):  # as many models: nothing to gain
             axes = jax.tree.map(lambda along: 0 if along else None, tuple(is_batched))
             return jax.vmap(one, axes)(points, positions), (True, True)
-        most = 1 if size <= ALONE else at_a_time(points)
-        return in_chunks(partial(evaluate, features, points), most)(positions), (True, True)
+        most = 1 if size <= ALONE else most_of(points)
+        return in_chunks(partial(evaluated, points), most)(positions), (True, True)
 
     return one, many
 
@@ -199,6 +204,41 @@ def evaluate(features, points, positions):
         energies, slopes = (x.swapaxes(0, 1) for x in jax.lax.map(lambda x: of_block(*x), (blocks, seen.swapaxes(0, 1))))
     (gradient,) = pull_back(slopes.reshape(*u.shape[:2], -1, u.shape[2]).sum(2))
     return energies.astype(positions.dtype).sum(1), gradient
+
+
+def prepare_local(model, dtype):
+    """The `Trained` of the surroundings of each element's atoms, in the order of `Environments.groups`, in ``dtype``."""
+    z, a, b = model.local_points
+
+    def of_group(group):
+        mine = [jnp.concatenate([of_atoms[k] for k in group])[None] for of_atoms in (z, a, b)]
+        images, own = Images.none(mine[0].shape[2]), RBF(jnp.ones(1))
+        points = points_of(images, own, mine[0], mine[1][:, None], np.ones((1, 1)), mine[2], np.ones((1, 1)))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), points)
+
+    return tuple(map(of_group, model.local.environments.groups))
+
+
+def evaluate_local(local, points, positions):
+    """What surroundings add to energies (B,) and gradients (B, N, 3) of positions (B, N, 3) in float64."""
+    points, groups = jax.lax.optimization_barrier(points), local.environments.groups
+    dtype = points[0].squares.dtype
+    near = (positions - jax.lax.stop_gradient(positions.mean(1, keepdims=True))).astype(dtype)
+    z, pull_back = jax.vjp(jax.vmap(local), near)
+    energies, slopes = 0.0, []
+    for group, own in zip(groups, points, strict=True):
+        u = z[:, np.array(group)] - own.centre[0]
+        of_blocks = jax.lax.map(lambda block, u=u: _block(RBF, block, u), own._replace(kernel=None, centre=None))
+        energy, slope = (x.sum(0) for x in of_blocks)
+        energies, slopes = energies + energy.sum(1), [*slopes, slope]
+    order = np.argsort(np.concatenate(groups))
+    (gradient,) = pull_back(jnp.concatenate(slopes, axis=1)[:, order])
+    return energies.astype(positions.dtype), gradient.astype(positions.dtype)
+
+
+def at_a_time_local(points):
+    """Geometries to be taken together, at most, with `prepare_local`'s points: as many as `CHUNK` covariances, a few at least."""
+    return max(FEW_LOCAL, CHUNK // sum(own.squares.size for own in points))
 
 
 def _embed(features, points, positions):

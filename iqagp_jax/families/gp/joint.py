@@ -42,6 +42,7 @@ from scipy.linalg.blas import dtrsm
 from iqagp_jax.families.gp.distances import Distances
 from iqagp_jax.families.gp.features import InverseDistances
 from iqagp_jax.families.gp.kernels import Radial
+from iqagp_jax.families.gp.local import LocalProcess, Together
 from iqagp_jax.families.gp.regression import squared_distances
 from iqagp_jax.machine.devices import one_blas_thread
 from iqagp_jax.machine.precision import Array
@@ -103,7 +104,7 @@ class Seen(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["variance", "inverse_square", "permutations", "columns"],
+    data_fields=["variance", "inverse_square", "permutations", "columns", "local"],
     meta_fields=["radial"],
 )
 @dataclass(frozen=True)
@@ -120,15 +121,21 @@ class Process:
     """p, (P, N); the identity alone where there is no symmetry"""
     columns: Array
     """(P, E), z(R[p]) = z(R)[columns]"""
+    local: LocalProcess | None = None
+    """of the atoms' surroundings, where they count"""
 
     @classmethod
-    def of(cls, kernel, features, variance, permutations=None):
-        """The process of the atoms' ``kernel`` (arrays with the atoms first) with v (N,), grouped as `seen` does."""
+    def of(cls, kernel, features, variance, permutations=None, local=None):
+        """The process of the atoms' ``kernel`` (arrays with the atoms first) with v (N,), grouped as `seen` does.
+
+        ``local`` is the `local.Local` beside it, if there is any.
+        """
         radial, n = type(kernel), len(variance)
         permutations = np.arange(n)[None] if permutations is None else permutations
         if isinstance(features, InverseDistances):
             inverse_square = (kernel.lengthscale[:1] / kernel.lengthscale)[None] ** 2
-            return cls(radial, variance[None], inverse_square, permutations, features.columns(permutations))
+            beside = local and local.process(variance)
+            return cls(radial, variance[None], inverse_square, permutations, features.columns(permutations), beside)
         columns = np.arange(jax.eval_shape(lambda r: kernel.embed(features(r)), jnp.zeros((n, 3))).shape[-1])
         return cls(radial, variance[:, None], np.ones((n, 1)), permutations, columns[None])
 
@@ -158,14 +165,15 @@ def _columns(targets, n_atoms):
         start = stop
 
 
-def seen(features, positions):
+def seen(features, positions, local=None):
     """What a kernel sees of the features of positions (n, N, 3) as they are, before it embeds them.
 
     With inverse distances all atoms see the same up to the order of the columns, and so they do with an isotropic kernel: one
-    group, `Distances`; else `Seen`.
+    group, `Distances`; else `Seen`. With a `local.Local` beside it is `local.Together`.
     """
     if isinstance(features, InverseDistances):
-        return Distances(*(part[None] for part in jax.vmap(features.with_slopes)(positions)))
+        distances = Distances(*(part[None] for part in jax.vmap(features.with_slopes)(positions)))
+        return distances if local is None else Together(distances, local.see(positions))
     x = jax.lax.map(features, positions, batch_size=64)
     jacobian = jax.lax.map(jax.jacfwd(features), positions, batch_size=8)
     return Seen(x.swapaxes(0, 1), jacobian.reshape(*x.shape, -1).swapaxes(0, 1))

@@ -19,6 +19,7 @@ from iqagp_jax.families.gp import fast, joint, means, regression
 from iqagp_jax.families.gp.error_scale import ErrorScale
 from iqagp_jax.families.gp.features import ALF, InverseDistances
 from iqagp_jax.families.gp.kernels import Kernel, Radial, name_of
+from iqagp_jax.families.gp.local import Local
 from iqagp_jax.families.gp.options import GPOptions, check_targets
 from iqagp_jax.machine.forks import computing
 from iqagp_jax.machine.precision import double, exact
@@ -143,6 +144,7 @@ def _of_joint(name, told):
         "reference",
         "trace",
         "division",
+        "local",
     ],  # in the order that the digests in folders of verdicts were made of
     meta_fields=["species", "noise", "targets", "made_by"],
 )
@@ -177,6 +179,8 @@ class Model(OfOneMolecule):
     """where more than atomic energies was learned"""
     division: Division | None = None
     """where atomic energies were learned apart from the energy"""
+    local: Local | None = None
+    """where the atoms' surroundings count beside the molecule: adds to the formula, see `local`"""
 
     train_positions = _of_joint("positions", "(n, N, 3) angstrom, kept by a model of several targets")
     permutations = _of_joint("permutations", "(P, N), see `JointData`")
@@ -219,6 +223,10 @@ class Model(OfOneMolecule):
             self.joint.check_fit(self.targets, n_atoms, self.points)
         if self.division is not None:
             self.division.check_fit(self.species)
+        if self.local is not None:
+            self.local.check_fit(self.species)
+            if self.points is not None or not self.sees_alike:
+                raise ValueError("expected inverse distances and weights of observations beside surroundings, found others")
         self._check_told()
 
     def _check_told(self):
@@ -268,6 +276,20 @@ class Model(OfOneMolecule):
             return exact((x, variance * a, variance[:, None] * b if "forces" in self.targets else None))
 
     @property
+    def local_points(self):
+        """What the atoms' surroundings add: z_i (N, n, d), w (N, n) in eV and b (N, n, d), as `expanded`."""
+        data, process = self.learned_jointly, self.process.local
+
+        @jax.jit
+        def expanded(local, positions, weights):
+            alone = np.arange(len(self.species))[None]
+            a, b = joint.expansion(weights, positions, local, self.targets, alone)
+            z = jax.lax.map(local, positions, batch_size=64).swapaxes(0, 1)
+            return z, process.variance * a, process.variance * b
+
+        return expanded(self.local, data.positions, data.weights)
+
+    @property
     def train_geometries(self):
         """(n, N, 3) angstrom, of all training geometries and their copies, up to rotations and mirror images."""
         return self.features.geometries(np.asarray(self.train_features)[0]) if self.joint is None else self.joint.positions
@@ -305,7 +327,8 @@ class Model(OfOneMolecule):
     @property
     def process(self):
         """The `joint.Process` of a model of several targets."""
-        return joint.Process.of(self.kernel, self.features, self.signal_variance, self.learned_jointly.permutations)
+        permutations = self.learned_jointly.permutations
+        return joint.Process.of(self.kernel, self.features, self.signal_variance, permutations, self.local)
 
     def seconds_to_know(self, few=(8, 32)):
         """How long `known` will take, roughly: as long as it takes for ``few`` geometries, by the square of their number."""
@@ -320,7 +343,7 @@ class Model(OfOneMolecule):
 
     def see(self, positions):
         """`joint.Seen` of positions (n, N, 3) in such a model."""
-        return joint.embedded(self.kernel, joint.seen(self.features, positions))
+        return joint.embedded(self.kernel, joint.seen(self.features, positions, self.local))
 
     @cached_property
     def known(self):
@@ -351,6 +374,8 @@ class Model(OfOneMolecule):
         # XLA would work on constants of their size while it compiles.
         trained = jax.lax.optimization_barrier((self.train_features, self.weights, self.directions))
         found = self.mean(positions) + jax.vmap(one_atom)(self.kernel, self.features(positions), *trained)
+        if self.local is not None:
+            found += self.local.atomic_energies(self.local_points, positions)
         return found if self.division is None else self.division(positions, found.sum())
 
     def bind(self, system, dtype=np.float64):
@@ -437,17 +462,23 @@ def _value_and_gradient(model, dtype):
     """
     with jax.enable_x64(True):
         points = fast.prepare(model, dtype)
+        surroundings = None if model.local is None else fast.prepare_local(model, dtype)
     prior = means.energy_and_gradient(model.mean, dtype)
-    one, many = (partial(deviation, points) for deviation in fast.deviation(model.features))
+    parts = [(prior, prior), tuple(partial(f, points) for f in fast.deviation(partial(fast.evaluate, model.features)))]
+    if surroundings is not None:
+        beside = fast.deviation(partial(fast.evaluate_local, model.local), fast.at_a_time_local)
+        parts.append(tuple(partial(f, surroundings) for f in beside))
+
+    def total(k, positions):
+        return jax.tree.map(lambda *each: sum(each), *(part[k](positions) for part in parts))
 
     @jax.custom_jvp
     def value_and_gradient(positions):
-        return jax.tree.map(jnp.add, prior(positions), many(positions))
+        return total(1, positions)
 
     @value_and_gradient.defjvp
     def derivative(primals, tangents):
-        plain = jax.jvp(lambda r: jax.tree.map(jnp.add, prior(r), one(r)), primals, tangents)
-        return value_and_gradient(*primals), plain[1]
+        return value_and_gradient(*primals), jax.jvp(partial(total, 0), primals, tangents)[1]
 
     return value_and_gradient
 

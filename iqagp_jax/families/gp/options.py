@@ -101,6 +101,10 @@ class GPOptions:
         "With forces, inverse distances: one decay for all pairs, or beside it a factor of every orbit of equal pairs.",
         names=PAIR_WEIGHTS,
     )
+    local: bool = option(
+        False,
+        "With forces, inverse distances: add a process of the atoms' surroundings. Fewer labels, slower steps; see `local.py`.",
+    )
 
     def resolved(self, dataset: Dataset, only_sum: bool | None = None) -> "GPOptions":
         """With all chosen that a ``dataset`` lets choose: targets, kernel, prior mean, symmetry.
@@ -139,6 +143,11 @@ class GPOptions:
             raise ValueError(
                 "expected robust=True for forces or energies of the molecule, on inverse distances and by solver 'cholesky';"
                 " leave it out: wrong labels are not looked for in other fits"
+            )
+        if self.local and not (self.is_joint and by_distances and self.solver == "cholesky"):
+            raise ValueError(
+                "expected local=True for forces or energies of the molecule, on inverse distances and by solver 'cholesky';"
+                " leave it out, or choose these"
             )
         if self.mirror and by_distances:
             raise ValueError(
