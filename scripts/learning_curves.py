@@ -64,11 +64,12 @@ def main():
         "--n-test": {"type": int},
         "--kernel": {"help": "as `iqagp train` takes it"},
         "--pair-weights": {"help": "as `iqagp train` takes them"},
+        "--local": {"action": "store_true", "help": "with a process of the atoms' surroundings beside that of the molecule"},
         "--shuffles": {"type": int, "help": "orders of the training split, the file's own first"},
         "--max-steps": {"type": int},
     }
     usual = {"sets": list(SIZES), "n_train": None, "n_test": 1000, "kernel": "matern92", "pair_weights": "decay"}
-    usual |= {"shuffles": 1, "max_steps": 40}
+    usual |= {"shuffles": 1, "max_steps": 40, "local": False}
     short = {"sets": ["malondialdehyde-difference"], "n_train": [6], "n_test": 4, "max_steps": 1}
     options = parsed(__doc__, arguments, usual, short)
     print("| set | geometries | energy | forces | noise | fit, s |\n| --- | --- | --- | --- | --- | --- |")
@@ -83,7 +84,7 @@ def main():
                 began = time.perf_counter()
                 # Born-Mayer's wall varies more among bonds than a difference of two levels does.
                 mean = "mf1" if "difference" in name else None
-                chosen = {name: getattr(options, name) for name in ("kernel", "pair_weights", "max_steps")}
+                chosen = {name: getattr(options, name) for name in ("kernel", "pair_weights", "local", "max_steps")}
                 model = fit_gp(train[order[:n]], n_train=n, targets=("energy", "forces"), prior_mean=mean, **chosen)
                 seconds = time.perf_counter() - began
                 row = name, f"{n}", *errors(model, test, unit), f"{model.noise:g}", f"{seconds:.0f}"

@@ -69,6 +69,11 @@ def size(species):
     return e * RADII_OF_PAIRS + (e * (e + 1) // 2 * RADII_OF_TRIPLES * DEGREES if len(species) > 2 else 0)
 
 
+def size_of_triples(n_atoms):
+    """Gaussians of all triples of a molecule: what the representation costs."""
+    return max(1, n_atoms * (n_atoms - 1) * (n_atoms - 2) // 2 * RADII_OF_TRIPLES)
+
+
 def _radii(count):
     return CUTOFF * np.arange(1, count + 1) / count
 

@@ -43,8 +43,8 @@ images share their products, which are smaller."""
 FEWEST = 64
 """Geometries taken together at least, where there are as many: with fewer the matrix products slow down."""
 
-FEW_LOCAL = 8
-"""as FEWEST with the surroundings of all atoms, which are many rows a geometry."""
+TRIPLES = 2**19
+"""Numbers of triples of atoms that are made together at most, about what a core's cache holds."""
 
 ALONE = 3
 """Up to so many geometries are taken one by one: products of matrices with so few rows are slower than those of vectors."""
@@ -234,11 +234,6 @@ def evaluate_local(local, points, positions):
     order = np.argsort(np.concatenate(groups))
     (gradient,) = pull_back(jnp.concatenate(slopes, axis=1)[:, order])
     return energies.astype(positions.dtype), gradient.astype(positions.dtype)
-
-
-def at_a_time_local(points):
-    """Geometries to be taken together, at most, with `prepare_local`'s points: as many as `CHUNK` covariances, a few at least."""
-    return max(FEW_LOCAL, CHUNK // sum(own.squares.size for own in points))
 
 
 def _embed(features, points, positions):

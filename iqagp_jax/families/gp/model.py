@@ -16,6 +16,7 @@ from jax.scipy.linalg import solve_triangular
 from iqagp_jax.data.content import numbers, one_molecule
 from iqagp_jax.data.level import Level
 from iqagp_jax.families.gp import fast, joint, means, regression
+from iqagp_jax.families.gp.environments import size_of_triples
 from iqagp_jax.families.gp.error_scale import ErrorScale
 from iqagp_jax.families.gp.features import ALF, InverseDistances
 from iqagp_jax.families.gp.kernels import Kernel, Radial, name_of
@@ -466,7 +467,8 @@ def _value_and_gradient(model, dtype):
     prior = means.energy_and_gradient(model.mean, dtype)
     parts = [(prior, prior), tuple(partial(f, points) for f in fast.deviation(partial(fast.evaluate, model.features)))]
     if surroundings is not None:
-        beside = fast.deviation(partial(fast.evaluate_local, model.local), fast.at_a_time_local)
+        most = max(1, fast.TRIPLES // size_of_triples(len(model.species)))
+        beside = fast.deviation(partial(fast.evaluate_local, model.local), lambda points: most)
         parts.append(tuple(partial(f, surroundings) for f in beside))
 
     def total(k, positions):
