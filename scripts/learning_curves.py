@@ -87,7 +87,7 @@ def main():
                 chosen = {name: getattr(options, name) for name in ("kernel", "pair_weights", "local", "max_steps")}
                 model = fit_gp(train[order[:n]], n_train=n, targets=("energy", "forces"), prior_mean=mean, **chosen)
                 seconds = time.perf_counter() - began
-                row = name, f"{n}", *errors(model, test, unit), f"{model.noise:g}", f"{seconds:.0f}"
+                row = name, f"{n}", *errors(model, test, unit), " ".join(f"{x:g}" for x in np.ravel(model.noise)), f"{seconds:.0f}"
                 print(f"| {' | '.join(row)} |", flush=True)
 
 

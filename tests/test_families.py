@@ -43,6 +43,15 @@ class TestForcesOverABase(Suite):
         return fit_gp(make_dataset(10, seed=1), base=base, max_steps=0)
 
 
+class TestForcesWithSurroundings(Suite):
+    uncertain = "forces"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def potential(cls):
+        return fit_gp(make_dataset(14, seed=1), max_steps=0, local=True)
+
+
 class TestAtomicEnergiesOnLocalFrames(Suite):
     mirrored, permuted, uncertain = False, False, "forces"
 
