@@ -72,7 +72,7 @@ def test_representation_is_the_formula(species):
 def test_two_atoms_and_atoms_in_line():
     assert representation(("H", "H"), REFERENCE[:2]).shape == (2, environments.size(("H", "H")))
     line = np.array([[0.0, 0, 0], [1.1, 0, 0], [2.3, 0, 0]])
-    slopes = jax.jacfwd(partial(representation, ("O", "C", "O")))(line)
+    slopes = jax.jit(jax.jacfwd(partial(representation, ("O", "C", "O"))))(line)
     assert np.isfinite(slopes).all()
     assert np.abs(slopes).max() > 0.1
 
@@ -99,37 +99,43 @@ def kernel(a, b):
     return jnp.exp(-0.5 * ((a - b) ** 2).sum())
 
 
-def own(a, b, r, q):
-    """cov(E_a(r), E_b(q)) of unit variance."""
-    return kernel(LOCAL(r)[a], LOCAL(q)[b]) if SPECIES[a] == SPECIES[b] else 0.0 * r.sum()
+SAME = np.equal.outer(SPECIES, SPECIES).astype(float)
 
 
-def sum_of(r, q):
-    return sum(own(a, b, r, q) for a in range(4) for b in range(4))
+def of_pairs(r, q):
+    """cov(E_A(r), E_B(q)) of unit variance, (N, N)."""
+    return SAME * jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))(LOCAL(r), LOCAL(q))
+
+
+@pytest.fixture(scope="module")
+def textbook():
+    """All blocks for the first two geometries by derivatives of the plain kernel."""
+    r, q = DATA.positions[:2]
+    with jax.enable_x64(True):
+        energies = of_pairs(r, q)
+        left = -jax.jit(jax.jacfwd(lambda x: of_pairs(x, q).sum(0)))(r).reshape(4, 12)
+        right = -jax.jit(jax.jacfwd(lambda x: of_pairs(r, x).sum(1)))(q).reshape(4, 12)
+        both = jax.jit(jax.jacfwd(jax.grad(lambda r, q: of_pairs(r, q).sum()), 1))(r, q).reshape(12, 12)
+        return {
+            ("atomic_energies", "atomic_energies"): energies,
+            ("atomic_energies", "energy"): energies.sum(1, keepdims=True),
+            ("energy", "atomic_energies"): energies.sum(0, keepdims=True),
+            ("energy", "energy"): energies.sum(keepdims=True),
+            ("atomic_energies", "forces"): right,
+            ("energy", "forces"): right.sum(0, keepdims=True),
+            ("forces", "atomic_energies"): left.T,
+            ("forces", "energy"): left.T.sum(1, keepdims=True),
+            ("forces", "forces"): both,
+        }
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("energy", "forces"), ("forces",), ("atomic_energies", "forces")])
-def test_covariance_is_the_textbooks(targets):
-    r, q = DATA.positions[:2]
-    energies = np.array([[own(a, b, r, q) for b in range(4)] for a in range(4)])
-    left, right = jax.jacfwd(lambda x: jnp.array([sum(own(a, b, x, q) for a in range(4)) for b in range(4)]))(r), None
-    right = jax.jacfwd(lambda x: jnp.array([sum(own(a, b, r, x) for b in range(4)) for a in range(4)]))(q)
-    left, right = -left.reshape(4, 12), -right.reshape(4, 12)
-    table = {
-        ("atomic_energies", "atomic_energies"): energies,
-        ("atomic_energies", "energy"): energies.sum(1, keepdims=True),
-        ("energy", "atomic_energies"): energies.sum(0, keepdims=True),
-        ("energy", "energy"): energies.sum(keepdims=True),
-        ("atomic_energies", "forces"): right,
-        ("energy", "forces"): right.sum(0, keepdims=True),
-        ("forces", "atomic_energies"): left.T,
-        ("forces", "energy"): left.T.sum(1, keepdims=True),
-        ("forces", "forces"): jax.jacfwd(jax.grad(sum_of), 1)(r, q).reshape(12, 12),
-    }
+def test_covariance_is_the_textbooks(targets, textbook):
     process = LOCAL.process(np.array([1.0, 2.0, 3.0, 4.0]))
     assert process.variance == pytest.approx(0.3 * 2.5)
-    found = joint.covariance(process, LOCAL.see(DATA.positions[:1]), LOCAL.see(DATA.positions[1:3]), targets)
-    expected = np.block([[np.asarray(table[a, b]) for b in targets] for a in targets])
+    see = jax.jit(LOCAL.see)
+    found = joint.covariance(process, see(DATA.positions[:1]), see(DATA.positions[1:2]), targets)
+    expected = np.block([[np.asarray(textbook[a, b]) for b in targets] for a in targets])
     np.testing.assert_allclose(found[0, :, 0], 0.75 * expected, rtol=1e-8, atol=1e-9)
 
 
@@ -140,12 +146,12 @@ def model():
 
 def test_prediction_is_covariance_times_weights(model):
     """Also in batches of matrix products, and of the atoms' energies."""
-    new, data = DATA.positions[:5], model.joint
-    cross = joint.covariance(model.process, model.see(new), model.see(data.positions), TARGETS, model.targets)
+    new, data, see = DATA.positions[:5], model.joint, jax.jit(model.see)
+    cross = joint.covariance(model.process, see(new), see(data.positions), TARGETS, model.targets)
     weights = data.weights.reshape(len(data.positions), -1)
     expected = np.einsum("imjk,jk->im", cross, weights)
     prior = jax.vmap(model.mean)(new)
-    atomic = jax.vmap(model.atomic_energies)(new)
+    atomic = jax.jit(jax.vmap(model.atomic_energies))(new)
     np.testing.assert_allclose(atomic, prior + expected[:, :4], atol=1e-8)
     energy, forces = energy_and_forces(model)(new)
     np.testing.assert_allclose(energy, (prior + expected[:, :4]).sum(1), atol=1e-8)
