@@ -87,7 +87,8 @@ def main():
                 chosen = {name: getattr(options, name) for name in ("kernel", "pair_weights", "local", "max_steps")}
                 model = fit_gp(train[order[:n]], n_train=n, targets=("energy", "forces"), prior_mean=mean, **chosen)
                 seconds = time.perf_counter() - began
-                row = name, f"{n}", *errors(model, test, unit), " ".join(f"{x:g}" for x in np.ravel(model.noise)), f"{seconds:.0f}"
+                noise = " ".join(f"{share:g}" for share in np.ravel(model.noise))
+                row = name, f"{n}", *errors(model, test, unit), noise, f"{seconds:.0f}"
                 print(f"| {' | '.join(row)} |", flush=True)
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import REFERENCE, SPECIES, make_dataset, rotation
 
 from iqagp_jax import energy_and_forces, fit_gp, load_model, save_model
-from iqagp_jax.families.gp import environments, fit_joint, joint
+from iqagp_jax.families.gp import environments, fit_joint, fit_local, joint
 from iqagp_jax.families.gp.environments import CUTOFF, Environments, representation
 from iqagp_jax.families.gp.kernels import Matern92
 from iqagp_jax.families.gp.local import Local
@@ -174,7 +174,7 @@ def test_directions_without_labels_have_no_covariance():
     kept = np.ones(len(matrix), bool)
     kept[13] = False  # an energy
     kept[30] = False  # a force: all directions of its geometry count then
-    internal = fit_joint._internal(DATA.positions, kept, ("energy", "forces")).toarray()
+    internal = fit_local._internal(DATA.positions, kept, ("energy", "forces")).toarray()
     assert internal.shape == (len(matrix) - 2, 12 * 7 - 1 - 1 + 6)
     np.testing.assert_allclose(internal.T @ internal, np.eye(internal.shape[1]), atol=1e-12)
     lost = np.eye(len(internal)) - internal @ internal.T
@@ -187,19 +187,20 @@ def test_likeliest_surroundings_are_taken(monkeypatch):
     options = GPOptions(targets=("energy", "forces"), local=True, max_steps=0).resolved(data)
     sample = fit_joint.Sample.of(Problem.of(data, options))
     chosen = sample.smoothest(sample.likeliest(lambda steps: steps).parameters[0])
-    found = sample.with_surroundings(chosen)
-    assert set(found.noise) <= {n * s for n in fit_joint.LOCAL_NOISES for s in (1.0, fit_joint.SMOOTHER)}
-    monkeypatch.setattr(fit_joint, "_of_surroundings", lambda *a, **k: 1e-3 * jnp.eye(14 * 13).reshape(14, 13, 14, 13))
-    monkeypatch.setattr(fit_joint, "_varied", lambda *a: 1.0)
-    worse = sample.with_surroundings(chosen)
-    assert worse.local.share == min(fit_joint.LOCAL_SHARES)
-    assert worse.local.lengthscale == fit_joint.LOCAL_LENGTHS[0]
+    found = fit_local.with_surroundings(sample, chosen)
+    assert set(found.noise) <= {n * s for n in fit_local.NOISES for s in (1.0, fit_local.OF_ENERGIES)}
+    monkeypatch.setattr(fit_local, "_of_surroundings", lambda *a, **k: 1e-3 * jnp.eye(14 * 13).reshape(14, 13, 14, 13))
+    monkeypatch.setattr(fit_local, "_varied", lambda *a: 1.0)
+    worse = fit_local.with_surroundings(sample, chosen)
+    assert worse.local.share == min(fit_local.RATIOS)
+    assert worse.local.lengthscale == fit_local.LENGTHS[0]
 
 
 def test_file_holds_it_and_must_make_sense(model, tmp_path):
     path = tmp_path / "model.safetensors"
     save_model(model, path)
-    np.testing.assert_array_equal(energy_and_forces(load_model(path))(DATA.positions)[0], energy_and_forces(model)(DATA.positions)[0])
+    there, here = (energy_and_forces(m)(DATA.positions)[0] for m in (load_model(path), model))
+    np.testing.assert_array_equal(there, here)
     other = replace(model.local.environments, species=("O", "C", "H", "C"))
     for damaged, sentence in (
         (replace(model.local, share=np.array(-1.0)), "share of surroundings"),

@@ -13,7 +13,7 @@ over the atoms j of element e, and pairs of atoms j, k of elements e and f; cos 
 polynomials of degree 0, 1, 2, where FCHL19 has cos i and sin i: the sine has no derivative where three atoms stand in line, and
 the polynomials err less (ethanol, 50 geometries: forces 40 instead of 44 meV/A, docs/measurements/2026-11-environments.md).
 
-Among the surroundings that atoms of an element have in the training data these numbers vary along few directions. `Environments`
+Among the surroundings that an element's atoms have in the training data these numbers vary along few directions. `Environments`
 keeps those, and the length of what they leave out, so that surroundings of another kind are never taken for known ones.
 """
 

@@ -225,15 +225,16 @@ def evaluate_local(local, points, positions):
     dtype = points[0].squares.dtype
     near = (positions - jax.lax.stop_gradient(positions.mean(1, keepdims=True))).astype(dtype)
     z, pull_back = jax.vjp(jax.vmap(local), near)
-    energies, slopes = 0.0, []
-    for group, own in zip(groups, points, strict=True):
+
+    def of_group(group, own):
         u = z[:, np.array(group)] - own.centre[0]
-        of_blocks = jax.lax.map(lambda block, u=u: _block(RBF, block, u), own._replace(kernel=None, centre=None))
-        energy, slope = (x.sum(0) for x in of_blocks)
-        energies, slopes = energies + energy.sum(1), [*slopes, slope]
-    order = np.argsort(np.concatenate(groups))
-    (gradient,) = pull_back(jnp.concatenate(slopes, axis=1)[:, order])
-    return energies.astype(positions.dtype), gradient.astype(positions.dtype)
+        blocks = jax.lax.map(lambda block: _block(RBF, block, u), own._replace(kernel=None, centre=None))
+        return [of_blocks.sum(0) for of_blocks in blocks]
+
+    parts = zip(*map(of_group, groups, points), strict=True)
+    energies, slopes = (jnp.concatenate(part, axis=1)[:, np.argsort(np.concatenate(groups))] for part in parts)
+    (gradient,) = pull_back(slopes)
+    return energies.astype(positions.dtype).sum(1), gradient.astype(positions.dtype)
 
 
 def _embed(features, points, positions):

@@ -11,8 +11,7 @@ unless a noise is given: surfaces are smoother than a Matern process, whose like
 geometries stand evenly among all in the order of their energies, so that the order of the data does not matter. The weights
 are those of all.
 
-A `local.Local` beside them has the length scale, the share and the noise that make these geometries' labels likeliest, while
-all else stays as it was found without.
+`fit_local` finds what a process of the atoms' surroundings has, where it is asked for; all else stays as it was found without.
 
 With symmetry the covariance is summed over the images of a geometry, and equivalent atoms share their hyperparameters (inverse
 distances, see `joint`), or the training data are copied (atomic local frames, whose kernels differ from atom to atom): then
@@ -28,13 +27,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import cholesky, null_space
-from scipy.sparse import block_diag
+from scipy.linalg import cholesky
 
 from iqagp_jax.families.gp import iterative, joint, regression
 from iqagp_jax.families.gp.check import check_labels
-from iqagp_jax.families.gp.environments import Environments
 from iqagp_jax.families.gp.features import ALF, InverseDistances, pair_weights
+from iqagp_jax.families.gp.fit_local import with_surroundings
 from iqagp_jax.families.gp.left_out import left_out
 from iqagp_jax.families.gp.local import Local
 from iqagp_jax.families.gp.means import ConstantMean, SumOfMeans, residuals
@@ -68,17 +66,6 @@ DECAYS = (2.0, 4.0, 8.0)
 NOISES = (1e-6, 1e-7, 1e-8)
 """Shares of the variance among the geometries that are tried as noise; the hyperparameters are searched at the first, and
 conjugate gradients, whose steps grow with its inverse, have no other."""
-
-LOCAL_LENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Length scales of the surroundings that are tried, in units of what they spread by."""
-
-LOCAL_SHARES = (0.3, 1.0, 3.0, 10.0)
-"""What the surroundings make forces vary by, or else energies, over what the molecule's distances make them."""
-
-LOCAL_NOISES = (1e-3, 1e-4, 1e-5, 1e-6)
-"""Noise of forces that is tried with surroundings; that of energies, which are smoother, is `SMOOTHER` times smaller."""
-
-SMOOTHER = 0.01
 
 HYPERPRIOR = 1.5
 """Standard deviation of ln v and ln l about the middle of the starts: many length scales, fitted to a subset of the data, would
@@ -253,37 +240,6 @@ class Sample:
         row, k = shortest_as_good(errors, len(self.targets))
         return Chosen(stretched[row], self.noises[k], covariances[row])
 
-    def with_surroundings(self, chosen):
-        """The `Chosen`, and beside it the surroundings and the noise that make the labels likeliest.
-
-        Not those that leave the least error: of 20 geometries that is a matter of luck.
-        """
-        train, targets, n_atoms = self.problem.train, self.targets, len(self.problem.train.species)
-        local = Local(Environments.of(train.species, train.positions), np.array(1.0), np.array(1.0))
-        variance = np.asarray(self.family.process(chosen.parameters, self.seen)[0].variance)
-        varied, best = _varied(chosen.covariance, targets, n_atoms), (-np.inf, chosen)
-        internal, of_surroundings = _internal(self.positions, self.kept, targets), jax.jit(partial(_of_surroundings, targets=targets))
-        y = internal.T @ self.y[self.kept]
-        for length in LOCAL_LENGTHS:
-            local = replace(local, lengthscale=np.array(length))
-            alone = of_surroundings(local, variance, jnp.asarray(self.positions))
-            unit = varied / _varied(alone, targets, n_atoms)
-            for share, noise in product(unit * np.array(LOCAL_SHARES), self.local_noises):
-                covariance = chosen.covariance + share * alone
-                matrix = np.asarray(self.matrix(covariance, joint.of_each(noise, targets, n_atoms)))
-                likelihood = regression.log_likelihood(internal.T @ matrix @ internal, y, True)
-                if likelihood > best[0]:
-                    found = replace(local, share=np.array(share))
-                    best = likelihood, Chosen(chosen.parameters, noise, covariance, found)
-        return best[1]
-
-    @property
-    def local_noises(self):
-        """Noises to choose among with surroundings: one for each target."""
-        if self.problem.options.shares is not None:
-            return self.noises
-        return [tuple(n * (SMOOTHER if t != "forces" else 1.0) for t in self.targets) for n in LOCAL_NOISES]
-
 
 def fit_joint(problem: Problem, progress) -> Model:
     """A `Model` of energies of the molecule or forces; see `fit.fit_gp`, which calls this."""
@@ -303,7 +259,7 @@ def _searched(problem, progress):
     sample = Sample.of(problem)
     found = sample.likeliest(progress)
     chosen = sample.smoothest(found.parameters[0])
-    return _prior(sample, sample.with_surroundings(chosen) if problem.options.local else chosen, found.trace)
+    return _prior(sample, with_surroundings(sample, chosen) if problem.options.local else chosen, found.trace)
 
 
 def _prior(sample, chosen, trace):
@@ -373,44 +329,6 @@ def _family(problem):
         found = search_hyperparameters(lambda p: problem.kernel(jnp.exp(p)), share, options.search, *data)
         spread = np.exp(np.asarray(found.parameters))
     return Family(features, problem.kernel, permutations, classes, spread, None)
-
-
-def _of_surroundings(local, variance, positions, targets):
-    """Covariance (n, M, n, M) of the observations at positions (n, N, 3) by their surroundings alone."""
-    seen, process = local.see(positions), local.process(variance)
-    return joint.covariance(process, seen, seen, targets)
-
-
-def _internal(positions, kept, targets):
-    """Directions (m, m') among m observations along which geometries (n, N, 3) have labels at all, a sparse matrix.
-
-    Forces have none along translations and rotations. There the covariance is the noise alone, and a likelihood that counted
-    these directions would prefer whatever makes the noise small.
-    """
-    n, n_atoms, _ = positions.shape
-    apart = positions - positions.mean(1, keepdims=True)
-    turned = np.cross(np.eye(3)[:, None], apart[:, None]).reshape(n, 3, -1)
-    rigid = np.concatenate([np.broadcast_to(np.tile(np.eye(3), n_atoms), (n, 3, 3 * n_atoms)), turned], axis=1)
-    is_force = joint.of_each(np.array([target == "forces" for target in targets]), targets, n_atoms)
-    blocks = []
-    for chosen, directions in zip(kept.reshape(n, -1), rigid, strict=True):
-        block = np.eye(len(is_force))[:, ~is_force]
-        if chosen[is_force].all() and is_force.any():
-            free = np.zeros((len(is_force), 3 * n_atoms - np.linalg.matrix_rank(directions)))
-            free[is_force] = null_space(directions)
-            block = np.concatenate([block, free], axis=1)
-        else:
-            block = np.eye(len(is_force))
-        blocks.append(block[chosen][:, block[chosen].any(0)])
-    return block_diag(blocks, format="csr")
-
-
-def _varied(covariance, targets, n_atoms):
-    """What forces vary by, or else energies, in a covariance (n, M, n, M)."""
-    shares = np.zeros(covariance.shape[1])
-    last = joint.count(targets[-1:], n_atoms)
-    shares[-last:] = 1 / last
-    return float(joint.noise_variance(covariance, shares, targets, np.arange(n_atoms)[None]).sum())
 
 
 def shortest_as_good(errors, n_targets):

@@ -15,7 +15,7 @@ predictions, by the same weights of the observations (Rasmussen and Williams, se
 doi:10.1002/qua.24927, for processes of atoms' surroundings learned from the sum).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -52,6 +52,10 @@ class Local:
     """l (), in units of what the surroundings of an element spread by"""
     share: np.ndarray
     """v / mean over the atoms of the other process' v_A, ()"""
+
+    def of(self, lengthscale, share):
+        """With another length scale and share."""
+        return replace(self, lengthscale=np.asarray(lengthscale), share=np.asarray(share))
 
     def process(self, signal_variance):
         """The `LocalProcess` beside one of these variances (N,)."""
@@ -111,14 +115,19 @@ class Surroundings(NamedTuple):
             def add_atom(sums, atom, group=group, there=there):
                 blocks = _of_atom((self.z[0][:, atom], self.jacobian[0][:, atom]), there, wanted)
                 for (a, b), block in blocks.items():
-                    rows = atom[None] if a == "atomic_energies" else slice(None)
-                    if b == "atomic_energies":
-                        rows = (rows[:, None], group[None]) if a == "atomic_energies" else (slice(None), group)
-                    sums = {**sums, (a, b): sums[a, b].at[rows].add(process.variance * block)}
+                    rows, columns = atom[None] if a == "atomic_energies" else None, group if b == "atomic_energies" else None
+                    sums = {**sums, (a, b): _plus(sums[a, b], process.variance * block, rows, columns)}
                 return sums, None
 
             sums = jax.lax.scan(add_atom, sums, group)[0]
         return sums
+
+
+def _plus(total, block, rows, columns):
+    """A table with a block added in these rows and columns, None for all."""
+    if rows is None:
+        return total + block if columns is None else total.at[:, columns].add(block)
+    return total.at[rows].add(block) if columns is None else total.at[rows[:, None], columns].add(block)
 
 
 def _of_atom(left, right, wanted):
