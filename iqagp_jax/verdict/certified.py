@@ -200,9 +200,10 @@ def tau_acc(times: np.ndarray, errors: np.ndarray, end: float = np.inf) -> float
 
         max(|E_ref - E_model| - 0.1 eV, 0)
 
-    is added, and the time when the sum exceeds 1 eV is told, of 1 ps at most. A frame without a label ends it. ``times`` (M,)
-    of frames in fs after the start, ``errors`` (M,) in eV, NaN without a label, ``end`` of the replica in fs. Frames that are
-    50 fs apart give theirs exactly; where they are farther apart, the error of each stands for all the time since the one before.
+    is added, and the time when the sum exceeds 1 eV is told, of 1 ps at most. A frame without a label ends it. Frames that
+    are 50 fs apart give theirs exactly; where they are farther apart, each stands for all the time since the one before.
+
+    ``times`` (M,) of frames in fs after the start, ``errors`` (M,) in eV, NaN without a label; ``end`` of the replica in fs.
     """
     spent = before = 0.0
     most = min(CAP, end)

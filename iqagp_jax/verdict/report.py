@@ -157,8 +157,8 @@ def certified_section(found: Sequence[Certified]) -> list[str]:
         *(element for at in found if at.averages for element in _averages(at)),
         note(
             f"tau_acc (doi:10.1039/D1SC01825F): every {certified.INTERVAL:g} fs what |dE| has above {certified.ACCEPTED:g} eV"
-            f" is added, until the sum exceeds {certified.ACCUMULATED:g} eV; {certified.CAP / 1000:g} ps at most. Where labelled"
-            " frames are farther apart, each stands for the time since the one before."
+            f" is added, until the sum exceeds {certified.ACCUMULATED:g} eV; {certified.CAP / 1000:g} ps at most. Where"
+            " labelled frames are farther apart, each stands for the time since the one before."
         )
         if taus
         else "",
