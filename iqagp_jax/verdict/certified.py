@@ -267,8 +267,8 @@ def _at(run: "Run", frames: Frames, system: System, temperature: float) -> Certi
     blocks = {int(k): difference[replica == k] for k in np.unique(replica)}
     each = tuple(FreeEnergy(k, len(d), free_energy(d, np.zeros(len(d)), temperature)[0]) for k, d in blocks.items())
     averages = () if missing else _averages(run, system, replica, frame, weights)
-    told = mean, sigma, gap, None if math.isnan(error) else error, each
-    return Certified(*counted, *sizes, largest, missing, *told, averages, tau)
+    energies = mean, sigma, gap, None if math.isnan(error) else error
+    return Certified(*counted, *sizes, largest, missing, *energies, free_energies=each, averages=averages, tau_acc=tau)
 
 
 def _missing(frames: int, replicas: int, size: float, largest: float, temperature: float) -> str:
