@@ -117,6 +117,11 @@ def test_too_small_an_effective_sample_size_certifies_nothing():
     difference[392, 0] = -20 * THERMAL
     (one,) = certified.certify(run, relabelled(run, difference, every=8), HYDROXYL)
     assert one.effective_sample_size == pytest.approx(1) and "one frame has 100% of the weight" in one.missing
+    difference[:] = 0.0
+    difference[100:200, 0] = 20 * THERMAL  # a hole of the model
+    (hole,) = certified.certify(run, relabelled(run, difference, every=8), HYDROXYL)
+    assert hole.certified and hole.weightless == hole.frames - round(hole.effective_sample_size) == 12
+    assert f"(less than 1 by the spread of the errors), {hole.weightless} for nothing, since the reference" in hole.sentence
     (few,) = certified.certify(run, relabelled(run, np.zeros((FRAMES, 4)), every=190), HYDROXYL)
     assert few.frames == 8 and few.missing == "which takes 10: relabel about 10 frames"
     alone = make_run([FRAMES])

@@ -36,6 +36,9 @@ SMALLEST = 10.0
 """Effective sample size below which nothing is certified: the error bar of an average over fewer is a third of the spread or
 more, and itself wrong by a quarter. It leaves no frame with half of the weight, which needs a size below 4."""
 
+WEIGHTLESS = 0.01
+"""Frames with less than this of the mean weight are where the reference does not go: in a hole of the model, say."""
+
 LARGE = 0.5
 """Share of all weight that is worth a word if one frame has it."""
 
@@ -113,6 +116,8 @@ class Certified:
     """of Gaussian errors"""
     largest_weight: float
     """share of all weight that one frame has"""
+    weightless: int
+    """frames of those that count, see `WEIGHTLESS`"""
     missing: str
     """why nothing is certified, and what would do; empty where it is"""
     mean_difference: float | None = None
@@ -150,7 +155,10 @@ class Certified:
         told = f"{self.temperature_K:g} K, {self.frames} frames of {self.replicas} replicas{out}"
         if self.frames:
             told += f" count as {two_figures(self.effective_sample_size)} of the reference's"
-            told += f" ({two_figures(self.expected_sample_size)} expected)"
+            expected = self.expected_sample_size
+            told += f" ({two_figures(expected) if expected > 1 else 'less than 1'} by the spread of the errors)"
+        if self.weightless:
+            told += f", {self.weightless} for nothing, since the reference does not go there"
         if self.missing:
             return f"{told}: averages cannot be certified, {self.missing}"
         return f"{told}; F(reference) - F(model) is {self.free_energy:.3f} ± {self.free_energy_error:.3f} kcal/mol"
@@ -255,20 +263,24 @@ def _at(run: "Run", frames: Frames, system: System, temperature: float) -> Certi
     counted = temperature, many, len(used), int(lost.sum()), int(early.sum()), int(failing.sum())
     tau = accumulated(run, frames, temperature)
     if not len(used):
-        return Certified(*counted, 0.0, 0.0, 0.0, "since no frame is left to count: run longer, or relabel more", tau_acc=tau)
+        return Certified(
+            *counted, 0.0, 0.0, 0.0, 0, "since no frame is left to count: run longer, or relabel more", tau_acc=tau
+        )
     difference = -frames.energy_error[used]
     exponents = log_weights(difference, temperature)
     weights = np.exp(exponents - exponents.max())
     sigma, mean = float(difference.std(ddof=1)) if len(used) > 1 else 0.0, float(difference.mean())
     sizes = effective_sample_size(weights), expected_sample_size(len(used), sigma, temperature)
-    largest = float(weights.max() / weights.sum())
+    largest, weightless = float(weights.max() / weights.sum()), int((weights < WEIGHTLESS * weights.mean()).sum())
     missing = _missing(len(used), many, sizes[0], largest, temperature)
     gap, error = free_energy(difference, replica, temperature)
     blocks = {int(k): difference[replica == k] for k in np.unique(replica)}
     each = tuple(FreeEnergy(k, len(d), free_energy(d, np.zeros(len(d)), temperature)[0]) for k, d in blocks.items())
     averages = () if missing else _averages(run, system, replica, frame, weights)
     energies = mean, sigma, gap, None if math.isnan(error) else error
-    return Certified(*counted, *sizes, largest, missing, *energies, free_energies=each, averages=averages, tau_acc=tau)
+    return Certified(
+        *counted, *sizes, largest, weightless, missing, *energies, free_energies=each, averages=averages, tau_acc=tau
+    )
 
 
 def _missing(frames: int, replicas: int, size: float, largest: float, temperature: float) -> str:

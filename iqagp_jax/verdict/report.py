@@ -140,14 +140,15 @@ def certified_section(found: Sequence[Certified]) -> list[str]:
     """Averages as the reference has them, and what they rest on."""
     if not found:
         return []
-    kinds = ("replicas", "frames", "no label", "beginning", "before failures", "effective size", "expected")
+    kinds = ("replicas", "frames", "no label", "beginning", "before failures", "effective size", "expected", "weightless")
     energies = ("mean", "sigma", "F(ref) - F(model)", "error")
     taus = [(at.temperature_K, t.ps, t.error, f"{t.at_cap}/{t.replicas}", t.spacing_ps) for at in found if (t := at.tau_acc)]
     return [
         "<h2>Certified averages</h2>",
         note(
             "Frames of the model's runs, each with the weight exp(-(E_ref - E_model) / kT), are a sample of the reference's"
-            " ensemble. Effective size: (sum w)² / sum w², so many of them are left; expected is N exp(-(sigma / kT)²)."
+            " ensemble. Effective size: (sum w)² / sum w², so many of them are left; expected is N exp(-(sigma / kT)²),"
+            " of Gaussian errors. Weightless: frames where the reference does not go, in holes of the model, say."
             f" Nothing is certified below {certified.SMALLEST:g}. Energies in kcal/mol: mean and spread of E_ref - E_model, and"
             " the free-energy difference by Zwanzig's formula. Errors are standard errors, a replica a block."
         ),
@@ -168,7 +169,7 @@ def certified_section(found: Sequence[Certified]) -> list[str]:
 
 def _certified_row(at: Certified) -> tuple:
     counts = at.replicas, at.frames, at.without_label, at.early, at.before_failure
-    sizes = at.effective_sample_size, at.expected_sample_size
+    sizes = at.effective_sample_size, at.expected_sample_size if at.expected_sample_size > 1 else "< 1", at.weightless
     return (at.temperature_K, *counts, *sizes, at.mean_difference, at.sigma, at.free_energy, at.free_energy_error)
 
 

@@ -166,7 +166,7 @@ class Lived:
         lacking = NONE_SEEN / RATE - self.replica_ps
         if lacking < 1e-6:
             return ""
-        return f"{self.temperature_K:g} K has {two_figures(self.replica_ps)} replica-ps and needs {math.ceil(lacking)} more"
+        return f"{math.ceil(lacking)} more replica-ps at {self.temperature_K:g} K"
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,11 @@ def survival(rows: tuple[Group, ...], run: "Run") -> Part[Group, Lived]:
     sentence = f"{survived} of {replicas} replicas survived {evidence[0].ps:g} ps"
     sentence += f" ({'; '.join(lived.words for lived in evidence)})"
     missing = ", ".join(filter(None, (lived.missing for lived in evidence)))
-    need = f"too little to rule out {RATE:g} failures per ps (95% sure): {missing}, none of which may fail" if missing else ""
+    need = (
+        f"too little to rule out {RATE:g} failures per ps (95% sure), which takes {missing} without a failure"
+        if missing
+        else ""
+    )
     return Part(grade, sentence, rows, evidence).short_of(need)
 
 
@@ -292,8 +296,8 @@ def truth(rows: tuple[Group, ...]) -> Part[Group, Labelled]:
     sentence += f"worst row: median |dE| {two_figures(median)}, 95% {two_figures(high)} kcal/mol;"
     sentence += f" {right} of {survived} survivors are right"
     sentence += f"; {lost} frames that the reference cannot calculate" * bool(lost)
-    missing = ", ".join(f"{t:g} K needs {FRAMES - n} more" for t, n in labelled.items() if n < FRAMES)
-    need = f"too few to show that 95% of all frames are right: {missing} (--frames)" if missing else ""
+    missing = ", ".join(f"{FRAMES - n} more at {t:g} K" for t, n in labelled.items() if n < FRAMES)
+    need = f"too few to show that 95% of all frames are right, which takes {missing} (--frames)" if missing else ""
     return Part("good" if good else "fair" if fair else "poor", sentence, rows, evidence).short_of(need)
 
 
