@@ -1,6 +1,6 @@
 """Active learning: a model drives replicas, says where it knows least, and learns the reference's labels of that.
 
-A round is a verdict (`verdict.judge`). Where survival and truth are not both good, frames are chosen from its replicas, evenly
+A round is a verdict (`verdict.judge`). Where survival or truth shows a flaw, frames are chosen from its replicas, evenly
 along their lives and densely before their failures: the one whose energy is the least certain, then the least certain given
 that one, and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. Not those that
 are uncertain beyond a limit: a replica that fails crosses it within some 10 fs, and comes to geometries that no right model
@@ -66,7 +66,9 @@ def learn(
     refit=True,
     progress=lambda items, what, total: items,
 ):
-    """Judge and teach a model in turn until its verdict is good on survival and truth, or ``rounds`` were taught.
+    """Judge and teach a model in turn until its verdict finds no flaw in survival and truth, or ``rounds`` were taught.
+
+    Where the protocol is too short for a good grade, no flaw is not yet a proof: the grade is unknown and tells what it lacks.
 
     Args:
         model: a `Model` that learned forces or total energies.
@@ -102,14 +104,14 @@ def learn(
         model = load_model(path)
         verdict = partial(judge, model, out / f"round-{k}", reference, replace(protocol, seed=protocol.seed + k), f"round {k}")
         judged = verdict(progress, relabel=not truth_last)
-        if truth_last and judged.survival.good:
+        if truth_last and judged.survival.flawless:
             judged = verdict(progress)
         told.append({"round": k, "geometries": len(model.train_positions), **_summary(judged)})
         write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
         pictures.rounds(told).savefig(out / "rounds.png")
         save_model(model, out / "model.safetensors")
         save_dataset(concatenate([learned, rest]) if len(rest) else learned, out / "dataset.extxyz")
-        if k == rounds or (judged.survival.good and judged.truth.good):
+        if k == rounds or (judged.survival.flawless and judged.truth.flawless):
             break
         path = out / f"round-{k}.extxyz"
         if not path.exists():

@@ -203,7 +203,7 @@ class Suite:
     def test_verdict(self, potential, tmp_path):
         protocol = Protocol((self.temperature,), ("equilibrium",), 2, 0.02, frames=2, reference_replicas=0)
         found = judge(potential, tmp_path / "verdict", None, protocol)
-        assert found.survival.grade == "good" and found.truth.grade == "unknown"
+        assert found.survival.flawless and found.survival.grade == found.truth.grade == "unknown"
         assert found.warning.grade == "unknown"
         assert self.uncertain or "no uncertainty" in found.warning.sentence
         assert (tmp_path / "verdict" / "report.html").stat().st_size > 1000

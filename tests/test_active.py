@@ -15,7 +15,7 @@ from iqagp_jax.data.dataset import DECIMALS
 from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol
+from iqagp_jax.verdict import Protocol, judge
 
 TARGETS = ("energy", "forces")
 
@@ -112,6 +112,20 @@ def test_hyperparameters_can_be_fitted_again(taught, tmp_path):
     again, rows = learn(*arguments, reference, protocol, **options)
     np.testing.assert_array_equal(again.weights, model.weights)
     assert rows == told
+
+
+def test_it_ends_where_no_flaw_is_found(taught, tmp_path, monkeypatch):
+    """Runs too short for a good grade prove nothing, and there is nothing to learn from them either."""
+    (model, dataset, _, reference, protocol), _, _ = taught
+
+    def without_flaw(*arguments, **options):
+        found = judge(*arguments, **options)
+        parts = {name: replace(getattr(found, name), grade="unknown", so_far="good") for name in ("survival", "truth")}
+        return replace(found, **parts)
+
+    monkeypatch.setattr("iqagp_jax.active.judge", without_flaw)
+    _, (row,) = learn(model, dataset, tmp_path, reference, protocol, rounds=1, per_round=8)
+    assert row["survival"] == row["truth"] == "unknown"
 
 
 def test_truth_can_wait_until_all_survive(taught, tmp_path):

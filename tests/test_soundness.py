@@ -199,7 +199,8 @@ def test_no_part_of_a_verdict_on_an_unsound_run_is_good(tmp_path):
         verdict = judge(MORSE, tmp_path, protocol=protocol)
     assert verdict.concerns and all(c.startswith("model: ") for c in verdict.concerns)
     assert (verdict.survival.grade, verdict.survival.good) == ("poor", False)
-    assert verdict.survival.sentence == "2 of 2 replicas survived; but the run is unsound, and to survive it tells nothing"
+    assert verdict.survival.sentence.startswith("2 of 2 replicas survived 0.2 ps")
+    assert verdict.survival.sentence.endswith("; but the run is unsound, and to survive it tells nothing")
     assert json.loads((tmp_path / "robustness.json").read_text())["concerns"] == list(verdict.concerns)
     assert "The runs cannot be believed" in (tmp_path / "report.html").read_text()
     with pytest.warns(UserWarning, match="the time step of 2 fs"):

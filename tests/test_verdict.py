@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from types import SimpleNamespace
 
 import jax
@@ -25,7 +26,7 @@ from iqagp_jax.sampling import starting_geometries
 from iqagp_jax.system.geometry import pair_distances
 from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, alarm, ensemble, judge, judge_run, pictures, report, truth
+from iqagp_jax.verdict import Protocol, alarm, certified, ensemble, judge, judge_run, pictures, report, truth
 from iqagp_jax.verdict.replicas import Distorted, Found, choose_starts, run_replicas
 from iqagp_jax.verdict.structure import Coordinate, backbone, settled
 
@@ -178,7 +179,10 @@ def test_an_alarm_before_the_failure_announces_it():
         rank = np.arange(26.0)  # 16 frames along the runs, 10 before the failure
         found = alarm.warning(run, make_frames(run, rank, rank + 1), before, calm)
         (told,), (followed,) = found.rows, found.evidence
-        assert told.announced == announced and found.grade == ("good" if announced else "poor")
+        # One failure is not enough to praise a warning by.
+        assert told.announced == announced and (found.grade, found.flawless) == (
+            ("unknown", True) if announced else ("poor", False)
+        )
         assert told.false_alarms_per_ps == 0
         assert told.rank_correlation == pytest.approx(1)
         assert (followed.failures, followed.failures_followed) == (1, 1)
@@ -225,7 +229,61 @@ def test_survival_tells_how_long_it_was_looked_at():
         (lived,) = part.evidence
         assert lived.replica_ps == pytest.approx(picoseconds)
         assert lived.failure_rate_below == (bound and pytest.approx(bound))
-        assert (part.grade, lived.failures) == (("good", 0) if bound else ("poor", 1))
+        assert (part.grade, lived.failures) == (("unknown", 0) if bound else ("poor", 1))
+
+
+def lasting(picoseconds, lives):
+    """Replicas of so many ps each."""
+    run = make_run(lives)
+    return replace(run, trajectory=replace(run.trajectory, times=np.linspace(0, 1000 * picoseconds, FRAMES)))
+
+
+def test_survival_has_no_grade_without_enough_replica_picoseconds():
+    """Zero failures of n replica-ps give a rate below 3 / n."""
+    for run, grade, sentence in (
+        (
+            lasting(1.0, [FRAMES] * 6),
+            "unknown",
+            "6 of 6 replicas survived 1 ps (300 K: 6 of 6, fewer than 0.5 failures per ps); ",
+        ),
+        (
+            lasting(10.0, [FRAMES] * 29),
+            "unknown",
+            "too little to rule out 0.01 failures per ps (95% sure), which takes 10 more replica-ps at",
+        ),
+        (
+            lasting(10.0, [FRAMES] * 30),
+            "good",
+            "30 of 30 replicas survived 10 ps (300 K: 30 of 30, fewer than 0.01 failures per ps)",
+        ),
+        (replace(lasting(20.0, [FRAMES] * 20), failure_times=np.array([20000.0] + [np.nan] * 19)), "fair", "(300 K: 19 of 20)"),
+        (lasting(1.0, [FRAMES] * 5 + [200]), "poor", "(300 K: 5 of 6)"),
+    ):
+        part = truth.survival(truth.groups(run, make_frames(run, 0.0), TWO, True), run)
+        assert part.grade == grade and sentence in part.sentence
+        assert part.flawless == (np.isnan(run.failure_times).all())
+    few = lasting(1.0, [FRAMES] * 6)
+    part = truth.survival(truth.groups(few, make_frames(few, 0.0), TWO, True), few)
+    assert part.sentence.endswith("which takes 294 more replica-ps at 300 K without a failure")
+    assert (part.so_far, part.at_most("poor", "but").grade, part.at_most("fair", "but").flawless) == ("good", "poor", False)
+    assert part.at_most("fair", "but").grade == "unknown"
+
+
+def test_truth_has_no_grade_without_enough_frames():
+    run = make_run([FRAMES] * 3)
+    for n, grade in ((19, "unknown"), (20, "good")):
+        chosen = truth.choose_frames(run, 3 * n)
+        zeros = np.zeros(3 * n)
+        frames = truth.compare(chosen, (zeros, np.zeros((3 * n, 2, 3)), zeros), (zeros, np.zeros((3 * n, 2, 3))))
+        part = truth.truth(truth.groups(run, frames, TWO, True))
+        assert (part.grade, part.flawless) == (grade, True)
+        assert part.sentence.startswith(f"{3 * n} frames at 300 K; worst row: median |dE| 0, 95% 0 kcal/mol; 3 of 3")
+        assert (
+            "too few to show that 95% of all frames are right, which takes 3 more at 300 K (--frames)" in part.sentence
+        ) == (n == 19)
+    wrong = replace(frames, energy_error=np.full(60, 9.0))
+    (row,) = truth.groups(run, wrong, TWO, True)
+    assert truth.truth((replace(row, frames=3),)).grade == "poor"  # so little is enough for that
 
 
 def test_a_replica_is_judged_by_where_it_ends():
@@ -292,29 +350,29 @@ def test_the_reference_s_time_counts_where_it_is_driven_only():
 @pytest.fixture(scope="module")
 def verdict(distance_model, tmp_path_factory):
     """A verdict on the toy molecule, whose model is good."""
-    out, protocol = tmp_path_factory.mktemp("verdict"), Protocol((100.0,), ("equilibrium",), 2, 0.2, frames=4)
+    out, protocol = tmp_path_factory.mktemp("verdict"), Protocol((100.0,), ("equilibrium",), 2, 0.2, frames=60)
     return SimpleNamespace(out=out, protocol=protocol, found=judge(distance_model, out, Exact(), protocol))
 
 
 def test_a_good_and_a_wrong_model_are_told_apart(verdict):
-    assert [part.grade for _, part in verdict.found.parts()] == 2 * ["good"] + 2 * ["unknown"]
-    assert not verdict.found.good
+    assert [part.grade for _, part in verdict.found.parts()] == ["unknown", "good", "unknown", "unknown"]
+    assert not verdict.found.good and verdict.found.survival.flawless
     (row,) = verdict.found.truth.rows
-    assert row.survived == row.right == 2 and row.frames == 4 and 0 < row.de.median <= row.de.max < 0.5
-    assert verdict.found.truth.evidence == (truth.Labelled(4),)
+    assert row.survived == row.right == 2 and row.frames == 60 and 0 < row.de.median <= row.de.max < 0.5
+    assert verdict.found.truth.evidence == (truth.Labelled(60),)
     false = replace(row, right=0, de=truth.Spread(23.0, 24.0, 25.0))
     assert truth.truth((false,)).grade == "poor"
 
 
 def test_rows_without_labels_count_against_truth(verdict):
     (row,) = verdict.found.truth.rows
-    lost = replace(row, right=0, without_label=4, de=None)
+    lost = replace(row, right=0, without_label=60, de=None)
     part = truth.truth((row, lost))
     assert part.grade == "poor"
-    assert part.sentence.endswith("2 of 4 survivors are right; 4 frames that the reference cannot calculate")
-    assert part.evidence == (truth.Labelled(4),)
+    assert part.sentence.endswith("2 of 4 survivors are right; 60 frames that the reference cannot calculate")
+    assert part.evidence == (truth.Labelled(60),)
     part = truth.truth((lost,))
-    assert (part.grade, part.sentence) == ("unknown", "the reference can calculate none of 4 frames")
+    assert (part.grade, part.sentence) == ("unknown", "the reference can calculate none of 60 frames")
 
 
 class Driving(XTB):
@@ -363,13 +421,14 @@ def test_dynamics_of_the_reference_is_compared_and_told(distance_model, tmp_path
 def test_the_report_opens_anywhere(verdict):
     page = (verdict.out / "report.html").read_text()
     assert "http" not in page and page.count("<img") == page.count("data:image/png;base64") >= 4
-    assert page.count('class="tile good"') == page.count('class="tile unknown"') == 2
+    assert (page.count('class="tile good"'), page.count('class="tile unknown"')) == (1, 3)
+    assert "<small>runs of 0.2 ps at 100 K</small>" in page
     assert json.loads((verdict.out / "robustness.json").read_text()) == json.loads(json.dumps(verdict.found.as_dict()))
 
 
 def test_files_have_the_keys_that_they_always_had(verdict):
     told = json.loads((verdict.out / "robustness.json").read_text())
-    new = ["charge", "spin", "concerns"]
+    new = ["charge", "spin", "concerns", "certified"]
     assert [key for key in told if key not in new] == [
         *("model", "level_of_theory", "reference", "protocol", "equilibrium", "starts", "rows", "ensemble"),
         *("reference_failures", "warning", "verdict"),
@@ -415,7 +474,7 @@ def test_a_potential_without_uncertainty_is_judged(kind, tmp_path):
     protocol = Protocol((100.0,), ("equilibrium",), 1, 0.1, frames=4)
     found = judge(model, tmp_path, Exact(), protocol, system=given)
     assert (found.warning.grade, found.warning.sentence) == ("unknown", "this potential has no uncertainty")
-    assert found.truth.grade == ("good" if kind == "plain" else "poor")
+    assert (found.truth.grade, found.truth.flawless) == (("unknown", True) if kind == "plain" else ("poor", False))
     assert "this potential has no uncertainty" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "truth.png").exists() and not (tmp_path / "warning.png").exists()
     told = json.loads((tmp_path / "robustness.json").read_text())["warning"]
@@ -463,7 +522,7 @@ def test_a_run_that_is_there_is_judged(driven, tmp_path):
     assert [(row.temperature, row.start, row.replicas) for row in found.survival.rows] == [
         *((100.0, "equilibrium", 1), (100.0, "dataset", 1), (200.0, "dataset", 1)),
     ]
-    assert found.truth.evidence == (truth.Labelled(12),) and found.truth.grade == "good"
+    assert found.truth.evidence == (truth.Labelled(12),) and found.truth.flawless
     assert [lived.replica_ps for lived in found.survival.evidence] == pytest.approx([0.2, 0.1])
     assert found.ensemble.grade == "unknown" and "has no reference dynamics" in found.ensemble.sentence
     told = json.loads((tmp_path / "robustness.json").read_text())
@@ -518,7 +577,7 @@ def test_the_command_judges_a_folder_that_simulate_filled(tmp_path, capsys):
     assert iqagp("robustness", path, "--model", path, *command[2:]) == 2
     assert "expected --model with the folder of a run only" in capsys.readouterr().err
     assert iqagp(*command) == 0
-    assert "survival: good, 2 of 2 replicas survived" in capsys.readouterr().out and (out / "report.html").exists()
+    assert "survival: unknown, 2 of 2 replicas survived 0.1 ps" in capsys.readouterr().out and (out / "report.html").exists()
     path.rename(tmp_path / "elsewhere.safetensors")
     assert iqagp(*command) == 2
     assert "found no file at" in capsys.readouterr().err
@@ -536,6 +595,24 @@ def test_ramachandran_pictures_have_as_many_points_of_both():
     runs["dead"].trajectory.positions[:] = np.nan
     axes = pictures.ramachandran([((0, 1, 2, 3), (3, 2, 1, 0))], 500.0, runs).axes
     assert [len(ax.lines[0].get_xdata()) for ax in axes] == [123, 123, 0]  # 41 frames after equilibration
+
+
+def test_certified_averages_are_in_the_folder_and_on_the_page(verdict):
+    (told,) = json.loads((verdict.out / "robustness.json").read_text())["certified"]
+    assert told["certified"] and (told["frames"], told["early"]) == (50, 10) and told["effective_sample_size"] > 49
+    assert {average["unit"] for average in told["averages"]} == {"Å", "°", "K"}
+    page = (verdict.out / "report.html").read_text()
+    assert certified.BLIND_SPOT in page and "<h3>100 K, as the reference has it</h3>" in page
+    assert escape(told["sentence"]) in page
+    lost = replace(verdict.found.certified[0], missing="which is too little", averages=(), tau_acc=None)
+    page = report.html(replace(verdict.found, certified=(lost,)), {})
+    assert "averages cannot be certified, which is too little" in page and "as the reference has it</h3>" not in page
+
+
+def test_temperatures_are_told_without_exponents():
+    assert report.table(("K",), [(1000.0,), (999.6,), (1234.5,), (0.01234,)]).split("<td>")[1:] == [
+        *("1000</td></tr><tr>", "1000</td></tr><tr>", "1234</td></tr><tr>", "0.0123</td></tr></table>"),
+    ]
 
 
 def test_large_errors_are_told_without_exponents():

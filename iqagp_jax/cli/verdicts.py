@@ -72,6 +72,7 @@ def robustness(
     from iqagp_jax.machine import devices
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.verdict import Protocol, judge, judge_run
+    from iqagp_jax.verdict.certified import BLIND_SPOT
 
     new = not judged.is_dir()
     only_with(context, model=(not new, "the folder of a run"), **dict.fromkeys(OF_NEW_RUNS, (new, "a model file")))
@@ -102,12 +103,17 @@ def robustness(
             )
             verdict = judge(loaded, out, teacher, protocol, path.name, track, say=console.print)
     table(
-        f"{judged}, held to {verdict.reference}; errors in kcal/mol of {frames} frames or more a row",
+        f"{judged}, {verdict.protocol.time:g} ps, held to {verdict.reference}; errors in kcal/mol of {frames} frames or more"
+        " a row",
         ["start", "K", *OUTCOME],
         [(row["start"], f"{row['temperature_K']:g}", *outcome(row)) for row in verdict.as_dict()["rows"]],
     )
     for name, part in verdict.parts():
         console.print(f"[bold]{name}[/bold]: {part.grade}, {part.sentence}")
+    for certified in verdict.certified:
+        console.print(f"[bold]certified[/bold]: {certified.sentence}")
+    if verdict.certified:
+        console.print(BLIND_SPOT)
     console.print(f"{out / 'report.html'}")
     then(after_verdict(verdict, path, out, reference))
     if strict and verdict.concerns:
@@ -116,7 +122,7 @@ def robustness(
 
 def after_verdict(verdict, model, out, reference):
     """What to type next: teach a model what it lacks where it can be taught, or look."""
-    taught = reference != "none" and not (verdict.survival.good and verdict.truth.good)
+    taught = reference != "none" and not (verdict.survival.flawless and verdict.truth.flawless)
     if taught and not verdict.concerns:
         return f"iqagp active {model} DATASET --out {out}-taught --reference {reference}"
     return f"xdg-open {out / 'report.html'}"

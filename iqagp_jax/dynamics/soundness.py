@@ -145,7 +145,7 @@ def temperature(course: Course) -> list[str]:
         if abs(mean) > course.bias + SIGMAS * error:
             told.append(
                 f"the mean kinetic temperature is {target * (1 + mean):.0f} K where {target:g} K were asked for (error bar"
-                f" {target * error:.2g} K)"
+                f" {target * error:.1f} K)"
             )
     return told
 

@@ -31,6 +31,9 @@ THRESHOLD = 2.0
 ANNOUNCED = (0.9, 0.5)
 """Share of the failures that a good and a fair warning announces."""
 
+FOLLOWED = 10
+"""Failures that must have been followed before the warning has a grade: nine of ten are told from all by ten or more."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -110,7 +113,9 @@ def warning(run: "Run", frames: "Frames", before: Windows, calm: Windows) -> Par
             announced = float(((before.sigma > threshold) & ahead).any(1).mean())
     told = Warned(*_correlation(frames), threshold, announced, false_alarms)
     grade, sentence = _grade(told, failures)
-    return Part(grade, sentence, (told,), (Followed(failures, len(before.replica), calm_ps),))
+    seen = len(before.replica)
+    missing = f"{seen} failures followed, and a share needs {FOLLOWED}" if seen < FOLLOWED else ""
+    return Part(grade, sentence, (told,), (Followed(failures, seen, calm_ps),)).short_of(missing)
 
 
 def no_warning(run: "Run") -> Part[Warned, Followed]:

@@ -1,7 +1,7 @@
 """From a run to a verdict: what is looked at in it, what is found, and its pictures."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from iqagp_jax.data.level import Level
 from iqagp_jax.potential import energy_and_forces, uncertainty
 from iqagp_jax.system.system import System
-from iqagp_jax.verdict import alarm, ensemble, pictures, truth
+from iqagp_jax.verdict import alarm, certified, ensemble, pictures, truth
 from iqagp_jax.verdict.alarm import Followed, Warned, Windows
+from iqagp_jax.verdict.certified import Certified
 from iqagp_jax.verdict.ensemble import Compared, Sampled
 from iqagp_jax.verdict.parts import Part
 from iqagp_jax.verdict.replicas import Distorted, Driven, Found, Protocol
@@ -48,6 +49,8 @@ class Verdict:
     """why replicas of the reference failed; None where there were none to fail"""
     concerns: tuple[str, ...] = ()
     """why the runs that it rests on cannot be believed, see `dynamics.soundness`"""
+    certified: tuple[Certified, ...] = ()
+    """averages as the reference has them, at every temperature; empty without a reference"""
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """The four parts by their names, in order."""
@@ -81,6 +84,7 @@ class Verdict:
             "reference_failures": None if self.reference_failures is None else list(self.reference_failures),
             "concerns": list(self.concerns),
             "warning": {**asdict(warned), **asdict(followed)},
+            "certified": [found.as_dict() for found in self.certified],
             "verdict": {name: part.as_dict() for name, part in self.parts()},
         }
 
@@ -146,7 +150,16 @@ def assess(potential: Any, driven: Driven, seen: Seen, name: str = "a model") ->
         **_as_sound_as_their_runs(parts, driven),
         reference_failures=tuple(filter(None, beside.failure_reasons)) if beside else None,
         concerns=tuple(f"{name}: {sentence}" for name, run in driven.runs.items() for sentence in run.concerns),
+        certified=_certified(driven, seen),
     )
+
+
+def _certified(driven: Driven, seen: Seen) -> tuple[Certified, ...]:
+    """Certified averages, where there are labels; a run that cannot be believed is no sample of the model's ensemble."""
+    if not seen.labelled:
+        return ()
+    found = certified.certify(driven.run, seen.frames, driven.system)
+    return tuple(replace(at, missing="since the run is unsound", averages=()) for at in found) if driven.run.concerns else found
 
 
 def _as_sound_as_their_runs(parts: dict[str, Any], driven: Driven) -> dict[str, Any]:

@@ -19,16 +19,32 @@ class Part(Generic[Row, Evidence]):
     rows: tuple[Row, ...]
     evidence: tuple[Evidence, ...]
     """how much was looked at: one for each temperature, or one for all"""
+    so_far: Grade | None = None
+    """what the little that was looked at would give, where the grade is unknown for want of evidence"""
 
     @property
     def good(self) -> bool:
         """Whether the grade is good."""
         return self.grade == "good"
 
+    @property
+    def flawless(self) -> bool:
+        """Whether nothing was found wrong, be the evidence enough for a good grade or not."""
+        return "good" in (self.grade, self.so_far)
+
+    def short_of(self, missing: str) -> "Part[Row, Evidence]":
+        """The part, unknown where evidence is ``missing`` (in words, or empty); what is poor already needs no more of it."""
+        if not missing or self.grade in ("poor", "unknown"):
+            return self
+        return replace(self, grade="unknown", so_far=self.grade, sentence=f"{self.sentence}; {missing}")
+
     def at_most(self, grade: Grade, why: str) -> "Part[Row, Evidence]":
         """The part with this grade where its own is better, and ``why`` beside its sentence."""
-        worse = max(self.grade, grade, key=get_args(Grade).index)
-        return replace(self, grade=worse, sentence=f"{self.sentence}; {why}")
+        worse = max(self.so_far or self.grade, grade, key=get_args(Grade).index)
+        told = replace(self, sentence=f"{self.sentence}; {why}")
+        if self.so_far and worse != "poor":
+            return replace(told, so_far=worse)
+        return replace(told, grade=worse, so_far=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Grade, sentence and evidence; the rows have a place of their own in ``robustness.json``."""

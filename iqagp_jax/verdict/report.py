@@ -10,10 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import alarm, ensemble, truth
+from iqagp_jax.verdict import alarm, certified, ensemble, truth
 from iqagp_jax.verdict.assess import Verdict
+from iqagp_jax.verdict.certified import Certified
 from iqagp_jax.verdict.ensemble import Compared
-from iqagp_jax.verdict.truth import Group, columns
+from iqagp_jax.verdict.truth import Group, columns, significant
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -26,6 +27,7 @@ img { max-width: 100%; display: block; margin: 1em 0 }
 .tile b { display: block; font-size: 12px; text-transform: uppercase; letter-spacing: .06em }
 .good { background: #1a7f37 } .fair { background: #b08000 } .poor { background: #b2182b } .unknown { background: #777 }
 .concerns { border-left: 6px solid #b2182b; padding: .3em 1em; margin: 1em 0 }
+.tile small { display: block; margin-top: .5em; opacity: .85 }
 .note { color: #555; font-size: 13px }
 """
 
@@ -46,6 +48,7 @@ def html(verdict: Verdict, figures: Mapping[str, Figure]) -> str:
         pictures(figures, "survival"),
         *failures(verdict.survival.rows),
         *(truth_section(verdict.truth.rows, pictures(figures, "truth")) if verdict.reference != "none" else []),
+        *certified_section(verdict.certified),
         *ensemble_section(verdict, figures),
         *warning_section(verdict),
         pictures(figures, "warning"),
@@ -56,8 +59,10 @@ def html(verdict: Verdict, figures: Mapping[str, Figure]) -> str:
 
 def tiles(verdict: Verdict) -> str:
     """Grades and sentences of the four parts beside each other."""
+    protocol = verdict.protocol
+    looked_at = f"runs of {protocol.time:g} ps at {', '.join(f'{t:g}' for t in protocol.temperatures)} K"
     each = (
-        f'<div class="tile {part.grade}"><b>{name}: {part.grade}</b>{escape(part.sentence)}</div>'
+        f'<div class="tile {part.grade}"><b>{name}: {part.grade}</b>{escape(part.sentence)}<small>{looked_at}</small></div>'
         for name, part in verdict.parts()
     )
     return f'<div class="tiles">{"".join(each)}</div>'
@@ -96,7 +101,8 @@ def survival_section(verdict: Verdict) -> list[str]:
             ],
         ),
         table(
-            ("K", "replica-ps lived", "failures", "failures per ps below, 95% sure"), map(astuple, verdict.survival.evidence)
+            ("K", "replica-ps lived", "failures", "failures per ps below, 95% sure", "replicas", "ps"),
+            map(astuple, verdict.survival.evidence),
         ),
     ]
 
@@ -128,6 +134,61 @@ def truth_section(rows: Sequence[Group], picture: str) -> list[str]:
         table(("start", "K", "frames", "no label", *names), errors),
         picture,
     ]
+
+
+def certified_section(found: Sequence[Certified]) -> list[str]:
+    """Averages as the reference has them, and what they rest on."""
+    if not found:
+        return []
+    kinds = ("replicas", "frames", "no label", "beginning", "before failures", "effective size", "expected", "weightless")
+    energies = ("mean", "sigma", "F(ref) - F(model)", "error")
+    taus = [(at.temperature_K, t.ps, t.error, f"{t.at_cap}/{t.replicas}", t.spacing_ps) for at in found if (t := at.tau_acc)]
+    return [
+        "<h2>Certified averages</h2>",
+        note(
+            "Frames of the model's runs, each with the weight exp(-(E_ref - E_model) / kT), are a sample of the reference's"
+            " ensemble. Effective size: (sum w)² / sum w², so many of them are left; expected is N exp(-(sigma / kT)²),"
+            " of Gaussian errors. Weightless: frames where the reference does not go, in holes of the model, say."
+            f" Nothing is certified below {certified.SMALLEST:g}. Energies in kcal/mol: mean and spread of E_ref - E_model, and"
+            " the free-energy difference by Zwanzig's formula. Errors are standard errors, a replica a block."
+        ),
+        note(certified.BLIND_SPOT),
+        *(f'<p class="certified">{escape(at.sentence)}.</p>' for at in found),
+        table(("K", *kinds, *energies), [_certified_row(at) for at in found]),
+        *(element for at in found if at.averages for element in _averages(at)),
+        note(
+            f"tau_acc (doi:10.1039/D1SC01825F): every {certified.INTERVAL:g} fs what |dE| has above {certified.ACCEPTED:g} eV"
+            f" is added, until the sum exceeds {certified.ACCUMULATED:g} eV; {certified.CAP / 1000:g} ps at most. Where"
+            " labelled frames are farther apart, each stands for the time since the one before."
+        )
+        if taus
+        else "",
+        table(("K", "tau_acc, ps", "error", "at the cap", "ps between frames"), taus) if taus else "",
+    ]
+
+
+def _certified_row(at: Certified) -> tuple:
+    counts = at.replicas, at.frames, at.without_label, at.early, at.before_failure
+    sizes = at.effective_sample_size, at.expected_sample_size if at.expected_sample_size > 1 else "< 1", at.weightless
+    return (at.temperature_K, *counts, *sizes, at.mean_difference, at.sigma, at.free_energy, at.free_energy_error)
+
+
+def _averages(at: Certified) -> list[str]:
+    """Temperature and populations, and of the distances and angles those that the weights move most."""
+    inner = [a for a in at.averages if a.unit in ("Å", "°")]
+    moved = sorted(inner, key=lambda a: -abs(a.reference - a.model) / max(a.reference_error, 1e-12))[:MOST]
+    rows = [*(a for a in at.averages if a not in inner), *moved]
+    header = ("average", "unit", "model", "error", "as the reference has it", "error")
+    return [
+        f"<h3>{at.temperature_K:g} K, as the reference has it</h3>",
+        note(f"Of {len(inner)} distances and angles the {len(moved)} that change most; robustness.json has all."),
+        table(header, [(a.name, a.unit, *(_in_figures(x, a.unit) for x in astuple(a)[2:])) for a in rows]),
+    ]
+
+
+def _in_figures(number: float, unit: str) -> str:
+    """A number with as many figures as its unit asks for."""
+    return f"{number:.4f}" if unit == "Å" else f"{number:.2f}" if unit == "°" else significant(number, 3)
 
 
 def ensemble_section(verdict: Verdict, figures: Mapping[str, Figure]) -> list[str]:
@@ -199,7 +260,7 @@ def table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     """An HTML table."""
 
     def cell(value: Any, tag: str = "td") -> str:
-        text = "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+        text = "-" if value is None else significant(value, 3) if isinstance(value, float) else str(value)
         return f"<{tag}>{escape(text)}</{tag}>"
 
     lines = ["".join(cell(name, "th") for name in header), *("".join(map(cell, row)) for row in rows)]

@@ -1,5 +1,6 @@
 """Survival beside truth: frames of the model's own trajectories, relabelled, for every temperature and kind of start."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,18 @@ FINAL_FRAMES = 10
 
 NONE_SEEN = 3.0
 """After a time t without a failure the rate is below this / t, with 95% confidence (doi:10.1001/jama.1983.03330370053031)."""
+
+RATE = 0.01
+"""Failures per replica-ps that must be ruled out at every temperature before survival has a grade: lives of 100 ps in the mean.
+
+That takes `NONE_SEEN` / `RATE` = 300 replica-ps without a failure, what the default protocol runs: 10 replicas of 10 ps from
+each of three kinds of start. Six replicas of 1 ps rule out no more than a failure every 2 ps."""
+
+FRAMES = 60
+"""Labelled frames that must be there at every temperature before truth has a grade.
+
+The bar of the 95th percentile claims that less than 5% of all frames err by more. `NONE_SEEN` / 0.05 = 60 frames show that, if
+none of them does; of fewer frames the percentile is hardly more than the largest error."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,23 @@ class Lived:
     failures: int
     failure_rate_below: float | None
     """per replica-ps, with 95% confidence, where none was seen; see `NONE_SEEN`"""
+    replicas: int
+    ps: float
+    """length of the run"""
+
+    @property
+    def words(self) -> str:
+        """Temperature, number and rate."""
+        rate = "" if self.failure_rate_below is None else f", fewer than {two_figures(self.failure_rate_below)} failures per ps"
+        return f"{self.temperature_K:g} K: {self.replicas - self.failures} of {self.replicas}{rate}"
+
+    @property
+    def missing(self) -> str:
+        """What must be run to rule out `RATE`, in words; empty where enough was."""
+        lacking = NONE_SEEN / RATE - self.replica_ps
+        if lacking < 1e-6:
+            return ""
+        return f"{math.ceil(lacking)} more replica-ps at {self.temperature_K:g} K"
 
 
 @dataclass(frozen=True)
@@ -229,14 +259,23 @@ def survival(rows: tuple[Group, ...], run: "Run") -> Part[Group, Lived]:
     share = survived / replicas
     grade: Grade = "good" if share == 1 else "fair" if share >= SHARE else "poor"
     evidence = tuple(_lived(run, temperature) for temperature in dict.fromkeys(row.temperature for row in rows))
-    return Part(grade, f"{survived} of {replicas} replicas survived", rows, evidence)
+    sentence = f"{survived} of {replicas} replicas survived {evidence[0].ps:g} ps"
+    sentence += f" ({'; '.join(lived.words for lived in evidence)})"
+    missing = ", ".join(filter(None, (lived.missing for lived in evidence)))
+    need = (
+        f"too little to rule out {RATE:g} failures per ps (95% sure), which takes {missing} without a failure"
+        if missing
+        else ""
+    )
+    return Part(grade, sentence, rows, evidence).short_of(need)
 
 
 def _lived(run: "Run", temperature: float) -> Lived:
     ends = run.failure_times[run.target_temperatures == temperature]
     failures = int(np.isfinite(ends).sum())
     picoseconds = float(np.where(np.isfinite(ends), ends, run.trajectory.times[-1]).sum() / 1000)
-    return Lived(temperature, picoseconds, failures, None if failures else NONE_SEEN / picoseconds)
+    bound = None if failures else NONE_SEEN / picoseconds
+    return Lived(temperature, picoseconds, failures, bound, len(ends), float(run.trajectory.times[-1] / 1000))
 
 
 def truth(rows: tuple[Group, ...]) -> Part[Group, Labelled]:
@@ -250,12 +289,23 @@ def truth(rows: tuple[Group, ...]) -> Part[Group, Labelled]:
     survived, right = sum(row.survived for row in rows), sum(row.right or 0 for row in rows)
     good = median < BARS[0] and high < BARS[1] and right == survived and not lost
     fair = median < BARS[1] and high < 5 * BARS[1] and not any(row.frames for row in rows if not row.de)
-    sentence = f"worst row: median |dE| {two_figures(median)}, 95% {two_figures(high)} kcal/mol;"
+    labelled: dict[float, int] = dict.fromkeys((row.temperature for row in rows), 0)
+    for row in rows:
+        labelled[row.temperature] += row.frames - (row.without_label or 0)
+    sentence = f"{', '.join(f'{n} frames at {t:g} K' for t, n in labelled.items())}; "
+    sentence += f"worst row: median |dE| {two_figures(median)}, 95% {two_figures(high)} kcal/mol;"
     sentence += f" {right} of {survived} survivors are right"
     sentence += f"; {lost} frames that the reference cannot calculate" * bool(lost)
-    return Part("good" if good else "fair" if fair else "poor", sentence, rows, evidence)
+    missing = ", ".join(f"{FRAMES - n} more at {t:g} K" for t, n in labelled.items() if n < FRAMES)
+    need = f"too few to show that 95% of all frames are right, which takes {missing} (--frames)" if missing else ""
+    return Part("good" if good else "fair" if fair else "poor", sentence, rows, evidence).short_of(need)
+
+
+def significant(number: float, n: int) -> str:
+    """A number in n significant figures, or as a whole one, never with an exponent where it is large."""
+    return f"{number:.{n}g}" if abs(number) < 10**n - 0.5 else f"{number:.0f}"
 
 
 def two_figures(number: float) -> str:
-    """A number in two significant figures, or as a whole one, never with an exponent where it is large."""
-    return f"{number:.2g}" if abs(number) < 99.5 else f"{number:.0f}"
+    """A number in two `significant` figures."""
+    return significant(number, 2)
