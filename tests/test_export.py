@@ -1,20 +1,27 @@
 """Exports are read back by the programs that they are for."""
 
-import warnings
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
 from ase.io import read
 from conftest import REFERENCE, SPECIES
+from test_checkpoint import compiled_once  # noqa: F401 (all runs here share what they compile)
 
+from iqagp_jax import load_trajectory, simulate
+from iqagp_jax.compose import Sum
 from iqagp_jax.dynamics.forces import forces_at_frames
 from iqagp_jax.dynamics.trajectory import Trajectory
-from iqagp_jax.formats.trajectories import OF_MDANALYSIS, export, left_out
+from iqagp_jax.families.pairs.models import BondedMorse
+from iqagp_jax.formats.trajectories import OF_MDANALYSIS, export, left_out, write_topology
+from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.system.elements import masses_of
 from iqagp_jax.system.system import System
 from iqagp_jax.units import KJ_MOL, TIME_UNIT
+
+pytestmark = pytest.mark.filterwarnings("ignore:DCDReader currently:DeprecationWarning")  # MDAnalysis speaks of its own future
 
 FRAMES, REPLICAS, INTERVAL = 7, 3, 2.5
 LIVED = 4
@@ -152,15 +159,12 @@ def test_h5md_keeps_the_rules_of_its_specification(trajectory, forces, tmp_path)
             assert element["step"][:].tolist() == list(range(LIVED)), element.name
             assert element["time"][:].tolist() == trajectory.times[:LIVED].tolist() and element["time"].attrs["unit"] == "fs"
             assert len(element["value"]) == LIVED
-            np.testing.assert_array_equal(element["time"].id.get_offset(), elements[0]["time"].id.get_offset() or element["time"].id.get_offset())
 
 
 @pytest.mark.parametrize("ending", OF_MDANALYSIS)
 def test_mdanalysis_and_mdtraj_read_one_replica_a_file(trajectory, forces, velocities, tmp_path, ending, mdanalysis, mdtraj):
     export(trajectory, path := tmp_path / f"run{ending}", 1, forces=forces)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # MDAnalysis' DCD reader speaks of its own future
-        universe = mdanalysis.Universe(tmp_path / "run.pdb", path)
+    universe = mdanalysis.Universe(tmp_path / "run.pdb", path)
     expected = trajectory.positions[:LIVED, 1]
     assert len(universe.trajectory) == LIVED
     for k, frame in enumerate(universe.trajectory):
@@ -174,3 +178,134 @@ def test_mdanalysis_and_mdtraj_read_one_replica_a_file(trajectory, forces, veloc
     np.testing.assert_allclose(10 * found.xyz, expected, atol=2e-5 if ending == ".xtc" else 1e-6)
     if ending != ".dcd":  # mdtraj reads no times there
         np.testing.assert_allclose(found.time, INTERVAL * np.arange(LIVED) / 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".extxyz", ".trr", ".xtc"])
+def test_ovito_reads(trajectory, forces, velocities, tmp_path, ending, monkeypatch, request):
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    importer = pytest.importorskip("ovito.io", reason="OVITO is not installed")
+    if ending != ".extxyz":
+        request.getfixturevalue("mdanalysis")
+    export(trajectory, path := tmp_path / f"run{ending}", 0, forces=forces)
+    found = importer.import_file(str(path))
+    assert found.source.num_frames == FRAMES
+    for k in range(FRAMES):
+        data = found.compute(k)
+        np.testing.assert_allclose(data.particles.positions[...], trajectory.positions[k, 0], atol=2e-5)
+        if ending == ".extxyz":
+            assert data.attributes["time"] == INTERVAL * k
+            np.testing.assert_allclose(data.particles["momenta"][...], trajectory.momenta[k, 0], atol=1e-8)
+            np.testing.assert_allclose(data.particles["Force"][...], forces[k, 0], atol=1e-8)
+        else:
+            assert data.attributes["Time"] == pytest.approx(INTERVAL * k / 1000, rel=1e-6)
+        if ending == ".trr":
+            np.testing.assert_allclose(data.particles["Velocity"][...], 1000 * velocities[k, 0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".extxyz", ".h5md", *OF_MDANALYSIS])
+def test_walls_are_told(trajectory, tmp_path, ending, mdanalysis):
+    walled = System.of(SPECIES, REFERENCE, cell=WALLS)
+    export(trajectory, path := tmp_path / f"run{ending}", 0, system=walled)
+    if ending == ".extxyz":
+        atoms = read(path, index=3)
+        assert atoms.pbc.all()
+        np.testing.assert_allclose(atoms.cell, WALLS, atol=1e-12)
+        return
+    universe = mdanalysis.Universe(tmp_path / "run.pdb", path)
+    np.testing.assert_allclose(universe.trajectory[3].triclinic_dimensions, WALLS, atol=1e-4)
+    np.testing.assert_allclose(universe.trajectory[3].positions, trajectory.positions[3, 0], atol=2e-5)
+
+
+def test_walls_that_lengths_and_angles_do_not_tell_are_refused(trajectory, tmp_path, mdanalysis):
+    turned = System.of(SPECIES, REFERENCE, cell=WALLS[[1, 0, 2]])
+    with pytest.raises(ValueError, match="expected the first lattice vector along x"):
+        export(trajectory, tmp_path / "run.dcd", 0, system=turned)
+
+
+def test_every_molecule_is_a_residue_with_names_of_its_own(tmp_path, mdtraj):
+    water = System.of(2 * ("O", "H", "H"), np.arange(18.0).reshape(6, 3), molecules=[0, 0, 0, 1, 1, 1])
+    write_topology(tmp_path / "run.pdb", Atoms(water.species, water.positions), water)
+    residues = list(mdtraj.load(tmp_path / "run.pdb").topology.residues)
+    assert [[atom.name for atom in residue.atoms] for residue in residues] == 2 * [["O1", "H1", "H2"]]
+
+
+def test_a_topology_that_is_there_is_kept_if_it_may_serve(trajectory, tmp_path):
+    pytest.importorskip("h5py", reason="h5py, which writes H5MD, is not installed")
+    topology = tmp_path / "run.pdb"
+    write_topology(topology, Atoms(SPECIES, REFERENCE + 1.0))
+    mine = topology.read_text().replace("MOL", "FOR")
+    topology.write_text(mine)
+    export(trajectory, tmp_path / "run.h5")
+    assert topology.read_text() == mine
+    topology.write_text(mine.replace(" O  ", " N  "))
+    with pytest.raises(ValueError, match="expected a topology of these atoms or none, found others in"):
+        export(trajectory, tmp_path / "run.h5")
+    topology.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="expected a topology or none, found something else in"):
+        export(trajectory, tmp_path / "run.h5")
+
+
+def test_what_cannot_be_exported_gets_a_sentence(trajectory, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"expected an output ending in one of \.extxyz .*, found 'run\.nc'"):
+        export(trajectory, tmp_path / "run.nc")
+    with pytest.raises(ValueError, match="expected a replica that was alive in one frame or more"):
+        export(trajectory, tmp_path / "run.extxyz", 2)
+    for name in ("MDAnalysis", "h5py"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"expected MDAnalysis for \.dcd, found none"):
+        export(trajectory, tmp_path / "run.dcd", 0)
+    with pytest.raises(ValueError, match=r"expected h5py for \.h5, found none"):
+        export(trajectory, tmp_path / "run.h5", 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_replica_a_file_is_asked_for(trajectory, tmp_path, mdanalysis):
+    with pytest.raises(
+        ValueError, match=r"expected one replica for \.xtc, which holds no more, found 3; choose one by --replica"
+    ):
+        export(trajectory, tmp_path / "run.xtc")
+    assert left_out(trajectory, tmp_path / "run.xtc", 0) == [
+        ".xtc holds no energies, temperatures, velocities or forces; .h5md and .extxyz do"
+    ]
+    assert left_out(trajectory, tmp_path / "run.trr", 0) == [".trr holds no energies or temperatures; .h5md and .extxyz do"]
+
+
+# Runs that keep momenta, and forces made anew
+
+WATER = System.of(("O", "H", "H"), [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+POTENTIAL = BondedMorse.of(WATER)
+OPTIONS = {"temperature": 300.0, "frame_interval": 2.0, "momenta": True, "frames_per_piece": 4, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run that kept momenta, in two goes."""
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    for time in (0.01, 0.02):
+        run = simulate(POTENTIAL, WATER, np.repeat(WATER.positions[None], 2, axis=0), folder, time=time, **OPTIONS)
+    return run
+
+
+def test_a_run_keeps_momenta_where_it_is_asked_to(kept):
+    found = load_trajectory(kept.directory)
+    assert found.momenta.shape == found.positions.shape == (11, 2, 3, 3)
+    np.testing.assert_array_equal(found.momenta[-1], kept.momenta)
+    kinetic = (found.momenta**2 / found.masses[:, None]).sum((2, 3)) / 2
+    np.testing.assert_allclose(kinetic, found.kinetic_energies.sum(-1), rtol=1e-10)
+
+
+def test_momenta_are_kept_from_the_beginning_or_not_at_all(kept):
+    starts, bare = np.repeat(WATER.positions[None], 2, axis=0), OPTIONS | {"momenta": False}
+    with pytest.raises(ValueError, match=r"found a different momenta \(True there, None here\)"):
+        simulate(POTENTIAL, WATER, starts, kept.directory, time=0.02, **bare)
+
+
+def test_forces_are_made_anew_by_the_potential_of_the_run(kept):
+    found = forces_at_frames(POTENTIAL, kept.trajectory, kept.system)
+    _, expected = energy_and_forces(POTENTIAL, system=WATER)(kept.trajectory.positions[:, 1])
+    np.testing.assert_allclose(found[:, 1], expected, atol=1e-9)
+    assert np.abs(expected).max() > 0.1
+    dead = replace(kept.trajectory, alive=kept.trajectory.alive & [True, False])
+    assert np.isnan(forces_at_frames(POTENTIAL, dead, kept.system)[:, 1]).all()
+    with pytest.raises(ValueError, match="expected the potential that drove the trajectory, found one whose energies"):
+        forces_at_frames(Sum(POTENTIAL, POTENTIAL), kept.trajectory, kept.system)

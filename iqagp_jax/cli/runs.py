@@ -297,7 +297,7 @@ def export(
         typer.Option(
             "-o",
             "--output",
-            help=".extxyz (ASE, OVITO), .h5md or .h5 (H5MD: MDAnalysis, znh5md), .trr, .dcd or .xtc (MDAnalysis, mdtraj, VMD).",
+            help=".extxyz (ASE, OVITO), .h5md or .h5 (H5MD: MDAnalysis, znh5md), .trr, .dcd or .xtc (MDAnalysis, mdtraj).",
         ),
     ],
     replica: Annotated[int | None, typer.Option(min=0, help="Export one replica only.")] = None,

@@ -1,11 +1,12 @@
 """Trajectories for other programs.
 
-| ending          | for                                    | beside positions and times it holds                             |
-| --------------- | -------------------------------------- | --------------------------------------------------------------- |
-| ``.extxyz``     | ASE, OVITO                             | momenta, forces, energies, temperatures                         |
-| ``.h5md .h5``   | MDAnalysis, znh5md, h5py (`h5md`)      | velocities, forces, energies, temperatures; in 64 bits          |
-| ``.trr``        | MDAnalysis, mdtraj, GROMACS, VMD       | velocities and forces, in 32 bits                               |
-| ``.dcd .xtc``   | MDAnalysis, mdtraj, VMD, OVITO         | nothing; 32 bits, ``.xtc`` rounds to 1e-5 angstrom              |
+| ending        | is read by                | beside positions and times it holds                     |
+| ------------- | ------------------------- | ------------------------------------------------------- |
+| ``.extxyz``   | ASE, OVITO                | momenta, forces, energies, temperatures                 |
+| ``.h5md .h5`` | MDAnalysis, znh5md        | velocities, forces, energies, temperatures; in 64 bits  |
+| ``.trr``      | MDAnalysis, mdtraj, OVITO | velocities, forces; in 32 bits                          |
+| ``.xtc``      | MDAnalysis, mdtraj, OVITO | nothing; rounded to 1e-5 angstrom                       |
+| ``.dcd``      | MDAnalysis, mdtraj        | nothing; in 32 bits; mdtraj reads no times              |
 
 All but extxyz get a topology beside them: a PDB file of the same name. MDAnalysis writes ``.trr``, ``.dcd`` and ``.xtc``, which
 hold one replica a file.
@@ -224,6 +225,11 @@ def _write_by_mdanalysis(path: Path, life: Life) -> None:
     """One replica as ``.trr``, ``.dcd`` or ``.xtc``; MDAnalysis speaks angstrom, ps and kJ/mol."""
     import MDAnalysis
 
+    if life.cell is not None and np.triu(life.cell, 1).any():
+        raise ValueError(
+            f"expected the first lattice vector along x and the second in the xy plane for {path.suffix}, found"
+            f" {life.cell.tolist()}, which its lengths and angles do not tell; export .extxyz"
+        )
     holds = OF_MDANALYSIS[path.suffix]
     velocities = life.velocities if "velocities" in holds else None
     forces = life.forces if "forces" in holds else None
