@@ -3,7 +3,7 @@
 Every replica is a group ``replica_0000`` of particles and one of observables. The elements of a group share ``step``, the
 number of the frame, and ``time``. Units stand at the data, as attributes.
 
-The two programs differ. MDAnalysis wants ``velocity`` and ``force`` in units that it knows, among them angstrom/fs and
+The two programs differ. MDAnalysis wants ``velocity`` and ``force`` in units that it knows, among them angstrom/ps and
 kJ/mol/angstrom, and reads the first group alone. znh5md wants ``species`` and ``box/edges`` at every frame, reads no units, and
 takes numbers for ASE's. So momenta and forces stand there in ASE's units too. ``ASE_ENTRY_ORIGIN`` tells znh5md where in ASE's
 atoms something belongs.
@@ -76,7 +76,8 @@ def _write_replica(file: Any, life: Any) -> None:
     particles.add("species", particles.constant([atomic_numbers[symbol] for symbol in life.species]), None, "atoms")
     particles.add("mass", particles.constant(life.masses), "u", "arrays")
     if life.momenta is not None:
-        particles.add("velocity", life.velocities, "Angstrom fs-1", "info")
+        # MDAnalysis 2.8 takes angstrom/fs for 1e-6 of what they are.
+        particles.add("velocity", 1000 * life.velocities, "Angstrom ps-1", "info")
         particles.add("momenta", life.momenta, "u+1/2 eV+1/2", "arrays")
     if life.forces is not None:
         particles.add("force", life.forces / KJ_MOL, "kJ mol-1 Angstrom-1", "info")
