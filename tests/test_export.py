@@ -13,7 +13,7 @@ from test_checkpoint import compiled_once  # noqa: F401 (all runs here share wha
 from iqagp_jax import load_trajectory, simulate
 from iqagp_jax.compose import Sum
 from iqagp_jax.dynamics.forces import forces_at_frames
-from iqagp_jax.dynamics.trajectory import Trajectory
+from iqagp_jax.dynamics.trajectory import Trajectory, write_piece
 from iqagp_jax.families.pairs.models import BondedMorse
 from iqagp_jax.formats.trajectories import OF_MDANALYSIS, export, left_out, write_topology
 from iqagp_jax.potential import energy_and_forces
@@ -125,7 +125,7 @@ def test_mdanalysis_reads_h5md(trajectory, forces, velocities, tmp_path, ending,
 def test_mdanalysis_reads_the_first_replica_of_several(trajectory, tmp_path, mdanalysis):
     export(replace(trajectory, alive=trajectory.alive[:, [1, 0, 2]]), path := tmp_path / "run.h5md")
     assert len(mdanalysis.Universe(tmp_path / "run.pdb", path).trajectory) == LIVED
-    assert left_out(trajectory, path)[-1].startswith("MDAnalysis reads the first replica of such a file alone; --each")
+    assert left_out(trajectory, path)[-1].startswith("MDAnalysis reads the first replica of such a file alone, until any failed; --each")
 
 
 def test_znh5md_reads_h5md(trajectory, forces, velocities, tmp_path):
@@ -268,6 +268,17 @@ def test_one_replica_a_file_is_asked_for(trajectory, tmp_path, mdanalysis):
         ".xtc holds no energies, temperatures, velocities or forces; .h5md and .extxyz do"
     ]
     assert left_out(trajectory, tmp_path / "run.trr", 0) == [".trr holds no energies or temperatures; .h5md and .extxyz do"]
+
+
+def test_pieces_with_and_without_momenta_are_not_of_one_run(trajectory, tmp_path):
+    write_piece(tmp_path, 0, trajectory)
+    later = replace(trajectory, times=trajectory.times + INTERVAL * FRAMES)
+    write_piece(tmp_path, 1, replace(later, momenta=None))
+    with pytest.raises(ValueError, match="expected the pieces of one run"):
+        load_trajectory(tmp_path)
+    write_piece(tmp_path, 1, replace(later, momenta=np.full_like(trajectory.positions, np.nan)))
+    with pytest.raises(ValueError, match="expected finite numbers as momenta of what is alive"):
+        load_trajectory(tmp_path)
 
 
 # Runs that keep momenta, and forces made anew

@@ -317,13 +317,16 @@ def export(
 
     trajectory, description, target = load_trajectory(directory), read_description(directory) or {}, output_file(output)
     system = system_told(description) if description else None
+    trajectories.chosen(trajectory, target, replica, each)
     known = None
     if forces and trajectories.holds_forces(target):
         known = forces_told(directory, description, trajectory, system, model)
     written = trajectories.export(trajectory, target, replica, each=each, system=system, forces=known)
     for sentence in trajectories.left_out(trajectory, target, replica, each):
         console.print(sentence)
-    console.print(f"{written} frames in {output}" + ", one file a replica" * each)
+    if target.suffix != ".extxyz":
+        console.print(f"topology in {target.with_suffix('.pdb')}")
+    console.print(f"{written} frames in {target.with_stem(f'{target.stem}-NNNN') if each else output}")
     then(f"iqagp robustness {directory} --out {directory}-verdict --reference none")
 
 

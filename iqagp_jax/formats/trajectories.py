@@ -126,8 +126,7 @@ def export(
 
     Raises ValueError, in a sentence, for other endings, replicas that there are not, and several in a file that holds one.
     """
-    _check_ending(path)
-    lives = [Life.of(trajectory, r, system, forces) for r in _chosen(trajectory, path, replica, each)]
+    lives = [Life.of(trajectory, r, system, forces) for r in chosen(trajectory, path, replica, each)]
     lives = [life for life in lives if len(life.times)]
     if not lives:
         raise ValueError("expected a replica that was alive in one frame or more, found none; there is nothing to export")
@@ -153,10 +152,10 @@ def left_out(trajectory: Any, path: Path, replica: int | None = None, each: bool
         sentences.append(f"{path.suffix} holds no {', '.join(missing[:-1])} or {missing[-1]}; .h5md and .extxyz do")
     if trajectory.momenta is None and (held is None or held):
         sentences.append("no velocities: the run kept no momenta; `iqagp simulate --momenta` does")
-    chosen = range(len(trajectory.target_temperatures)) if replica is None else [replica]
-    sentences += [f"no frame of replica {r}: it was never alive in one" for r in chosen if not trajectory.alive[:, r].any()]
-    if path.suffix in H5MD and len(chosen) > 1 and not each:
-        sentences.append("MDAnalysis reads the first replica of such a file alone; --each writes one file a replica")
+    replicas = chosen(trajectory, path, replica, each)
+    sentences += [f"no frame of replica {r}: it was never alive in one" for r in replicas if not trajectory.alive[:, r].any()]
+    if path.suffix in H5MD and len(replicas) > 1 and not each:
+        sentences.append("MDAnalysis reads the first replica of such a file alone, until any failed; --each writes one file a replica")
     return sentences
 
 
@@ -179,17 +178,19 @@ def _check_ending(path: Path) -> None:
             ) from error
 
 
-def _chosen(trajectory: Any, path: Path, replica: int | None, each: bool) -> list[int]:
+def chosen(trajectory: Any, path: Path, replica: int | None = None, each: bool = False) -> list[int]:
+    """The numbers of the replicas that `export` takes; ValueError, in a sentence, where it cannot write them."""
+    _check_ending(path)
     count = len(trajectory.target_temperatures)
     if replica is not None and not (isinstance(replica, int | np.integer) and 0 <= replica < count):
         raise ValueError(f"expected a replica from 0 to {count - 1}, found {replica!r}; choose one of them")
-    chosen = list(range(count)) if replica is None else [int(replica)]
-    if path.suffix in OF_MDANALYSIS and len(chosen) > 1 and not each:
+    replicas = list(range(count)) if replica is None else [int(replica)]
+    if path.suffix in OF_MDANALYSIS and len(replicas) > 1 and not each:
         raise ValueError(
             f"expected one replica for {path.suffix}, which holds no more, found {count}; choose one by --replica, or write one"
             " file a replica by --each"
         )
-    return chosen
+    return replicas
 
 
 def write_topology(path: Path, atoms: Atoms, system: System | None = None) -> None:
