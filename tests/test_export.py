@@ -125,7 +125,9 @@ def test_mdanalysis_reads_h5md(trajectory, forces, velocities, tmp_path, ending,
 def test_mdanalysis_reads_the_first_replica_of_several(trajectory, tmp_path, mdanalysis):
     export(replace(trajectory, alive=trajectory.alive[:, [1, 0, 2]]), path := tmp_path / "run.h5md")
     assert len(mdanalysis.Universe(tmp_path / "run.pdb", path).trajectory) == LIVED
-    assert left_out(trajectory, path)[-1].startswith("MDAnalysis reads the first replica of such a file alone, until any failed; --each")
+    assert left_out(trajectory, path)[-1].startswith(
+        "MDAnalysis reads the first replica of such a file alone, until any failed; --each"
+    )
 
 
 def test_znh5md_reads_h5md(trajectory, forces, velocities, tmp_path):
@@ -178,6 +180,16 @@ def test_mdanalysis_and_mdtraj_read_one_replica_a_file(trajectory, forces, veloc
     np.testing.assert_allclose(10 * found.xyz, expected, atol=2e-5 if ending == ".xtc" else 1e-6)
     if ending != ".dcd":  # mdtraj reads no times there
         np.testing.assert_allclose(found.time, INTERVAL * np.arange(LIVED) / 1000, rtol=1e-6)
+
+
+def test_xtc_keeps_six_digits(trajectory, tmp_path, mdanalysis, mdtraj):
+    """Of more than nine atoms, which it compresses."""
+    names = ("positions", "momenta")
+    large = {name: np.tile(getattr(trajectory, name), (1, 1, 3, 1)) for name in names}
+    twelve = replace(trajectory, species=np.tile(SPECIES, 3), masses=np.tile(trajectory.masses, 3), **large)
+    export(twelve, tmp_path / "run.xtc", 0)
+    found = mdtraj.load(tmp_path / "run.xtc", top=tmp_path / "run.pdb")
+    np.testing.assert_allclose(10 * found.xyz, twelve.positions[:, 0], atol=6e-6)
 
 
 @pytest.mark.parametrize("ending", [".extxyz", ".trr", ".xtc"])

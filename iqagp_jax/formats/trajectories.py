@@ -155,7 +155,9 @@ def left_out(trajectory: Any, path: Path, replica: int | None = None, each: bool
     replicas = chosen(trajectory, path, replica, each)
     sentences += [f"no frame of replica {r}: it was never alive in one" for r in replicas if not trajectory.alive[:, r].any()]
     if path.suffix in H5MD and len(replicas) > 1 and not each:
-        sentences.append("MDAnalysis reads the first replica of such a file alone, until any failed; --each writes one file a replica")
+        sentences.append(
+            "MDAnalysis reads the first replica of such a file alone, until any failed; --each writes one file a replica"
+        )
     return sentences
 
 
@@ -238,8 +240,8 @@ def _write_by_mdanalysis(path: Path, life: Life) -> None:
     universe = MDAnalysis.Universe.empty(len(life.species), **given)
     frame = universe.trajectory.ts
     options: dict[str, Any] = {"precision": XTC_DIGITS} if path.suffix == ".xtc" else {}
-    if len(life.times) > 1:
-        options["dt"] = (life.times[1] - life.times[0]) / 1000
+    if path.suffix == ".dcd":  # whose head alone tells times
+        options["dt"] = (life.times[1] - life.times[0]) / 1000 if len(life.times) > 1 else 1.0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No dimensions set")  # a molecule without walls has none
         with MDAnalysis.Writer(str(path), n_atoms=len(life.species), **options) as writer:
