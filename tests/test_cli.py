@@ -66,7 +66,7 @@ def test_train_validate_simulate_export(folder, capsys):
     report = json.loads((folder / "v.json").read_text())
     assert report["test_500K"]["n_test"] == 10
     run = ("simulate", model, "--out", folder / "run", "--replicas", 3, "--time", 0.1, "--start", "equilibrium")
-    run += ("--temperature", 50)  # at 500 K the model falls into a hole of 20 eV, and tells so
+    run += ("--momenta", "--temperature", 50)  # at 500 K the model falls into a hole of 20 eV, and tells so
     assert iqagp(*run, "--start", "displaced", "--displacement", 0.05) == 0
     told = capsys.readouterr().out
     assert [told.count(n) for n in ("2/2", "1/1", "3/3")] == [1, 1, 1] and "drift of the conserved energy" in told
@@ -80,6 +80,7 @@ def test_train_validate_simulate_export(folder, capsys):
     frames = read(folder / "run.extxyz", index=":")
     assert len(frames) == 3 * 6
     assert np.isfinite([a.get_potential_energy() for a in frames]).all()
+    assert np.isfinite([a.get_forces() for a in frames]).all() and np.ptp([a.get_velocities() for a in frames]) > 0
     assert iqagp("export", folder / "run", "-o", folder / "run.h5", "--replica", 1) == 0
     import znh5md
 
@@ -88,6 +89,16 @@ def test_train_validate_simulate_export(folder, capsys):
         [a.positions for a in frames if a.info["replica"] == 1],
         atol=1e-7,
     )
+    capsys.readouterr()
+    model.rename(folder / "elsewhere")
+    assert iqagp("export", folder / "run", "-o", folder / "run.h5", "--each") == 0
+    told = capsys.readouterr().out
+    assert f"no forces: expected the model that drove the run in {folder / 'run'}, found no file" in told
+    assert "18 frames in" in told and (folder / "run-0002.h5").exists()
+    assert iqagp("export", folder / "run", "-o", folder / "again.extxyz", "--model", folder / "elsewhere") == 0
+    assert (folder / "again.extxyz").read_text() == (folder / "run.extxyz").read_text()
+    assert iqagp("export", folder / "run", "-o", folder / "again.extxyz", "--no-forces") == 0
+    assert "forces" not in (folder / "again.extxyz").read_text()
     for picture in ("m.trace.png", "m-test_500K-s-curve.png", "m-test_500K-predicted.png", "run/survival.png"):
         assert (folder / picture).stat().st_size > 10_000
 

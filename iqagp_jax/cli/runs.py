@@ -59,6 +59,9 @@ def simulate(
         bool,
         typer.Option("--distributed", help="One of several processes, started by srun or mpirun, that share the replicas."),
     ] = False,
+    momenta: Annotated[
+        bool, typer.Option("--momenta", help="Keep momenta in every frame, for exports with velocities; twice the disk.")
+    ] = False,
     keep_compiled: Annotated[
         bool, typer.Option("--keep-compiled", help="Keep compiled programs in your cache folder: the next run starts sooner.")
     ] = False,
@@ -125,6 +128,7 @@ def simulate(
         kinds=kinds,
         dtype=precision,
         model={"path": str(model.resolve()), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()},
+        momenta=momenta,
     )
     print_replicas(run)
     draw_replicas(run, out)
@@ -288,13 +292,68 @@ def print_bench(report):
 
 def export(
     directory: Annotated[Path, typer.Argument(help="Folder of a trajectory.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .extxyz file, or a .h5 file in H5MD format.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help=".extxyz (ASE, OVITO), .h5md or .h5 (H5MD: MDAnalysis, znh5md), .trr, .dcd or .xtc (MDAnalysis, mdtraj).",
+        ),
+    ],
     replica: Annotated[int | None, typer.Option(min=0, help="Export one replica only.")] = None,
+    each: Annotated[bool, typer.Option("--each", help="One file a replica: NAME-0000 and following.")] = False,
+    forces: Annotated[bool, typer.Option(help="Make forces by the model of the run, where the file holds them.")] = True,
+    model: Annotated[Path | None, typer.Option(help="That model's file, where the run does not name it.")] = None,
 ):
-    """Write a trajectory as extxyz or H5MD, one file a replica where H5MD needs it, for ASE, MDAnalysis and friends."""
+    """Write a trajectory for other programs: times, positions, velocities, forces, energies, temperatures.
+
+    What a kind of file cannot hold is told. Velocities are there if `iqagp simulate --momenta` kept them. All but .extxyz get a
+    topology beside them: a PDB file of the same name.
+    """
+    from iqagp_jax.dynamics.folder import read_description
+    from iqagp_jax.dynamics.record import system_told
     from iqagp_jax.dynamics.trajectory import load_trajectory
     from iqagp_jax.formats import trajectories
 
-    written = trajectories.export(load_trajectory(directory), output_file(output), replica)
-    console.print(f"{written} frames in {output}")
+    trajectory, description, target = load_trajectory(directory), read_description(directory) or {}, output_file(output)
+    system = system_told(description) if description else None
+    trajectories.chosen(trajectory, target, replica, each)
+    known = None
+    if forces and trajectories.holds_forces(target):
+        known = forces_told(directory, description, trajectory, system, model)
+    written = trajectories.export(trajectory, target, replica, each=each, system=system, forces=known)
+    for sentence in trajectories.left_out(trajectory, target, replica, each):
+        console.print(sentence)
+    if target.suffix != ".extxyz":
+        console.print(f"topology in {target.with_suffix('.pdb')}")
+    console.print(f"{written} frames in {target.with_stem(f'{target.stem}-NNNN') if each else output}")
     then(f"iqagp robustness {directory} --out {directory}-verdict --reference none")
+
+
+def forces_told(directory, description, trajectory, system, model):
+    """Forces at the frames by the model of a run; None, and why, where the run does not name it or it is another one by now."""
+    from iqagp_jax.dynamics.forces import forces_at_frames
+    from iqagp_jax.modelfile import load_model
+
+    if model is None:
+        try:
+            model = model_of(description, directory, None)
+        except ValueError as error:
+            console.print(f"no forces: {error}")
+            return None
+    precision = description.get("precision", "float64")
+    return forces_at_frames(load_model(model), trajectory, system, precision)
+
+
+def model_of(description, directory, path):
+    """The model file of a run: the one given, or the one that its description names."""
+    if path:
+        return path
+    told = description.get("model")
+    if told is None:
+        raise ValueError(f"expected a run that names its model, found none in {directory}; give the file by --model")
+    path = Path(told["path"])
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != told["sha256"]:
+        found = "another file" if path.is_file() else "no file"
+        raise ValueError(f"expected the model that drove the run in {directory}, found {found} at {path}; name it by --model")
+    return path

@@ -9,7 +9,7 @@ import typer
 
 from iqagp_jax.cli.console import MOST, console, only_with, output_folder, table, then, track
 from iqagp_jax.cli.models import EnergyKey, ForcesKey
-from iqagp_jax.cli.runs import UNSOUND, Strict
+from iqagp_jax.cli.runs import UNSOUND, Strict, model_of
 
 ReferenceName = Literal["xtb", "dft", "none"]
 
@@ -81,7 +81,7 @@ def robustness(
         only_with(context, reference_replicas=driven, reference_time=driven, **starts_used(start))
     devices.use_cores()
     run = None if new else Run.open(judged)
-    path = model_of(run, model) if run else judged
+    path = model_of(run.description, judged, model) if run else judged
     loaded, out = load_model(path), output_folder(out)
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
         if run:
@@ -126,24 +126,6 @@ def after_verdict(verdict, model, out, reference):
     if taught and not verdict.concerns:
         return f"iqagp active {model} DATASET --out {out}-taught --reference {reference}"
     return f"xdg-open {out / 'report.html'}"
-
-
-def model_of(run, path):
-    """The model file of a run: the one given, or the one that the run names."""
-    from hashlib import sha256
-
-    if path:
-        return path
-    told = run.description.get("model")
-    if told is None:
-        raise ValueError(f"expected a run that names its model, found none in {run.directory}; give the file by --model")
-    path = Path(told["path"])
-    if not path.is_file() or sha256(path.read_bytes()).hexdigest() != told["sha256"]:
-        found = "another file" if path.is_file() else "no file"
-        raise ValueError(
-            f"expected the model that drove the run in {run.directory}, found {found} at {path}; name it by --model"
-        )
-    return path
 
 
 def active(

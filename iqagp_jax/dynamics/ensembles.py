@@ -136,6 +136,7 @@ class Frame(NamedTuple):
     temperatures: jax.Array
     kinetic_energies: jax.Array
     conserved_energies: jax.Array
+    momenta: jax.Array
     alive: jax.Array
 
 
@@ -207,7 +208,8 @@ class Dynamics:
         bath = self.thermostat.bath_energy(state, BOLTZMANN * target, self.degrees_of_freedom)
         # A start whose energy is not finite has no frame; its status says so after the first step.
         alive = (replica.status == Status.ALIVE.value) & jnp.isfinite(energy)
-        values = (state.position, energy, self.temperature(state), parts, energy + parts.sum() + bath)
+        conserved = energy + parts.sum() + bath
+        values = (state.position, energy, self.temperature(state), parts, conserved, state.momentum)
         return Frame._make([*(jnp.where(alive, value, jnp.nan) for value in values), alive])
 
     def temperature(self, state: Any) -> jax.Array:

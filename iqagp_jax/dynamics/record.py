@@ -58,16 +58,7 @@ class Run:
     @cached_property
     def system(self) -> System:
         """Its atoms, at rest; where only a failure rule was given, and in folders of before 2026-12, at the first start."""
-        told = self.description
-        cell = told.get("cell")
-        return System(
-            tuple(told["species"].split()),
-            np.array(told.get("at_rest", told["starts"][0])),
-            told.get("charge", 0),
-            told.get("spin", 0),
-            None if cell is None else np.array(cell),
-            tuple(told.get("molecules", ())),
-        )
+        return system_told(self.description)
 
     @cached_property
     def rule(self) -> FailureRule:
@@ -228,6 +219,19 @@ class Run:
         return 1000 * float(self.state["seconds"]) / steps if steps else np.nan
 
 
+def system_told(description: dict[str, Any]) -> System:
+    """The atoms that a description tells of, at rest where it tells that, else at the first start."""
+    cell = description.get("cell")
+    return System(
+        tuple(description["species"].split()),
+        np.array(description.get("at_rest", description["starts"][0])),
+        description.get("charge", 0),
+        description.get("spin", 0),
+        None if cell is None else np.array(cell),
+        tuple(description.get("molecules", ())),
+    )
+
+
 def rule_of(description: dict[str, Any]) -> FailureRule:
     """The failure rule that a description tells: of a run that began with an older one, that."""
     species, molecules = tuple(description["species"].split()), tuple(description.get("molecules", ()))
@@ -274,6 +278,8 @@ class Record:
     recorder: Recorder | None
     """None in all processes but the first"""
     say: Callable[[str], Any]
+    momenta: bool = False
+    """whether frames keep them"""
 
     def tell(self, line: str) -> None:
         """Say a line and add it to the log."""
@@ -283,9 +289,11 @@ class Record:
 
     def frame(self, time: float, frame: Frame) -> None:
         """Add a frame at a time in fs."""
-        frame = jax.device_get(frame)
+        kept = jax.device_get(frame)._asdict()
+        if not self.momenta:
+            del kept["momenta"]
         if self.recorder:
-            self.recorder.record(times=np.float64(time), **frame._asdict())
+            self.recorder.record(times=np.float64(time), **kept)
 
     def failures(self, failures: list[dict[str, Any]]) -> None:
         """Keep the geometries that failed."""

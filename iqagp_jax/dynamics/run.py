@@ -99,6 +99,7 @@ def simulate(
     kinds: Sequence[str] | None = None,
     dtype: Any = None,
     model: dict[str, str] | None = None,
+    momenta: bool = False,
 ) -> Run:
     """Run R replicas at constant temperature and stream their frames to ``directory``; or go on where it was stopped.
 
@@ -133,6 +134,7 @@ def simulate(
     kinds: names (R,) of the kinds of start, to be kept with the run.
     dtype: of the arithmetic within a potential that is not bound yet, where it has a choice; float64 by default.
     model: where the potential came from, to be kept with the run.
+    momenta: whether every frame keeps them, for spectra and for exports with velocities; the folder becomes twice as large.
 
     Returns the `Run`; at once where it is finished. Warns of its `Run.concerns`, each a reason not to believe it.
 
@@ -144,7 +146,8 @@ def simulate(
     schedule = _schedule(time, timestep, frame_interval, uncertainty_limit)
     check_integer("a seed", seed, 0)
     if frames_per_piece is None:
-        frames_per_piece = max(round(PIECE_BYTES / (8 * len(starts) * (3 * starts.shape[1] + 5))), 1)
+        numbers = (6 if momenta else 3) * starts.shape[1] + 5
+        frames_per_piece = max(round(PIECE_BYTES / (8 * len(starts) * numbers)), 1)
     check_integer("frames per piece", frames_per_piece, 1)
     _check_kinds(kinds, len(starts))
     look(directory)
@@ -170,6 +173,7 @@ def simulate(
             "uncertainty_interval_fs": uncertainty_limit and float(uncertainty_limit.interval),
             "replicas": len(starts),
             "devices": len(jax.devices()),
+            "momenta": True if momenta else None,  # as where folders of before 2026-12 do not tell
             **description_of(rule),
             **told,
             **({} if kinds is None else {"kinds": [str(kind) for kind in kinds]}),
@@ -194,7 +198,7 @@ def simulate(
                     per_run = {"species": np.array(rule.species), "masses": atoms.masses, "target_temperatures": targets}
                     frames = state.step // schedule.frame + 1 if state.step else 0
                     recorder = Recorder(folder, frames_per_piece, per_run, frames)
-                record = Record(folder, rule.species, recorder, say)
+                record = Record(folder, rule.species, recorder, say, momenta)
                 with deferred_interrupt() as interrupted:
                     _drive(driver, state, schedule, frame_interval, uncertainty_limit, record, show, interrupted)
             meet("all is written")

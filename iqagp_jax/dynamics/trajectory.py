@@ -1,9 +1,9 @@
 """Trajectories of replicas on disk: ``DIR/trajectory-NNNN.npz``, numbered from 0000 without gaps.
 
 Every piece is a plain uncompressed ``.npz`` that NumPy reads without pickle and without this package. It holds the
-arrays of `Trajectory`, for its own frames only, ``format_version``, and a ``checksum`` of them, which pieces of before 2026-12
-lack. A piece appears whole or not at all, and the same run writes the same bytes. All pieces hold the same number of frames but
-the last, which grows with the run.
+arrays of `Trajectory`, for its own frames only and momenta only where the run keeps them, ``format_version``, and a
+``checksum`` of them, which pieces of before 2026-12 lack. A piece appears whole or not at all, and the same run writes the same
+bytes. All pieces hold the same number of frames but the last, which grows with the run.
 """
 
 from dataclasses import dataclass, fields
@@ -53,6 +53,8 @@ class Trajectory:
     """(frames, R) potential, kinetic and Nose-Hoover chain's energy, eV: constant but for errors; NaN for other thermostats"""
     alive: np.ndarray
     """(frames, R) bool"""
+    momenta: np.ndarray | None = None
+    """(frames, R, N, 3) sqrt(amu eV); None where the run did not keep them"""
 
     def __post_init__(self):
         frames, replicas, atoms = len(self.times), len(self.target_temperatures), len(self.species)
@@ -64,6 +66,7 @@ class Trajectory:
             "kinetic_energies": (frames, replicas, 3),
             "conserved_energies": (frames, replicas),
             "alive": (frames, replicas),
+            **({} if self.momenta is None else {"momenta": self.positions.shape}),
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
@@ -80,7 +83,8 @@ def check_content(piece):
     alive = numbers("which replicas are alive", piece.alive, (frames, replicas), kinds="b")
     if (alive[1:] > alive[:-1]).any():
         raise ValueError("expected replicas to stay as they failed, found one alive again")
-    for name, least in (("positions", -np.inf), ("energies", -np.inf), ("temperatures", 0.0), ("kinetic_energies", -SUMS)):
+    bounded = {"positions": -np.inf, "energies": -np.inf, "temperatures": 0.0, "kinetic_energies": -SUMS}
+    for name, least in (bounded | ({} if piece.momenta is None else {"momenta": -np.inf})).items():
         array = getattr(piece, name)
         numbers(f"{name} of what is alive", array[alive], (alive.sum(), *array.shape[2:]), least, kinds="f")
         if np.isfinite(array[~alive]).any():
@@ -119,7 +123,7 @@ class Recorder:
 
 def write_piece(directory, number, piece):
     """Write a `Trajectory` as piece ``number``; a crash at any moment leaves either what was there or the whole file."""
-    arrays = {name: np.asarray(array) for name, array in vars(piece).items()}
+    arrays = {name: np.asarray(array) for name, array in vars(piece).items() if array is not None}
     data = packed(arrays, format_version=np.int64(FORMAT_VERSION))
     write_atomically(Path(directory) / f"trajectory-{number:04d}.npz", data)
 
@@ -133,7 +137,8 @@ def load_trajectory(directory):
     pieces = list(read_pieces(directory))
 
     def joined(name):
-        return getattr(pieces[0], name) if name in PER_RUN else np.concatenate([getattr(p, name) for p in pieces])
+        first = getattr(pieces[0], name)
+        return first if name in PER_RUN or first is None else np.concatenate([getattr(p, name) for p in pieces])
 
     return Trajectory(**{field.name: joined(field.name) for field in fields(Trajectory)})
 
@@ -176,7 +181,7 @@ def _complete(directory, n_pieces):
 
 def _frames(piece):
     """The fields of each frame of a `Trajectory`, without frame axis."""
-    names = [field.name for field in fields(Trajectory) if field.name not in PER_RUN]
+    names = [name for name, array in vars(piece).items() if name not in PER_RUN and array is not None]
     return [{name: getattr(piece, name)[k] for name in names} for k in range(len(piece.times))]
 
 
@@ -201,6 +206,7 @@ def read_piece(path):
 
 def _check_one_run(directory, first, piece, times):
     same = all(np.array_equal(getattr(piece, name), getattr(first, name)) for name in PER_RUN)
+    same &= (piece.momenta is None) == (first.momenta is None)
     intervals = np.diff(times)
     if not same or (intervals <= 0).any() or not np.allclose(intervals, intervals[:1]):
         raise ValueError(f"expected the pieces of one run, found those of several in {directory}; keep only one run's")
