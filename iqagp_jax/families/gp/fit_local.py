@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import null_space
-from scipy.sparse import block_diag
+from scipy.sparse import block_diag, csr_array
 
 from iqagp_jax.families.gp import joint, regression
 from iqagp_jax.families.gp.environments import Environments
@@ -73,7 +73,7 @@ def _varied(covariance, targets, permutations):
 
 
 def _internal(positions, kept, targets):
-    """Directions (m, m') among m observations along which geometries (n, N, 3) have labels at all, a sparse matrix.
+    """Directions (m, m') among m observations along which geometries (n, N, 3) have labels at all, a sparse array.
 
     Forces have none along translations and rotations. There the covariance is the noise alone, and a likelihood that counted
     these directions would prefer whatever makes the noise small.
@@ -87,7 +87,7 @@ def _internal(positions, kept, targets):
             inner = np.zeros((len(is_force), free.shape[1]))
             inner[is_force] = free
             block = np.concatenate([everything[:, observed & ~is_force], inner], axis=1)
-        blocks.append(block[observed])
+        blocks.append(csr_array(block[observed]))
     return block_diag(blocks, format="csr")
 
 
