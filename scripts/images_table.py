@@ -39,7 +39,8 @@ def compiled(model, positions, worth):
     images.WORTH, usual = worth, images.WORTH
     points = fast.prepare(model, np.float64)
     images.WORTH = usual
-    evaluate = jax.jit(jax.vmap(partial(fast.deviation(model.features)[1], points))).lower(positions).compile()
+    deviation = fast.deviation(partial(fast.evaluate, model.features))[1]
+    evaluate = jax.jit(jax.vmap(partial(deviation, points))).lower(positions).compile()
     return lambda: jax.block_until_ready(evaluate(positions))
 
 
