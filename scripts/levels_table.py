@@ -41,8 +41,9 @@ def main():
         "--seed": {"type": int},
         "--max-steps": {"type": int, "help": "of the search for hyperparameters"},
         "--joint": {"action": "store_true", "help": "also one process of both levels"},
+        "--local": {"action": "store_true", "help": "with the atoms' surroundings in all models"},
     }
-    options = parsed(__doc__, arguments, {**USUAL, "max_steps": 40}, SHORT)
+    options = parsed(__doc__, arguments, {**USUAL, "max_steps": 40, "local": False}, SHORT)
     data = replace(load_dataset(options.dataset), atomic_energies=None, extra={})
     train, test = data.split("train"), data.split("test_500K")[: options.tests]
     order = np.random.default_rng(options.seed).permutation(len(train))
@@ -50,7 +51,7 @@ def main():
     train = train[order[:most]]
     (low_train, low_test) = labelled([train, test])
     cheap = low_train[np.random.default_rng(options.seed + 1).permutation(most)[: options.cheap]]
-    steps = {"max_steps": options.max_steps}
+    steps = {"max_steps": options.max_steps, "local": options.local}
     began = time.process_time()
     base = fit_gp(cheap, n_train=options.cheap, **steps)
     spent = time.process_time() - began
