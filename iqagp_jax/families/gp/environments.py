@@ -126,7 +126,7 @@ class Environments:
     middle: Array
     """(elements, D) mean over the training data; elements in the order of the alphabet"""
     axes: Array
-    """(elements, d, D), A_e / spread: of its longest row 1 is the spread's inverse; zeros where the data vary along fewer"""
+    """(elements, d, D), A_e / spread, rows of the length 1 / spread; rows of zeros where the data vary along fewer"""
 
     @classmethod
     def of(cls, species, positions):

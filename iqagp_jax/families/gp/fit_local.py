@@ -38,11 +38,11 @@ def with_surroundings(sample, chosen):
     y, positions = internal.T @ sample.y[sample.kept], jnp.asarray(sample.positions)
     variance = np.asarray(sample.family.process(chosen.parameters, sample.seen)[0].variance)
     of_surroundings = jax.jit(partial(_of_surroundings, targets=targets))
-    best, found = -np.inf, chosen
+    best, found, varied = -np.inf, chosen, _varied(chosen.covariance, targets, permutations)
     local = Local(Environments.of(train.species, train.positions), np.array(1.0), np.array(1.0))
     for length in map(np.array, LENGTHS):
         alone = of_surroundings(local.of(length, 1.0), variance, positions)
-        unit = _varied(chosen.covariance, targets, permutations) / _varied(alone, targets, permutations)
+        unit = varied / _varied(alone, targets, permutations)
         for ratio, noise in product(RATIOS, _noises(sample)):
             covariance = chosen.covariance + ratio * unit * alone
             matrix = np.asarray(sample.matrix(covariance, joint.of_each(noise, targets, sample.positions.shape[1])))

@@ -139,12 +139,13 @@ class GPOptions:
             raise ValueError(
                 "expected inverse distances, and energy or forces as targets, for solver 'cg'; choose these, or 'cholesky'"
             )
-        if self.robust and not (self.is_joint and by_distances and self.solver == "cholesky"):
+        summed_by_factor = self.is_joint and by_distances and self.solver == "cholesky"
+        if self.robust and not summed_by_factor:
             raise ValueError(
                 "expected robust=True for forces or energies of the molecule, on inverse distances and by solver 'cholesky';"
                 " leave it out: wrong labels are not looked for in other fits"
             )
-        if self.local and not (self.is_joint and by_distances and self.solver == "cholesky"):
+        if self.local and not summed_by_factor:
             raise ValueError(
                 "expected local=True for forces or energies of the molecule, on inverse distances and by solver 'cholesky';"
                 " leave it out, or choose these"
