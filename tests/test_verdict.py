@@ -319,6 +319,17 @@ def test_starts_that_the_reference_does_not_keep_together_are_left_out():
     assert told == (Distorted("displaced", drawn=6, used=3, same_end=3),)
 
 
+def test_starts_in_basins_take_turns():
+    """Those that the reference keeps together, of which a model with one minimum holds one."""
+    other = REFERENCE * [1, 1, -1] + [[0.0, 0.0, 0.0], [0.0, 0.0, 0.6], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    minima = tuple(tuple(map(tuple, r.tolist())) for r in (REFERENCE, other, other + 0.1))
+    starts, told = choose_starts(
+        lambda r: ((r - REFERENCE) ** 2).sum(), HERE, Protocol(replicas=3, kinds=("basins",), minima=minima), Exact()
+    )
+    np.testing.assert_array_equal(starts["basins"], np.array([minima[0], minima[2], minima[0]]))
+    assert told == (Distorted("basins", drawn=3, used=2, same_end=2),)
+
+
 def test_a_molecule_without_hydrogens_has_none_to_stretch():
     dioxide = System(("O", "C", "O"), np.array([[-1.2, 0.0, 0.0], [0.0, 0.0, 0.0], [1.2, 0.0, 0.0]]))
     with pytest.raises(ValueError, match="expected a bond to hydrogen to stretch, found none in O C O"):
@@ -334,6 +345,9 @@ def test_a_molecule_without_hydrogens_has_none_to_stretch():
         ({"frame_interval": 0.7}, "expected the frame interval to be a multiple of the timestep"),
         ({"displacement": -1.0}, "expected a displacement in angstrom above zero"),
         ({"stretch": 0.0}, "expected a stretched bond length in angstrom above zero"),
+        ({"kinds": ("basins",)}, "expected minima with starts in basins, and with these alone, found one without the other"),
+        ({"minima": (((0.0, 0.0, 0.0),) * 4,)}, "expected minima with starts in basins"),
+        ({"scan_points": -1}, "expected a number of scanned geometries, or 0 for none, found -1"),
         ({"reference_replicas": -3}, "expected at least two reference replicas, .*, or 0 for none; found -3"),
     ],
 )
@@ -356,7 +370,7 @@ def verdict(distance_model, tmp_path_factory):
 
 
 def test_a_good_and_a_wrong_model_are_told_apart(verdict):
-    assert [part.grade for _, part in verdict.found.parts()] == ["unknown", "good", "unknown", "unknown"]
+    assert [part.grade for _, part in verdict.found.parts()] == ["unknown", "good", "unknown", "unknown", "unknown"]
     assert not verdict.found.good and verdict.found.survival.flawless
     (row,) = verdict.found.truth.rows
     assert row.survived == row.right == 2 and row.frames == 60 and 0 < row.de.median <= row.de.max < 0.5
@@ -422,14 +436,14 @@ def test_dynamics_of_the_reference_is_compared_and_told(distance_model, tmp_path
 def test_the_report_opens_anywhere(verdict):
     page = (verdict.out / "report.html").read_text()
     assert "http" not in page and page.count("<img") == page.count("data:image/png;base64") >= 4
-    assert (page.count('class="tile good"'), page.count('class="tile unknown"')) == (1, 3)
+    assert (page.count('class="tile good"'), page.count('class="tile unknown"')) == (1, 4)
     assert "<small>runs of 0.2 ps at 100 K</small>" in page
     assert json.loads((verdict.out / "robustness.json").read_text()) == json.loads(json.dumps(verdict.found.as_dict()))
 
 
 def test_files_have_the_keys_that_they_always_had(verdict):
     told = json.loads((verdict.out / "robustness.json").read_text())
-    new = ["charge", "spin", "concerns", "certified"]
+    new = ["charge", "spin", "concerns", "certified", "shape"]
     assert [key for key in told if key not in new] == [
         *("model", "level_of_theory", "reference", "protocol", "equilibrium", "starts", "rows", "ensemble"),
         *("reference_failures", "warning", "verdict"),
@@ -441,7 +455,7 @@ def test_files_have_the_keys_that_they_always_had(verdict):
         *("false_alarms_per_ps", "calm_ps"),
     }
     assert told["protocol"] == json.loads(json.dumps(asdict(verdict.protocol)))
-    assert list(told["verdict"]) == ["survival", "truth", "ensemble", "warning"]
+    assert list(told["verdict"]) == ["survival", "truth", "shape", "ensemble", "warning"]
     assert all(list(part) == ["grade", "sentence", "evidence"] for part in told["verdict"].values())
     assert told["level_of_theory"] == "not told" and told["charge"] == told["spin"] == 0
 

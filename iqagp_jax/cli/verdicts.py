@@ -15,7 +15,13 @@ ReferenceName = Literal["xtb", "dft", "none"]
 
 
 Temperatures = Annotated[list[float], typer.Option("--temperature", help="K; repeatable.")]
-Starts = Annotated[list[str], typer.Option("--start", help="Kinds of start: equilibrium, displaced, stretched; repeatable.")]
+Starts = Annotated[
+    list[str], typer.Option("--start", help="Kinds of start: equilibrium, displaced, stretched, basins; repeatable.")
+]
+Minima = Annotated[
+    Path | None,
+    typer.Option(help="XYZ or extxyz file of minima, the lowest first: starts in basins begin there, in turn."),
+]
 Replicas = Annotated[int, typer.Option(min=1, max=MOST, help="Replicas for every temperature and kind of start.")]
 Time = Annotated[float, typer.Option(help="Length of each run in ps.")]
 Timestep = Annotated[float, typer.Option(help="Integration step in fs.")]
@@ -32,9 +38,12 @@ OUTCOME = ("survived", "right", "median |dE|", "95%", "max")
 
 OF_NEW_RUNS = (
     *("temperature", "start", "replicas", "time", "timestep", "frame_interval", "displacement", "stretch"),
-    *("reference_replicas", "reference_time"),
+    *("reference_replicas", "reference_time", "minima"),
 )
 """Options that a run which is there has chosen."""
+
+SCANNED = 5000
+"""Geometries of scans that GFN2-xTB labels at most: all, of molecules of some 80 atoms."""
 
 TEMPERATURES = [300.0, 1000.0]
 KINDS = ["equilibrium", "displaced", "stretched"]
@@ -54,6 +63,11 @@ def robustness(
     displacement: Displacement = 0.25,
     stretch: Stretch = 1.5,
     frames: Frames = 50,
+    minima: Minima = None,
+    scan_points: Annotated[
+        int | None,
+        typer.Option(min=0, help="Geometries of scans labelled at most; 0 for no scans. Default: all by xtb, none by dft."),
+    ] = None,
     reference_replicas: Annotated[int, typer.Option(min=0, max=MOST, help="Replicas of xtb's own dynamics; 0 for none.")] = 10,
     reference_time: Annotated[float, typer.Option(help="Their length in ps.")] = 10.0,
     charge: Charge = None,
@@ -79,13 +93,16 @@ def robustness(
     driven = reference == "xtb" and "equilibrium" in start, "--reference xtb and --start equilibrium"
     if new:
         only_with(context, reference_replicas=driven, reference_time=driven, **starts_used(start))
+    only_with(context, scan_points=(reference != "none", "--reference xtb or dft"))
+    if scan_points is None:
+        scan_points = SCANNED if reference == "xtb" else 0
     devices.use_cores()
     run = None if new else Run.open(judged)
     path = model_of(run.description, judged, model) if run else judged
     loaded, out = load_model(path), output_folder(out)
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
         if run:
-            verdict = judge_run(loaded, run, out, teacher, frames, seed, path.name, track)
+            verdict = judge_run(loaded, run, out, teacher, frames, seed, path.name, track, scan_points)
         else:
             protocol = Protocol(
                 temperatures=tuple(temperature),
@@ -100,6 +117,8 @@ def robustness(
                 reference_replicas=reference_replicas if driven[0] else 0,
                 reference_time=reference_time,
                 seed=seed,
+                scan_points=scan_points,
+                minima=minima_of(minima, loaded.species),
             )
             verdict = judge(loaded, out, teacher, protocol, path.name, track, say=console.print)
     table(
@@ -158,6 +177,7 @@ def active(
     displacement: Displacement = 0.25,
     stretch: Stretch = 1.5,
     frames: Frames = 50,
+    minima: Minima = None,
     charge: Charge = None,
     spin: Spin = None,
     workers: Workers = None,
@@ -181,7 +201,18 @@ def active(
     devices.use_cores()
     loaded, out, data = load_model(model), output_folder(out), load_dataset(dataset, energy_key, forces_key)
     protocol = Protocol(
-        tuple(temperature), tuple(start), replicas, time, timestep, frame_interval, displacement, stretch, frames, 0, seed=seed
+        tuple(temperature),
+        tuple(start),
+        replicas,
+        time,
+        timestep,
+        frame_interval,
+        displacement,
+        stretch,
+        frames,
+        0,
+        seed=seed,
+        minima=minima_of(minima, loaded.species),
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
         limits = (max_uncertainty * KCAL_MOL, energy_window * KCAL_MOL)
@@ -201,7 +232,19 @@ def starts_used(start):
     return {
         "displacement": ("displaced" in start, "--start displaced"),
         "stretch": ("stretched" in start, "--start stretched"),
+        "minima": ("basins" in start, "--start basins"),
     }
+
+
+def minima_of(path, species):
+    """Positions of a file's geometries of these atoms, as a `Protocol` holds them; none of no file."""
+    from iqagp_jax.labels.plan import read_geometries
+    from iqagp_jax.system.elements import same_atoms
+
+    found = [] if path is None else read_geometries(path)
+    for atoms in found:
+        same_atoms(species, atoms.get_chemical_symbols(), str(path))
+    return tuple(tuple(map(tuple, atoms.positions.tolist())) for atoms in found)
 
 
 def outcome(row):

@@ -1,4 +1,4 @@
-"""The verdict on a model: does it survive, is it right, does it go where the reference goes, does it warn of its errors?
+"""The verdict on a model: does it survive, is it right, has it holes, does it go where the reference goes, does it warn?
 
 `judge` drives replicas of the model, labels frames of them with the reference, drives the reference itself, and writes one
 report; `judge_run` does so with a run that is there. Everything is kept in one folder: the same call goes on where it was
@@ -8,7 +8,7 @@ stopped, another one is refused.
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def judge_run(
     seed: int = 0,
     name: str = "a model",
     progress: Progress = _silent,
+    scan_points: int = 0,
 ) -> Verdict:
     """Judge a model by a run of it that is there, as `dynamics.run.simulate` or `iqagp simulate` left it in its folder.
 
@@ -85,13 +86,14 @@ def judge_run(
         run: the folder, or the `Run`. Its temperatures and kinds of start make the rows of the verdict.
         frames: relabelled for every temperature and kind of start, at least.
         seed: of the choice of calm stretches.
+        scan_points: geometries of scans that the reference labels at most; 0 for no scans.
 
     The others are as for `judge`, and so is what it writes. No dynamics of the reference is run, so the ensemble is unknown.
 
     Raises ValueError, in a sentence, where another potential drove the run: this one must give the energies that it tells of.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    potential, found, out = potential_of(model), Found.of(run, frames, seed), Path(out)
+    potential, found, out = potential_of(model), Found.of(run, frames, seed, scan_points), Path(out)
     potential, system = _ready(potential, getattr(potential, "system", run.system))
     dtype = drove(potential, system, run)
     claim(out, potential, reference, found, system, run=hashlib.sha256((run.directory / DESCRIPTION).read_bytes()).hexdigest())
@@ -144,8 +146,10 @@ def claim(
     ``options`` are written down too; ``system`` is of a potential that is not of one molecule.
     """
     name = reference.name if reference else "none"
-    settings = json.dumps({"model": digest(model, system), "reference": name, **options, **asdict(protocol)}, indent=1)
-    path = output_folder(out) / "settings.json"
-    if path.exists() and path.read_text() != settings:
+    settings = {"model": digest(model, system), "reference": name, **options, **asdict(protocol)}
+    told, path = json.loads(json.dumps(settings)), output_folder(out) / "settings.json"
+    # What an older version did not know was as it is by default.
+    usual = {field.name: field.default for field in fields(protocol) if field.default in (0, ())}
+    if path.exists() and json.loads(json.dumps(usual)) | json.loads(path.read_text()) != told:
         raise ValueError(f"expected the model and options of {path}, found others; take another folder")
-    write_atomically(path, settings)
+    write_atomically(path, json.dumps(told, indent=1))

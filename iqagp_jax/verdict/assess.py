@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from iqagp_jax.data.level import Level
 from iqagp_jax.potential import energy_and_forces, uncertainty
 from iqagp_jax.system.system import System
-from iqagp_jax.verdict import alarm, certified, ensemble, pictures, truth
+from iqagp_jax.verdict import alarm, certified, ensemble, pictures, shape, truth
 from iqagp_jax.verdict.alarm import Followed, Warned, Windows
 from iqagp_jax.verdict.certified import Certified
 from iqagp_jax.verdict.ensemble import Compared, Sampled
 from iqagp_jax.verdict.parts import Part
 from iqagp_jax.verdict.replicas import Distorted, Driven, Found, Protocol
+from iqagp_jax.verdict.shape import NO_SHAPE, Points, Profile, Scanned
 from iqagp_jax.verdict.structure import backbone
 from iqagp_jax.verdict.truth import Frames, Group, Labelled, Lived
 
@@ -45,21 +46,24 @@ class Verdict:
     ensemble: Part[Compared, Sampled]
     warning: Part[Warned, Followed]
     """without rows where the potential has no uncertainty"""
+    shape: Part[Scanned, Points] = NO_SHAPE
     reference_failures: tuple[str, ...] | None = None
     """why replicas of the reference failed; None where there were none to fail"""
     concerns: tuple[str, ...] = ()
     """why the runs that it rests on cannot be believed, see `dynamics.soundness`"""
     certified: tuple[Certified, ...] = ()
     """averages as the reference has them, at every temperature; empty without a reference"""
+    scans: tuple[Profile, ...] = ()
+    """what the shape rests on"""
 
     def parts(self) -> Iterator[tuple[str, Part]]:
-        """The four parts by their names, in order."""
-        for name in ("survival", "truth", "ensemble", "warning"):
+        """The five parts by their names, in order."""
+        for name in ("survival", "truth", "shape", "ensemble", "warning"):
             yield name, getattr(self, name)
 
     @property
     def good(self) -> bool:
-        """Whether all four parts are good."""
+        """Whether all five parts are good."""
         return all(part.good for _, part in self.parts())
 
     @property
@@ -80,6 +84,7 @@ class Verdict:
             "equilibrium": self.equilibrium,
             "starts": [asdict(start) for start in self.starts],
             "rows": [group.as_dict() for group in self.survival.rows],
+            "shape": [scanned.as_dict() for scanned in self.shape.rows],
             "ensemble": [compared.as_dict() for compared in self.ensemble.rows],
             "reference_failures": None if self.reference_failures is None else list(self.reference_failures),
             "concerns": list(self.concerns),
@@ -99,6 +104,7 @@ class Seen:
     """before failures and calm, followed by the uncertainty; None where the potential has none"""
     reference: str
     """what labelled the frames; ``none`` where nothing did"""
+    scans: tuple[Profile, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -124,7 +130,17 @@ def look(potential: Any, driven: Driven, reference: Any, progress: Callable, dty
     if reference is not None:
         labels = reference.labels(positions, progress=lambda items, total: progress(items, "relabelling", total))
     windows = None if variance is None else alarm.windows(run, variance, protocol.seed)
-    return Seen(truth.compare(chosen, predicted, labels), windows, reference.name if reference is not None else "none")
+    scans: tuple[Profile, ...] = ()
+    if reference is not None and protocol.scan_points:
+        scans = shape.compare(
+            system,
+            lambda r: energy_and_forces(potential, dtype, system)(r)[0],
+            lambda r: reference.labels(r, progress=lambda items, total: progress(items, "scans", total))[0],
+            protocol.scan_points,
+            variance,
+        )
+    name = "none" if reference is None else reference.name
+    return Seen(truth.compare(chosen, predicted, labels), windows, name, scans)
 
 
 def assess(potential: Any, driven: Driven, seen: Seen, name: str = "a model") -> Verdict:
@@ -148,9 +164,11 @@ def assess(potential: Any, driven: Driven, seen: Seen, name: str = "a model") ->
         driven.equilibrium,
         driven.starts,
         **_as_sound_as_their_runs(parts, driven),
+        shape=shape.shape(seen.scans) if seen.scans else NO_SHAPE,
         reference_failures=tuple(filter(None, beside.failure_reasons)) if beside else None,
         concerns=tuple(f"{name}: {sentence}" for name, run in driven.runs.items() for sentence in run.concerns),
         certified=_certified(driven, seen),
+        scans=seen.scans,
     )
 
 
@@ -179,6 +197,8 @@ def draw(verdict: Verdict, driven: Driven, seen: Seen) -> dict[str, Figure]:
     figures = {"overview": pictures.survival_and_truth(verdict.survival.rows), "survival": pictures.survival_curves(run)}
     if seen.labelled:
         figures["truth"] = pictures.errors(run, seen.frames)
+    if seen.scans:
+        figures["shape"] = pictures.scans(seen.scans)
     for compared in verdict.ensemble.rows:
         if compared.distributions:
             figures[f"ensemble-{compared.temperature:g}K"] = pictures.distributions(

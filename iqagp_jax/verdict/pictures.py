@@ -14,6 +14,8 @@ from iqagp_jax.system.coordinates import dihedral
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict.alarm import Windows
 from iqagp_jax.verdict.ensemble import Distribution, after_equilibration
+from iqagp_jax.verdict.shape import KINDS as UNITS
+from iqagp_jax.verdict.shape import REACH, Profile
 from iqagp_jax.verdict.truth import BARS, Frames, Group, two_figures
 
 if TYPE_CHECKING:
@@ -114,6 +116,31 @@ def errors(run: "Run", frames: Frames) -> Figure:
         right.plot(limits, limits, color=GREY, lw=0.8)
     right.set(xlabel="reference energy, kcal/mol", ylabel="model energy, kcal/mol")
     right.set_title("same zero for both; lighter is hotter; also frames before failures", fontsize=8)
+    return figure
+
+
+def scans(found: Sequence[Profile], most: int = 8) -> Figure:
+    """The scans on which the model errs most within reach, beside the reference."""
+
+    def worst(profile: Profile) -> float:
+        error = np.abs(profile.model - profile.reference)[profile.within_reach]
+        return float(np.nan_to_num(error, nan=np.inf).max(initial=0.0))
+
+    chosen = sorted(found, key=lambda profile: -worst(profile))[:most]
+    figure = Figure(figsize=(2.4 * 4, 2.3 * -(-len(chosen) // 4)), layout="constrained", dpi=150)
+    axes = figure.subplots(-(-len(chosen) // 4), 4, squeeze=False).ravel()
+    for ax in axes[len(chosen) :]:
+        ax.set_axis_off()
+    for ax, profile in zip(axes, chosen, strict=False):
+        known = np.isfinite(profile.reference)
+        ax.plot(profile.scan.values[known], profile.reference[known], "-", color=GREY, lw=3, alpha=0.5, label="reference")
+        ax.plot(profile.scan.values, profile.model, ".-", color=BLUE, lw=1, ms=4, label="model")
+        ax.set(ylim=(min(-5.0, profile.model.min(initial=0.0)), 2 * REACH), xlabel=UNITS[profile.scan.kind])
+        ax.set_title(f"{profile.scan.kind} {profile.scan.name}", fontsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=7)
+    axes[0].set_ylabel("kcal/mol")
+    axes[0].legend(fontsize=7, frameon=False)
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from iqagp_jax.dynamics import soundness
-from iqagp_jax.dynamics.checks import check_temperatures, multiple, require_positive
+from iqagp_jax.dynamics.checks import check_starts, check_temperatures, multiple, require_positive
 from iqagp_jax.dynamics.folder import CHECKPOINT, DESCRIPTION, TOLERANCE
 from iqagp_jax.dynamics.minimise import minimise
 from iqagp_jax.dynamics.record import Run
@@ -23,6 +23,9 @@ from iqagp_jax.system.system import System
 from iqagp_jax.verdict.structure import same_structure
 
 KINDS = ("equilibrium", "displaced", "stretched")
+
+BASINS = "basins"
+"""Starts at minima that a protocol names."""
 
 DRAWN = 2
 """Displaced starts drawn for each that is wanted, as the reference may not keep all of them together."""
@@ -53,6 +56,10 @@ class Protocol:
     reference_time: float = 10.0
     """their length, ps"""
     seed: int = 0
+    scan_points: int = 0
+    """geometries of scans that the reference labels at most, see `shape`; 0 for no scans"""
+    minima: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    """(M, N, 3), angstrom, the lowest first: where starts in ``basins`` begin, in turn"""
 
     no_ensemble: ClassVar[str] = "no reference dynamics"
     """why there is none to compare with, if so"""
@@ -64,10 +71,16 @@ class Protocol:
         return f"{many}, {self.time:g} ps each, Nose-Hoover chain without total and angular momentum"
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.kinds) - set(KINDS)):
-            raise ValueError(f"expected starts among {', '.join(KINDS)}, found {', '.join(unknown)}")
+        if unknown := sorted(set(self.kinds) - {*KINDS, BASINS}):
+            raise ValueError(f"expected starts among {', '.join((*KINDS, BASINS))}, found {', '.join(unknown)}")
         if self.replicas < 1 or self.frames < 1 or not self.temperatures or not self.kinds:
             raise ValueError("expected at least one replica, frame, temperature and kind of start; correct the options")
+        if (BASINS in self.kinds) != bool(self.minima):
+            raise ValueError(
+                "expected minima with starts in basins, and with these alone, found one without the other; give both"
+            )
+        if self.scan_points < 0:
+            raise ValueError(f"expected a number of scanned geometries, or 0 for none, found {self.scan_points}")
         if self.reference_replicas < 0 or self.reference_replicas == 1:
             raise ValueError(
                 "expected at least two reference replicas, whose scatter is the error bar, or 0 for none; found"
@@ -100,11 +113,13 @@ class Found:
     """relabelled for every temperature and kind of start, at least"""
     seed: int = 0
     """of the choice of calm stretches"""
+    scan_points: int = 0
+    """geometries of scans that the reference labels at most; 0 for no scans"""
 
     no_ensemble: ClassVar[str] = "a run that was there has no reference dynamics beside it"
 
     @classmethod
-    def of(cls, run: Run, frames: int, seed: int) -> "Found":
+    def of(cls, run: Run, frames: int, seed: int, scan_points: int = 0) -> "Found":
         """Of a run; ValueError, in a sentence, where it is too short to look at."""
         if len(run.times) < 2:
             raise ValueError(f"expected a run of two frames or more, found {len(run.times)} in {run.directory}; let it go on")
@@ -114,7 +129,8 @@ class Found:
         temperatures = tuple(dict.fromkeys(run.target_temperatures.tolist()))
         timestep, interval = told["timestep_fs"], told["frame_interval_fs"]
         time = float(run.times[-1]) / 1000
-        return cls(temperatures, tuple(dict.fromkeys(run.kinds)), time, timestep, interval, told["thermostat"], frames, seed)
+        kinds, looked = tuple(dict.fromkeys(run.kinds)), (frames, seed, scan_points)
+        return cls(temperatures, kinds, time, timestep, interval, told["thermostat"], *looked)
 
     @property
     def words(self) -> str:
@@ -275,6 +291,7 @@ def choose_starts(
         "equilibrium": lambda: minimum[None],
         "displaced": lambda: random_displacements(rule, minimum, protocol.displacement, DRAWN * n, protocol.seed)[0],
         "stretched": lambda: stretched(system.species, minimum, protocol.stretch)[:n],
+        BASINS: lambda: check_starts(np.array(protocol.minima), system.species)[:n],
     }
     starts: dict[str, np.ndarray] = {}
     told = []

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import alarm, certified, ensemble, truth
+from iqagp_jax.verdict import alarm, certified, ensemble, shape, truth
 from iqagp_jax.verdict.assess import Verdict
 from iqagp_jax.verdict.certified import Certified
 from iqagp_jax.verdict.ensemble import Compared
@@ -22,7 +22,7 @@ table { border-collapse: collapse; margin: 1em 0; font-size: 13px }
 th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100%; display: block; margin: 1em 0 }
-.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1em }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 1em }
 .tile { border-radius: 8px; padding: .8em 1em; color: white }
 .tile b { display: block; font-size: 12px; text-transform: uppercase; letter-spacing: .06em }
 .good { background: #1a7f37 } .fair { background: #b08000 } .poor { background: #b2182b } .unknown { background: #777 }
@@ -48,6 +48,7 @@ def html(verdict: Verdict, figures: Mapping[str, Figure]) -> str:
         pictures(figures, "survival"),
         *failures(verdict.survival.rows),
         *(truth_section(verdict.truth.rows, pictures(figures, "truth")) if verdict.reference != "none" else []),
+        *shape_section(verdict, pictures(figures, "shape")),
         *certified_section(verdict.certified),
         *ensemble_section(verdict, figures),
         *warning_section(verdict),
@@ -58,7 +59,7 @@ def html(verdict: Verdict, figures: Mapping[str, Figure]) -> str:
 
 
 def tiles(verdict: Verdict) -> str:
-    """Grades and sentences of the four parts beside each other."""
+    """Grades and sentences of the five parts beside each other."""
     protocol = verdict.protocol
     looked_at = f"runs of {protocol.time:g} ps at {', '.join(f'{t:g}' for t in protocol.temperatures)} K"
     each = (
@@ -132,6 +133,29 @@ def truth_section(rows: Sequence[Group], picture: str) -> list[str]:
             " components of a frame, in kcal/mol/Å."
         ),
         table(("start", "K", "frames", "no label", *names), errors),
+        picture,
+    ]
+
+
+def shape_section(verdict: Verdict, picture: str) -> list[str]:
+    """Scans beside the reference."""
+    if not verdict.shape.rows:
+        return []
+    counted, spreads = ("kind", "scans", "geometries", "without_label", "within_reach"), ("median |dE|", "95%", "max")
+    rows = [
+        (*(getattr(row, name) for name in counted), *columns("de", row.de).values(), row.deepest, row.where)
+        for row in verdict.shape.rows
+    ]
+    return [
+        "<h2>Shape</h2>",
+        note(
+            "From the model's minimum bonds are brought to 0.6 to 2 times their length, bends to 60 to 165 degrees, torsions"
+            " turned in full, single atoms pulled away by 0.5 to 4 Å; rings stay as they are. Errors, in kcal/mol, are of the"
+            f" geometries that the model or the reference has within {shape.REACH:g} kcal/mol of the minimum. Deepest: by how"
+            " much the model lies below the reference where its own energy is within reach; more than"
+            f" {truth.FALSE_BASIN:g} kcal/mol is a hole."
+        ),
+        table(("scans of", "number", "geometries", "no label", "within reach", *spreads, "deepest", "there"), rows),
         picture,
     ]
 
