@@ -4,9 +4,10 @@ A round is a verdict (`verdict.judge`). Where survival or truth shows a flaw, fr
 along their lives and densely before their failures: the one whose energy is the least certain, then the least certain given
 that one, and so on, a pivoted Cholesky factor of the frames' posterior covariance, so that no two are alike. Not those that
 are uncertain beyond a limit: a replica that fails crosses it within some 10 fs, and comes to geometries that no right model
-goes to. Then all is fitted again, prior mean and hyperparameters too, since those of calm geometries can be far too smooth for
-what was learned (docs/active.md); or, without ``refit``, what is labelled is added to the model by a block update of its factor
-(`teach.Fitted`), which leaves them as they are.
+goes to. The deepest place of every scan that shows a hole is learned too. Then all is fitted again, prior mean and
+hyperparameters too, since those of calm geometries can be far too smooth for what was learned (docs/active.md); or, without
+``refit``, what is labelled is added to the model by a block update of its factor (`teach.Fitted`), which leaves them as they
+are.
 
 Everything is in one folder, and the same call goes on where it was stopped:
 
@@ -42,11 +43,14 @@ from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.sampling import MAX_DISTORTION_ENERGY
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, Verdict, claim, judge, pictures, truth
+from iqagp_jax.verdict import Protocol, Verdict, claim, judge, pictures, shape, truth
 from iqagp_jax.verdict.truth import Spread, columns
 
 CANDIDATES = 300
 """Frames for every temperature and kind of start that are chosen from, and those before failures."""
+
+NOISE = 1e-6
+"""Of a choice by `least_variance`, a share of the variance among the candidates."""
 
 MAX_UNCERTAINTY = 10 * KCAL_MOL
 """Frames whose energies have a larger standard deviation (eV) are not labelled."""
@@ -65,8 +69,10 @@ def learn(
     truth_last=False,
     refit=True,
     progress=lambda items, what, total: items,
+    learn_relabelled=False,
+    enough=lambda told: False,
 ):
-    """Judge and teach a model in turn until its verdict finds no flaw in survival and truth, or ``rounds`` were taught.
+    """Judge and teach a model in turn until its verdict finds no flaw and no hole, or ``rounds`` were taught.
 
     Where the protocol is too short for a good grade, no flaw is not yet a proof: the grade is unknown and tells what it lacks.
 
@@ -83,6 +89,8 @@ def learn(
         truth_last: relabel frames only of a model whose replicas all survive, where labels are dear.
         refit: fit prior mean and hyperparameters again, to all that was learned, after every round; else they stay.
         progress: as for `judge`.
+        learn_relabelled: learn the frames that a verdict relabelled, instead of labelling others, where labels are dear.
+        enough: asked after every verdict with the rows so far; True ends, as where time is up.
 
     Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic
     energies alone; for another dataset than the model's; with ``refit`` for a prior mean that has no name; and where the folder
@@ -95,6 +103,7 @@ def learn(
     require_positive("an uncertainty of frames in eV", max_uncertainty)
     require_positive("a window of energies in eV", energy_window)
     limits = {"per_round": per_round, "max_uncertainty": max_uncertainty, "energy_window": energy_window, "refit": refit}
+    limits |= {"learn_relabelled": True} if learn_relabelled else {}
     claim(out, model, reference, protocol, **limits)
     fitted, learned, told = Fitted.of(model).add(train), train, []
     for k in range(rounds + 1):
@@ -111,14 +120,21 @@ def learn(
         pictures.rounds(told).savefig(out / "rounds.png")
         save_model(model, out / "model.safetensors")
         save_dataset(concatenate([learned, rest]) if len(rest) else learned, out / "dataset.extxyz")
-        if k == rounds or (judged.survival.flawless and judged.truth.flawless):
+        over = enough(told)
+        if k == rounds or over or is_flawless(judged):
             break
         path = out / f"round-{k}.extxyz"
         if not path.exists():
             run = Run.open(out / f"round-{k}" / "model")
-            replica, frame = _chosen(fitted, run, per_round, max_uncertainty)
-            highest = np.nanmin(train.energy) + energy_window
-            save_dataset(_labelled(run, replica, frame, reference, highest, dataset, progress), path)
+            if learn_relabelled and judged.truth.evidence[0].frames:
+                replica, frame, _ = truth.choose_frames(run, protocol.frames)
+            else:
+                replica, frame = _chosen(fitted, run, per_round, max_uncertainty)
+            positions, origin = _frames_of(run, replica, frame)
+            found = [_labelled(positions, origin, reference, dataset, progress)]
+            if len(deep := shape.holes(judged.scans)):
+                found.append(_labelled(deep, _origin(len(deep), "scan"), reference, dataset, progress))
+            save_dataset(_within(concatenate(found), np.nanmin(train.energy) + energy_window), path)
         lessons, path = load_dataset(path), out / f"round-{k + 1}.safetensors"
         learned = concatenate([learned, lessons])
         learned = learned[np.random.default_rng(protocol.seed).permutation(len(learned))]
@@ -142,6 +158,22 @@ def most_uncertain(covariance, n):
         left -= np.outer(column, column)
         left[k] = left[:, k] = 0.0
     return chosen
+
+
+def least_variance(covariance, n):
+    """Numbers (n,) of candidates, each of which lessens the mean variance of all most, given those before.
+
+    ``covariance`` (m, m) is of their energies, before any is known (Cohn, doi:10.1016/0893-6080(95)00137-9).
+    """
+    noise = NOISE * (np.trace(covariance) / len(covariance) - covariance.mean())
+    chosen: list[int] = []
+    for _ in range(min(n, len(covariance))):
+        gain = (covariance**2).sum(0) / (np.diag(covariance) + noise)
+        gain[chosen] = -np.inf
+        k = int(gain.argmax())
+        chosen.append(k)
+        covariance = covariance - np.outer(covariance[:, k], covariance[k]) / (covariance[k, k] + noise)
+    return np.array(chosen)
 
 
 def _training_data(model, dataset):
@@ -187,24 +219,40 @@ def _chosen(fitted, run, n, max_uncertainty):
     return replica[chosen], frame[chosen]
 
 
-def _labelled(run, replica, frame, reference, highest, dataset, progress):
-    """A `Dataset` of frames of a run with the reference's labels, without those above ``highest`` eV."""
-    positions = np.round(run.trajectory.positions[frame, replica], DECIMALS)
+def _frames_of(run, replica, frame):
+    """Positions of frames of a run, and their origin."""
+    at = {"temperature": run.target_temperatures[replica], "run": replica, "time": run.trajectory.times[frame]}
+    return run.trajectory.positions[frame, replica], {**_origin(len(frame), "active"), **at}
+
+
+def _origin(n, source):
+    """Columns of n training geometries from ``source``, at rest."""
+    at_rest = {"temperature": np.zeros(n), "run": np.zeros(n, int), "time": np.zeros(n)}
+    return {"source": np.full(n, source), "split": np.full(n, "train"), **at_rest}
+
+
+def _labelled(positions, origin, reference, dataset, progress):
+    """A `Dataset` of positions with the reference's labels, without those that it cannot make."""
+    positions = np.round(positions, DECIMALS)
     energy, forces = reference.labels(positions, progress=lambda items, total: progress(items, "labelling", total))
-    origin = {
-        "source": np.full(len(frame), "active"),
-        "temperature": run.target_temperatures[replica],
-        "run": replica,
-        "time": run.trajectory.times[frame],
-        "split": np.full(len(frame), "train"),
-    }
-    kept = energy <= highest  # NaN is not
+    return Dataset(dataset.species, positions, energy, forces, origin=origin, level=dataset.level)[np.isfinite(energy)]
+
+
+def _within(lessons, highest):
+    """The lessons without those above ``highest`` eV; ValueError, in a sentence, where none is left."""
+    kept = lessons.energy <= highest
     if not kept.any():
+        lowest = lessons.energy.min(initial=np.inf) - highest
         raise ValueError(
-            f"expected labels within the energy window, found none of {len(kept)}, the lowest {np.nanmin(energy) - highest:.3g}"
-            " eV above it; widen it, or begin with more geometries"
+            f"expected labels within the energy window, found none of {len(kept)}, the lowest {lowest:.3g} eV above it;"
+            " widen it, or begin with more geometries"
         )
-    return Dataset(dataset.species, positions, energy, forces, origin=origin, level=dataset.level)[kept]
+    return lessons[kept]
+
+
+def is_flawless(verdict: Verdict) -> bool:
+    """Whether a verdict found no flaw in survival and truth, and no hole where there were scans."""
+    return verdict.survival.flawless and verdict.truth.flawless and verdict.shape.grade != "poor"
 
 
 def _summary(verdict: Verdict) -> dict[str, Any]:
@@ -218,5 +266,6 @@ def _summary(verdict: Verdict) -> dict[str, Any]:
         **columns("de", Spread.worst(errors)),
         "survival": verdict.survival.grade,
         "truth": verdict.truth.grade,
+        "shape": verdict.shape.grade,
         "concerns": list(verdict.concerns),
     }

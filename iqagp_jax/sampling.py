@@ -9,6 +9,7 @@ its own, so that the geometries are the same whether the work was interrupted or
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -174,10 +175,17 @@ def minimise(atoms, calculator, fmax=0.005):
     return relaxed
 
 
-def distinct_minima(geometries, make_calculator, parts=NOTHING_KEPT, progress=lambda items: items):
-    """The different minima to which the geometries relax, lowest first, up to `MAX_CONFORMER_ENERGY` above it.
+def distinct_minima(
+    geometries,
+    make_calculator,
+    parts=NOTHING_KEPT,
+    progress=lambda items: items,
+    window=MAX_CONFORMER_ENERGY,
+    name="minimum",
+):
+    """The different minima to which the geometries relax, lowest first, up to ``window`` kcal/mol above it.
 
-    ``progress`` wraps the geometries, as a progress bar does. What ``parts`` keep is not relaxed again.
+    ``progress`` wraps the geometries, as a progress bar does. What ``parts`` keep, by the ``name``, is not relaxed again.
     """
 
     def minimum(atoms):
@@ -186,12 +194,12 @@ def distinct_minima(geometries, make_calculator, parts=NOTHING_KEPT, progress=la
 
     relaxed = []
     for k, atoms in enumerate(progress(geometries)):
-        found = parts.part(f"minimum-{k}", lambda atoms=atoms: minimum(atoms))
+        found = parts.part(f"{name}-{k}", lambda atoms=atoms: minimum(atoms))
         relaxed.append((float(found["energy"]) / KCAL_MOL, Atoms(atoms.symbols, positions=found["positions"])))
     relaxed.sort(key=lambda pair: pair[0])
     energies = np.array([energy for energy, _ in relaxed])
     new = np.diff(energies, prepend=-np.inf) > SAME_ENERGY
-    return [relaxed[k][1] for k in np.flatnonzero(new & (energies < energies[0] + MAX_CONFORMER_ENERGY))]
+    return [relaxed[k][1] for k in np.flatnonzero(new & (energies < energies[0] + window))]
 
 
 class Biased(Calculator):
@@ -317,7 +325,7 @@ def farthest_points(features, n, rng):
     return np.array(chosen)
 
 
-def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_KEPT, progress=False):
+def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_KEPT, progress=False, pool=None):
     """Training and test geometries around ``minima`` (lowest first) after ``plan``.
 
     Returns a list of ASE atoms and a count of what was dropped, by reason. The training geometries come in training
@@ -325,13 +333,14 @@ def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_
     Runs start from the minima in turn. ``make_calculator`` is called for every run, as a calculator that remembers its
     last wave function would make runs depend on one another. Metadynamics biases the collective ``variables``, by
     default those of `metadynamics.choose_variables`. What ``parts`` keep is not made again. ``progress`` shows a bar.
+    Runs that do not need each other's hills are shared by the processes of a ``pool``, if there is one.
     """
     if variables is None:
         variables = choose_variables(minima[0].get_chemical_symbols(), minima[0].get_positions())
     _check(plan, minima[0], variables)
     rng, dropped = np.random.default_rng([seed, 2]), Counter[str]()
     with progress_bar(plan.steps, progress) as (show, tell):
-        work = _Work(minima, tuple(variables), make_calculator, seed, parts, _Shown(show), tell)
+        work = _Work(minima, tuple(variables), make_calculator, seed, parts, _Shown(show), tell, pool)
         made = {dynamics: work.run(dynamics, dropped) for dynamics in plan.dynamics}
         test = [
             _tagged(atoms, source="thermal", split=f"test_{d.temperature:g}K")
@@ -399,6 +408,7 @@ class _Work:
     parts: Parts
     stepped: _Shown
     tell: Callable
+    pool: Executor | None = None
 
     @property
     def species(self):
@@ -409,11 +419,12 @@ class _Work:
         bias = WellTempered(self.variables, dynamics.temperature)
         with jax.enable_x64(True):
             hills = bias.no_hills(dynamics.n_hills)
-        whole = []
+        whole, elsewhere = [], self._elsewhere(dynamics)
         for run in range(dynamics.runs):
             before = self.stepped.made
             self.stepped(0, f"{dynamics}, run {run + 1} of {dynamics.runs}")
-            made = self.parts.part(_name(dynamics, run), partial(self._one_run, dynamics, run, bias, hills))
+            here = partial(self._one_run, dynamics, run, bias, hills)
+            made = self.parts.part(_name(dynamics, run), elsewhere[run].result if run in elsewhere else here)
             self.stepped(before + dynamics.steps - self.stepped.made)  # also of a run that was kept
             if dynamics.kind == "metadynamics":
                 with jax.enable_x64(True):
@@ -428,16 +439,24 @@ class _Work:
         self.tell(f"{dynamics}: {len(found)} frames from {dynamics.runs} run{'s' * (dynamics.runs > 1)}")
         return found
 
+    def _elsewhere(self, dynamics):
+        """Runs by their numbers as futures of the pool, where there is one and they need no hills."""
+        if self.pool is None or dynamics.kind == "metadynamics":
+            return {}
+        lacking = [run for run in range(dynamics.runs) if _name(dynamics, run) not in self.parts.kept]
+        return {run: self.pool.submit(_unbiased_run, *self._of_run(dynamics, run)) for run in lacking}
+
+    def _of_run(self, dynamics, run):
+        """Where a run starts, its calculator's maker, and what its random numbers are of."""
+        of_random = [self.seed, dynamics.stream, round(dynamics.temperature), run]
+        return self.minima[run % len(self.minima)], dynamics, self.make_calculator, of_random
+
     def _one_run(self, dynamics, run, bias, hills) -> Arrays:
-        rng = np.random.default_rng([self.seed, dynamics.stream, round(dynamics.temperature), run])
-        calculator = self.make_calculator()
-        if dynamics.kind == "metadynamics":
-            calculator = Biased(calculator, bias, hills)
-        start = self.minima[run % len(self.minima)]
-        shape = dynamics.temperature, dynamics.per_run, dynamics.spacing
-        frames = langevin(start, calculator, *shape, rng, self.stepped)
-        left = calculator.hills._asdict() if dynamics.kind == "metadynamics" else {}
-        return {"positions": np.array(frames).reshape(-1, len(start), 3), **left}
+        start, _, make_calculator, of_random = self._of_run(dynamics, run)
+        if dynamics.kind != "metadynamics":
+            return _unbiased_run(start, dynamics, make_calculator, of_random, self.stepped)
+        biased = Biased(make_calculator(), bias, hills)
+        return {**_run(start, dynamics, biased, of_random, self.stepped), **biased.hills._asdict()}
 
     def distort(self, source, pool, count, dropped):
         """``count`` geometries of a ``pool`` distorted, if so many can be made."""
@@ -481,6 +500,17 @@ class _Work:
             "torn": np.array(lost["torn"]),
             "high": np.array(lost["high"]),
         }
+
+
+def _unbiased_run(start, dynamics, make_calculator, of_random, stepped=lambda steps: None) -> Arrays:
+    return _run(start, dynamics, make_calculator(), of_random, stepped)
+
+
+def _run(start, dynamics, calculator, of_random, stepped) -> Arrays:
+    """Frames of one run of a `Dynamics`."""
+    shape = dynamics.temperature, dynamics.per_run, dynamics.spacing
+    frames = langevin(start, calculator, *shape, np.random.default_rng(of_random), stepped)
+    return {"positions": np.array(frames).reshape(-1, len(start), 3)}
 
 
 def _name(dynamics, run):

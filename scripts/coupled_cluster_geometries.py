@@ -22,9 +22,10 @@ from ase.io import write
 from dialect import parsed
 
 from iqagp_jax import energy_and_forces, energy_fn, fit_gp, load_dataset, load_model, save_model, simulate
+from iqagp_jax.active import least_variance
 from iqagp_jax.cli.console import output_file
 from iqagp_jax.dynamics.minimise import minimise
-from iqagp_jax.families.gp import joint
+from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.units import KCAL_MOL
 
 HIGHEST = 40 * KCAL_MOL
@@ -35,9 +36,6 @@ HOT = 1500.0
 
 BINS = 5
 """Of the test's energies."""
-
-NOISE = 1e-6
-"""Of the choice, a share of the variance among the candidates."""
 
 
 def main():
@@ -60,7 +58,7 @@ def main():
         model = base(data, options.model or Path(folder, "model.safetensors"), options.n_base)
         minimum, saddle = stationary_points(model)
         pool, sources = candidates(model, data.split("train"), float(energy_fn(model)(minimum)), Path(folder, "run"), options)
-    chosen = least_variance(prior_covariance(model, pool), options.n_train)
+    chosen = least_variance(Fitted.of(model).energy_covariance(pool), options.n_train)
     test = evenly(data[data.origin["split"] != "train"], options.n_test, data.energy.min(), options.seed)
     frames = [frame(data.species, r, "saddle" if k else "minimum", "stationary") for k, r in enumerate((minimum, saddle))]
     train = [frame(data.species, pool[k], sources[k], "train") for k in chosen]
@@ -121,26 +119,6 @@ def candidates(model, train, floor, folder, options):
     allowed = train.energy < train.energy.min() + HIGHEST
     sources = [f"embedded {s}" for s in train.origin["source"][allowed]] + ["hot run"] * len(hot)
     return np.concatenate([train.positions[allowed], hot]), np.array(sources)
-
-
-def prior_covariance(model, positions):
-    """Of the molecule's energies, (n, n), up to a factor."""
-    with jax.enable_x64(True):
-        points = jax.jit(model.see)(jnp.asarray(positions))
-        return joint.covariance_rows(model.process, points, points, ("energy",))
-
-
-def least_variance(covariance, n):
-    """Numbers of n candidates, each of which lessens the mean variance of all most, given those before."""
-    noise = NOISE * (np.trace(covariance) / len(covariance) - covariance.mean())
-    chosen = []
-    for _ in range(n):
-        gain = (covariance**2).sum(0) / (np.diag(covariance) + noise)
-        gain[chosen] = -np.inf
-        k = int(gain.argmax())
-        chosen.append(k)
-        covariance = covariance - np.outer(covariance[:, k], covariance[k]) / (covariance[k, k] + noise)
-    return np.array(chosen)
 
 
 def evenly(test, n, lowest, seed):

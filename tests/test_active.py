@@ -9,13 +9,14 @@ from conftest import make_dataset
 from test_cli import iqagp
 from test_verdict import Exact
 
-from iqagp_jax import energy_variance, fit_gp, load_dataset, load_model, save_dataset, save_model, validate
+from iqagp_jax import energy_and_forces, energy_variance, fit_gp, load_dataset, load_model, save_dataset, save_model, validate
 from iqagp_jax.active import learn, most_uncertain
 from iqagp_jax.data.dataset import DECIMALS
+from iqagp_jax.dynamics.record import Run
 from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.references.xtb import XTB, relabelled
 from iqagp_jax.units import KCAL_MOL
-from iqagp_jax.verdict import Protocol, judge
+from iqagp_jax.verdict import Protocol, judge, truth
 
 TARGETS = ("energy", "forces")
 
@@ -134,6 +135,35 @@ def test_truth_can_wait_until_all_survive(taught, tmp_path):
     _, rows = learn(model, dataset, tmp_path, reference, protocol, rounds=1, per_round=8, truth_last=True, refit=False)
     assert rows[0]["survival"] != "good" and rows[0]["truth"] == "unknown" and rows[0]["right"] is rows[0]["de_median"] is None
     assert rows[1] == told[1]
+
+
+def test_frames_that_were_relabelled_can_be_the_lessons(taught, tmp_path, monkeypatch):
+    """No others are labelled then; and the caller's clock ends the rounds."""
+    monkeypatch.setattr("iqagp_jax.active.is_flawless", lambda verdict: False)
+    (_, _, out, *_), model, _ = taught
+    dataset = load_dataset(out / "dataset.extxyz")
+    protocol, told = Protocol((100.0,), ("equilibrium",), 2, 0.05, frames=6), []
+    options = {"rounds": 1, "per_round": 2, "refit": False, "learn_relabelled": True, "energy_window": 1e3}
+    _, (first, *_) = learn(model, dataset, tmp_path / "all", Exact(), protocol, **options)
+    lessons = load_dataset(tmp_path / "all" / "round-0.extxyz")
+    run = Run.open(tmp_path / "all" / "round-0" / "model")
+    replica, frame, _ = truth.choose_frames(run, 6)
+    np.testing.assert_allclose(lessons.positions, run.trajectory.positions[frame, replica], atol=10.0**-DECIMALS)
+    np.testing.assert_allclose(lessons.energy, Exact().labels(lessons.positions, None)[0], atol=1e-6)
+    options["enough"] = lambda rows: told.extend(rows) or True
+    _, rows = learn(model, dataset, tmp_path / "ended", Exact(), protocol, **options)
+    assert rows == [first] == told
+
+
+def test_holes_are_learned(small, dataset, tmp_path):
+    protocol = Protocol((100.0,), ("equilibrium",), 1, 0.1, frames=2, scan_points=500)
+    model, rows = learn(small, dataset, tmp_path, Exact(), protocol, rounds=1, per_round=2, refit=False)
+    lessons = load_dataset(tmp_path / "round-0.extxyz")
+    from_scans = lessons[lessons.origin["source"] == "scan"]
+    assert rows[0]["shape"] == "poor" and len(from_scans) > 1 and len(lessons) - len(from_scans) == 2
+    before, exact = (energy_and_forces(m)(from_scans.positions)[0] for m in (small, model))
+    assert (from_scans.energy - before > 5 * KCAL_MOL).all()
+    np.testing.assert_allclose(exact, from_scans.energy, atol=0.1)
 
 
 class TooHigh(Exact):

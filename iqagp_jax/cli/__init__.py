@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from iqagp_jax.cli import console, labelling, models, runs, verdicts
+from iqagp_jax.cli import console, labelling, making, models, runs, verdicts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Gaussian-process potentials of atomic energies: make data, train, validate, simulate.",
 )
+app.command()(making.make)
 app.command()(labelling.sample)
 app.command()(labelling.label)
 app.command(hidden=True)(labelling.label_xtb)

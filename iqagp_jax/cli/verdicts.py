@@ -31,6 +31,10 @@ Stretch = Annotated[float, typer.Option(help="Length of the X-H bond of stretche
 Frames = Annotated[int, typer.Option(min=1, max=MOST, help="Frames relabelled for every temperature and kind of start.")]
 Charge = Annotated[int | None, typer.Option(help="Total charge, for the reference. Default: the model's.")]
 Spin = Annotated[int | None, typer.Option(min=0, help="Number of unpaired electrons, for the reference. Default: the model's.")]
+ScanPoints = Annotated[
+    int | None,
+    typer.Option(min=0, help="Geometries of scans labelled at most; 0 for no scans. Default: all by xtb, none by dft."),
+]
 Workers = Annotated[int | None, typer.Option(min=1, max=10_000, help="Processes of the reference; one per core by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
@@ -64,10 +68,7 @@ def robustness(
     stretch: Stretch = 1.5,
     frames: Frames = 50,
     minima: Minima = None,
-    scan_points: Annotated[
-        int | None,
-        typer.Option(min=0, help="Geometries of scans labelled at most; 0 for no scans. Default: all by xtb, none by dft."),
-    ] = None,
+    scan_points: ScanPoints = None,
     reference_replicas: Annotated[int, typer.Option(min=0, max=MOST, help="Replicas of xtb's own dynamics; 0 for none.")] = 10,
     reference_time: Annotated[float, typer.Option(help="Their length in ps.")] = 10.0,
     charge: Charge = None,
@@ -94,8 +95,7 @@ def robustness(
     if new:
         only_with(context, reference_replicas=driven, reference_time=driven, **starts_used(start))
     only_with(context, scan_points=(reference != "none", "--reference xtb or dft"))
-    if scan_points is None:
-        scan_points = SCANNED if reference == "xtb" else 0
+    scan_points = scanned(scan_points, reference)
     devices.use_cores()
     run = None if new else Run.open(judged)
     path = model_of(run.description, judged, model) if run else judged
@@ -178,6 +178,7 @@ def active(
     stretch: Stretch = 1.5,
     frames: Frames = 50,
     minima: Minima = None,
+    scan_points: ScanPoints = None,
     charge: Charge = None,
     spin: Spin = None,
     workers: Workers = None,
@@ -212,6 +213,7 @@ def active(
         frames,
         0,
         seed=seed,
+        scan_points=scanned(scan_points, reference),
         minima=minima_of(minima, loaded.species),
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
@@ -234,6 +236,11 @@ def starts_used(start):
         "stretch": ("stretched" in start, "--start stretched"),
         "minima": ("basins" in start, "--start basins"),
     }
+
+
+def scanned(scan_points, reference):
+    """How many geometries of scans are labelled at most, where nothing was said all by xtb and none by others."""
+    return scan_points if scan_points is not None else SCANNED if reference == "xtb" else 0
 
 
 def minima_of(path, species):

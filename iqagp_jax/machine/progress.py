@@ -1,5 +1,6 @@
 """Progress on stderr."""
 
+import re
 from contextlib import contextmanager
 from functools import partial
 
@@ -35,6 +36,15 @@ def track(items, description, total=None):
                 show(completed=k, total=k, description=description)
                 raise
             show(completed=k)
+
+
+def in_seconds(text: str) -> float:
+    """A time from text: 8h, 90min, 45s or 1h30min. ValueError, in a sentence, for another."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", ""))
+    seconds = sum(float(n or 0) * unit for n, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0.0
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"expected a time as 8h, 90min or 1h30min, found {text!r}")
+    return seconds
 
 
 def in_words(seconds: float) -> str:

@@ -22,6 +22,7 @@ from iqagp_jax.potential import energy_and_forces, potential_of, system_of
 from iqagp_jax.system.system import System
 from iqagp_jax.verdict import report
 from iqagp_jax.verdict.assess import Verdict, assess, draw, look, variance_of
+from iqagp_jax.verdict.colophon import colophon
 from iqagp_jax.verdict.parts import Part
 from iqagp_jax.verdict.replicas import Driven, Found, Protocol, Run, drive, drove, minimum_of
 
@@ -122,7 +123,8 @@ def _written(
     figures = draw(verdict, driven, seen)
     for key, figure in figures.items():
         figure.savefig(out / f"{key}.png")
-    write_atomically(out / "report.html", report.html(verdict, figures))
+    made_by = colophon(digest(potential, driven.system))
+    write_atomically(out / "report.html", report.html(verdict, figures, driven.system, made_by))
     write_atomically(out / "robustness.json", json.dumps(verdict.as_dict(), indent=1, allow_nan=False))
     return verdict
 

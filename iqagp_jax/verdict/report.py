@@ -9,12 +9,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.verdict import alarm, certified, ensemble, shape, truth
 from iqagp_jax.verdict.assess import Verdict
 from iqagp_jax.verdict.certified import Certified
 from iqagp_jax.verdict.ensemble import Compared
 from iqagp_jax.verdict.truth import Group, columns, significant
+from iqagp_jax.verdict.turning import turning
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -35,14 +37,23 @@ MOST = 10
 """Coordinates in the table of distances, the farthest apart first."""
 
 
-def html(verdict: Verdict, figures: Mapping[str, Figure]) -> str:
-    """The page, from a verdict and its pictures by the names of their files."""
+def html(
+    verdict: Verdict,
+    figures: Mapping[str, Figure],
+    system: System | None = None,
+    made_by: Mapping[str, str] | None = None,
+) -> str:
+    """The page, from a verdict and its pictures by the names of their files.
+
+    ``system`` at rest is drawn, and what the page was ``made_by`` told, see `colophon`.
+    """
     title = escape(f"Verdict on {verdict.model}")
     elements = [
         f"<h1>{title}</h1>",
         note(f"Trained on: {verdict.theory}. Held to: {verdict.reference}."),
         tiles(verdict),
         *concerns(verdict),
+        turning(system.species, [system.positions]) if system else "",
         pictures(figures, "overview"),
         *survival_section(verdict),
         pictures(figures, "survival"),
@@ -53,6 +64,7 @@ def html(verdict: Verdict, figures: Mapping[str, Figure]) -> str:
         *ensemble_section(verdict, figures),
         *warning_section(verdict),
         pictures(figures, "warning"),
+        *(["<h2>How it was made</h2>", table(("", ""), made_by.items())] if made_by else []),
     ]
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en">{head}' + "\n".join(filter(None, elements))
