@@ -14,6 +14,7 @@ from ase import Atoms
 
 from iqagp_jax.data.extxyz import load_dataset
 from iqagp_jax.families.gp.model import Model
+from iqagp_jax.labels.plan import read_geometries
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.units import KCAL_MOL
@@ -132,8 +133,8 @@ def errors_of(making: "Making", model: Model) -> dict[str, dict[str, float]]:
 def labels_of(making: "Making") -> dict[str, int]:
     """How many labels were made for learning and judging, by level."""
     sampled = load_dataset(making.out / "geometries.extxyz")
-    dear = [path for path in (making.out / "labels").rglob("*.json") if path.parent != making.out / "labels"]
-    return {"gfn2-xtb, sampled": len(sampled), **({} if making.recipe.is_cheap else {making.recipe.level: len(dear)})}
+    dear = sum(len(read_geometries(path)) for path in (making.out / "labels").glob("*.extxyz"))
+    return {"gfn2-xtb, sampled": len(sampled), **({} if making.recipe.is_cheap else {making.recipe.level: dear})}
 
 
 def command_of(recipe: "Recipe", out: Path) -> str:

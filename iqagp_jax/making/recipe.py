@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 
 from iqagp_jax.dynamics.checks import check_temperatures, require_positive
@@ -35,6 +36,11 @@ SAMPLED = SamplingPlan(
     runs=4,
 )
 """What the cheap model learns first; one run from every minimum where there are more."""
+
+INTERVALS = 5.0, 10.0, 25.0, 50.0, 125.0, 250.0, 500.0
+"""Between frames of an exam, fs: the first of which it has at most `MOST_FRAMES`."""
+
+MOST_FRAMES = 5000
 
 FIRST = 1 / 3
 """Of the dear labels, made before the first run of the model; the others are frames of its runs."""
@@ -102,7 +108,7 @@ class Recipe:
 
     @property
     def frames(self) -> int:
-        """Of the exam, labelled at every temperature, so that all rounds keep within the labels."""
+        """Labelled in an exam at every temperature, so that all rounds keep within the labels."""
         return FRAMES if self.is_cheap else (self.labels - self.first) // (ROUNDS * len(self.temperatures))
 
     def sampling(self, minima: int, biased: bool) -> SamplingPlan:
@@ -124,13 +130,19 @@ class Recipe:
         )
 
     def exam(self, minima: tuple) -> Protocol:
-        """Of the verdicts that the potential has to pass, other runs than those that taught it."""
+        """Of the verdicts that the potential has to pass, other runs than those that taught it.
+
+        Where labels are dear there are as many replicas as labels for their last frames, each as much longer.
+        """
+        replicas = max(self.replicas, len(minima)) if self.is_cheap else min(self.frames, self.replicas)
+        fs = 1000 * self.time * max(1.0, self.replicas / replicas)
+        interval = next(each for each in INTERVALS if fs / each <= MOST_FRAMES or each == INTERVALS[-1])
         return Protocol(
             self.temperatures,
             ("basins",),
-            replicas=max(self.replicas, len(minima)),
-            time=self.time,
-            frame_interval=5.0 * max(1, round(self.time / 20)),
+            replicas=replicas,
+            time=ceil(fs / interval) * interval / 1000,
+            frame_interval=interval,
             frames=self.frames,
             reference_replicas=0,
             seed=self.seed + 1000,

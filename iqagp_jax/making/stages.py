@@ -126,17 +126,19 @@ class Making:
             with self.clock.stage("first labels"):
                 shown = partial(self._track, description="first labels")
                 labels = partial(self.reference(learned.species).labels, progress=shown)
+                timed = 2 * self.workers
                 if not listed.exists():
                     chosen = self._chosen(model, learned)
-                    labels(chosen[: 2 * self.workers])
-                    chosen = chosen[: self._affordable(2 * self.workers)]
+                    labels(chosen[:timed])
+                    chosen = chosen[: self._affordable(timed)]
                     write_frames(listed, [Atoms(learned.species, positions=r) for r in chosen])
                 chosen = np.array([atoms.positions for atoms in read_geometries(listed)])
-                energy, forces = labels(chosen)
+                made = [labels(part) for part in (chosen[:timed], chosen[timed:]) if len(part)]
+                energy, forces = (np.concatenate(each) for each in zip(*made, strict=True))
                 level = replace(self.recipe.plan.level_of(learned.species), sampler=learned.level.sampler)
                 origin = {"source": np.full(len(chosen), "first"), "split": np.full(len(chosen), "train")}
-                made = Dataset(learned.species, chosen, energy, forces, origin=origin, level=level)
-                save_dataset(made[np.isfinite(energy)], path)
+                data = Dataset(learned.species, chosen, energy, forces, origin=origin, level=level)
+                save_dataset(data[np.isfinite(energy)], path)
         return load_dataset(path)
 
     def _chosen(self, model: Model, learned: Dataset) -> np.ndarray:
@@ -147,7 +149,7 @@ class Making:
     def _affordable(self, made: int) -> int:
         """How many first labels fit into half of what is left, as long as so many took since the stage began."""
         each = self.clock.lap / made
-        n = int(min(self.recipe.first, max(made, self.clock.left / 2 // each)))
+        n = int(min(self.recipe.first, max(made, self.clock.left / 2 / each)))
         self.say(f"{n} labels by {self.recipe.level} first, {in_words(n * each)}")
         return n
 
