@@ -62,6 +62,7 @@ def test_a_molecule_becomes_a_potential_and_a_page(water):
     assert "http" not in re.sub("<script>.*?</script>", "", written, flags=re.S)
     assert told["made_by"]["command"] in written.replace("&#x27;", "'") and (out / told["verdict"]).exists()
     # Lives too short for a grade prove nothing.
+    assert told["standing"] == "unknown" and told["seen"][0].startswith("400 K from its minimum: 2 of 2 replicas lived 0.2 ps")
     assert any(sentence.startswith("survival is unknown") for sentence in told["not_for"])
 
 
@@ -142,7 +143,10 @@ def test_a_flaw_is_told_and_nothing_is_promised():
         "protocol": {"temperatures": [300.0], "time": 5.0},
         "level_of_theory": "GFN2-xTB",
     }
-    assert page.good_for(verdict, 1) == []
+    assert page.standing(verdict) == "flawed"
+    graded = {"survival": part, "truth": part, "shape": {**part, "grade": "unknown"}}
+    assert page.standing({"verdict": graded}) == "good"
+    assert page.standing({"verdict": {**graded, "truth": {"grade": "unknown"}}}) == "unknown"
     assert page.not_for(verdict)[0] == "shape is poor: a hole 9 kcal/mol deep"
 
 

@@ -43,7 +43,7 @@ def make(
     from iqagp_jax.labels.executors import Processes
     from iqagp_jax.machine import devices
     from iqagp_jax.machine.progress import in_seconds
-    from iqagp_jax.making.page import next_of
+    from iqagp_jax.making.page import STANDINGS, next_of
     from iqagp_jax.making.recipe import Recipe
     from iqagp_jax.making.stages import make
 
@@ -65,8 +65,9 @@ def make(
             for r in told["temperatures"]
         ],
     )
-    for sentence in told["good_for"]:
-        console.print(f"[bold]good for[/bold] {sentence}")
+    console.print(f"[bold]{told['standing']}[/bold]: {STANDINGS[told['standing']]}")
+    for sentence in told["seen"]:
+        console.print(f"[bold]seen[/bold]: {sentence}")
     for sentence in told["not_for"]:
         console.print(f"[bold]not shown[/bold]: {sentence}")
     console.print(f"{out / 'report.html'}")

@@ -39,7 +39,8 @@ def write_report(making: "Making", model: Model, minima: list[Atoms]) -> dict[st
     told: dict[str, Any] = {
         "molecule": making.recipe.molecule,
         "recipe": asdict(making.recipe),
-        "good_for": good_for(verdict, len(minima)),
+        "standing": standing(verdict),
+        "seen": seen(verdict, len(minima)),
         "not_for": not_for(verdict),
         "temperatures": by_temperature(verdict),
         "minima_kcal_mol": relative_energies(model, minima),
@@ -60,19 +61,35 @@ def last_round(folder: Path) -> Path:
     return folder / f"round-{json.loads((folder / 'rounds.json').read_text())[-1]['round']}"
 
 
-def good_for(verdict: dict[str, Any], minima: int) -> list[str]:
-    """What the verdict proves or, where the evidence is too little for a grade, has seen no exception of: a sentence each."""
-    found = []
-    flawed = [name for name in PARTS if verdict["verdict"][name]["grade"] in ("fair", "poor")]
-    if not flawed:
-        for row in by_temperature(verdict):
-            found.append(
-                f"NVT at {row['temperature_K']:g} K from {'its minimum' if minima == 1 else f'each of {minima} minima'}:"
-                f" {row['survived']} of {row['replicas']} replicas lived {verdict['protocol']['time']:g} ps, fewer than"
-                f" {row['failures_per_ps_below']:.2g} failures per ps (95% sure); {row['frames']} frames err by"
-                f" {row['de_median']:.2g} kcal/mol in the median, {row['de_max']:.2g} at most"
+def seen(verdict: dict[str, Any], minima: int) -> list[str]:
+    """What the runs of a verdict showed, a sentence for every temperature."""
+    begun, time = "its minimum" if minima == 1 else f"{minima} minima", verdict["protocol"]["time"]
+    sentences = []
+    for row in by_temperature(verdict):
+        found = f"{row['temperature_K']:g} K from {begun}: {row['survived']} of {row['replicas']} replicas lived {time:g} ps"
+        if row["failures_per_ps_below"] is not None:
+            found += f", fewer than {row['failures_per_ps_below']:.2g} failures per ps (95% sure)"
+        if row["de_median"] is not None:
+            found += (
+                f"; {row['frames']} frames err by {row['de_median']:.2g} kcal/mol in the median, {row['de_max']:.2g} at most"
             )
-    return found
+        sentences.append(found)
+    return sentences
+
+
+def standing(verdict: dict[str, Any]) -> str:
+    """Whether what was seen is proof: ``good``, ``flawed``, or ``unknown`` where it is too little to tell."""
+    grades = [verdict["verdict"][name]["grade"] for name in PARTS]
+    if any(grade in ("fair", "poor") for grade in grades):
+        return "flawed"
+    return "good" if grades[:2] == ["good", "good"] else "unknown"
+
+
+STANDINGS = {
+    "good": "No flaw was found, and the runs were long enough to find one.",
+    "unknown": "Nothing is proved: no flaw was found, but the runs or their labels are too few to tell.",
+    "flawed": "Nothing yet: the last verdict found a flaw.",
+}
 
 
 def not_for(verdict: dict[str, Any]) -> list[str]:
@@ -152,11 +169,11 @@ def command_of(recipe: "Recipe", out: Path) -> str:
 
 def html(told: dict[str, Any], verdict: dict[str, Any], out: Path, minima: list[Atoms]) -> str:
     """The page, one file that opens anywhere."""
-    title = f"A potential of {escape(told['molecule'])}"
+    title = f"A potential of {escape(told['molecule'])} ({minima[0].get_chemical_formula()})"
     species = minima[0].get_chemical_symbols()
     elements = [
         f"<h1>{title}</h1>",
-        note(f"{verdict['level_of_theory']}. Made {told['made_by']['date']}."),
+        note(f"{verdict['level_of_theory']}. Made {told['made_by']['date'][:16].replace('T', ' ')} UTC."),
         turning(species, [atoms.positions for atoms in minima]),
         '<div class="tiles">',
         *(
@@ -165,7 +182,8 @@ def html(told: dict[str, Any], verdict: dict[str, Any], out: Path, minima: list[
         ),
         "</div>",
         "<h2>What it is good for</h2>",
-        _list(told["good_for"]) if told["good_for"] else note("Nothing yet: the last verdict found a flaw, see below."),
+        note(STANDINGS[told["standing"]]),
+        _list(told["seen"]),
         table(
             ("K", "survived", "replica-ps", "failures per ps below", "frames", "median |dE|", "95%", "max", "median dF"),
             [

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 ELEMENT = """
-<div id="structure" style="position: relative; width: 100%; max-width: 520px; height: 340px; border: 1px solid #ddd"></div>
+<div id="structure" style="position: relative; width: 100%; max-width: 520px; height: 340px"></div>
 <p class="note">{caption}</p>
 <script>{library}</script>
 <script>
