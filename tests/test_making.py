@@ -70,7 +70,7 @@ def test_it_goes_on_where_it_was_stopped(water, small, tmp_path):
     """From any file that is there, with what was made; another recipe is refused."""
     out, told, _ = water
     shutil.copytree(out, tmp_path / "again")
-    for name in ("model.safetensors", "report.json", "cheap.safetensors", "exam/round-0.safetensors"):
+    for name in ("model.safetensors", "report.json", "taught.safetensors", "exam/round-0.safetensors"):
         (tmp_path / "again" / name).unlink()
     again, _ = made(WATER, tmp_path / "again")
     assert again["temperatures"] == told["temperatures"] and again["errors"] == told["errors"]
@@ -82,7 +82,7 @@ def test_it_goes_on_where_it_was_stopped(water, small, tmp_path):
 def test_a_dear_level_is_learned_as_a_difference(water, small, tmp_path):
     """Within the labels that were allowed; the budget shortens the first of them."""
     out, _, _ = water
-    for name in ("minima.extxyz", "geometries.extxyz", "cheap.safetensors"):
+    for name in ("minima.extxyz", "geometries.extxyz", "taught.safetensors"):
         shutil.copy(out / name, tmp_path / name)
     shutil.copytree(out / "cheap", tmp_path / "cheap")
     told, said = made(DEAR, tmp_path)

@@ -31,9 +31,9 @@ SAMPLED = SamplingPlan(
     thermal={500.0: 60, 1000.0: 90, 1500.0: 30},
     displaced=40,
     bond=50,
-    contact=50,
+    contact=60,
     test={500.0: 40, 1000.0: 40},
-    runs=4,
+    runs=2,
 )
 """What the cheap model learns first; one run from every minimum where there are more."""
 
@@ -46,7 +46,7 @@ FIRST = 1 / 3
 """Of the dear labels, made before the first run of the model; the others are frames of its runs."""
 
 ROUNDS = 4
-"""In which the other dear labels are made."""
+"""Exams in which the other dear labels are made."""
 
 
 @dataclass(frozen=True)

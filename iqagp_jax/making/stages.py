@@ -5,7 +5,7 @@
 | ``recipe.json``, ``clock.json``     | what is made, and the seconds that every stage has taken                  |
 | ``minima.extxyz``                   | minima by GFN2-xTB, the lowest first                                      |
 | ``geometries.extxyz``               | sampled by GFN2-xTB around them, with their labels                        |
-| ``cheap/``                          | a model of these labels, taught by its own runs, see `active`             |
+| ``cheap/``, ``taught.safetensors``  | a model of these labels, taught by its own runs, see `active`             |
 | ``first.extxyz``, ``labels/``       | dear labels of geometries that the cheap model chose; the campaigns       |
 | ``exam/``                           | verdicts on the potential, and what it was taught by them                 |
 | ``model.safetensors``               | the potential                                                             |
@@ -40,7 +40,7 @@ from iqagp_jax.machine.lock import owned
 from iqagp_jax.machine.parts import kept_in
 from iqagp_jax.machine.progress import in_words
 from iqagp_jax.making.page import write_report
-from iqagp_jax.making.recipe import Clock, Recipe
+from iqagp_jax.making.recipe import ROUNDS, Clock, Recipe
 from iqagp_jax.modelfile import load_model, save_model
 from iqagp_jax.references.dft import DFT
 from iqagp_jax.references.xtb import XTB, relabelled, xtb
@@ -62,7 +62,7 @@ CHEAP_SHARE = 0.25
 """Of the time, that the model of GFN2-xTB may take beneath another level."""
 
 TEACHING_ROUNDS = 8
-EXAM_ROUNDS = 4
+EXAM_ROUNDS = 8
 
 Progress = Callable[..., Iterable]
 
@@ -112,12 +112,15 @@ class Making:
         return load_dataset(path)
 
     def cheap(self, data: Dataset, minima: list[Atoms]) -> tuple[Model, Dataset]:
-        """A model of GFN2-xTB that its own runs have taught, and what it learned."""
-        first, reference = self.out / "cheap.safetensors", self.cheap_reference(data.species)
-        with self.clock.stage("cheap model"):
-            model = self._fitted(first, data)
-            protocol = self.recipe.teaching(positions_of(minima))
-            return self._taught("cheap", model, data, reference, protocol, TEACHING_ROUNDS)
+        """A model of GFN2-xTB that its own runs have taught, and what it learned; as it was when the next stage began."""
+        path, reference = self.out / "taught.safetensors", self.cheap_reference(data.species)
+        if not path.exists():
+            with self.clock.stage("cheap model"):
+                model = self._fitted(self.out / "cheap.safetensors", data)
+                protocol = self.recipe.teaching(positions_of(minima))
+                model, _ = self._taught("cheap", model, data, reference, protocol, TEACHING_ROUNDS)
+                save_model(model, path)
+        return load_model(path), load_dataset(self.out / "cheap" / "dataset.extxyz")
 
     def first_labels(self, model: Model, learned: Dataset) -> Dataset:
         """Dear labels of geometries that the cheap model learned or visited, those that tell most about all."""
@@ -167,7 +170,8 @@ class Making:
                 each = protocol.frames * len(protocol.temperatures)
                 options = {"truth_last": True, "learn_relabelled": True, "per_round": each}
             reference = self.reference(data.species)
-            return self._taught("exam", model, data, reference, protocol, EXAM_ROUNDS, **options)
+            rounds = EXAM_ROUNDS if self.recipe.is_cheap else ROUNDS - 1
+            return self._taught("exam", model, data, reference, protocol, rounds, **options)
 
     def cheap_reference(self, species: tuple[str, ...]) -> XTB:
         """GFN2-xTB."""
