@@ -45,6 +45,7 @@ def write_report(making: "Making", model: Model, minima: list[Atoms]) -> dict[st
         "temperatures": by_temperature(verdict),
         "minima_kcal_mol": relative_energies(model, minima),
         "errors": errors_of(making, model),
+        "geometries": model.n_train,
         "labels": labels_of(making),
         "seconds": making.clock.stages,
         "verdict": str((last / "report.html").relative_to(making.out)),

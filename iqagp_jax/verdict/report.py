@@ -20,7 +20,8 @@ from iqagp_jax.verdict.turning import turning
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto }
+pre { white-space: pre-wrap }
 th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100%; display: block; margin: 1em 0 }
