@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from iqagp_jax.cli import console, labelling, making, models, runs, verdicts
+from iqagp_jax.cli import console, labelling, making, models, points, runs, verdicts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,8 @@ app.command()(models.train)
 app.command()(models.train_atom)
 app.command()(models.convert)
 app.command()(models.validate)
+app.command()(points.relax)
+app.command()(points.frequencies)
 app.command()(runs.simulate)
 app.command()(runs.export)
 app.command()(verdicts.robustness)

@@ -25,14 +25,14 @@ class Minimum:
     """L-BFGS steps taken"""
 
 
-_programs: WeakKeyDictionary[Callable, dict[int, Callable]] = WeakKeyDictionary()
-"""By energy function and largest number of steps, for as long as someone else holds the function, and a model with it."""
+_programs: WeakKeyDictionary[Callable, dict[tuple[int, bool], Callable]] = WeakKeyDictionary()
+"""By energy function, then by largest number of steps and whether of many: for as long as someone else holds the function."""
 
 
-def _compiled(energy_fn: Callable, max_steps: int) -> Callable:
+def _compiled(energy_fn: Callable, max_steps: int, many: bool) -> Callable:
     """The program for an energy function, which must not hold it: it would live as long as the program, and that by it."""
     programs = _programs.setdefault(energy_fn, {})
-    if max_steps not in programs:
+    if (max_steps, many) not in programs:
         held = ref(energy_fn)
 
         def program(positions: jax.Array, max_force: Any) -> Minimum:
@@ -40,8 +40,9 @@ def _compiled(energy_fn: Callable, max_steps: int) -> Callable:
             assert function is not None, "whoever asks for the program has the function"
             return _minimise(function, max_steps, positions, max_force)
 
-        programs[max_steps] = jax.jit(program)
-    return programs[max_steps]
+        one_by_one = lambda geometries, force: jax.lax.map(lambda r: program(r, force), geometries)  # noqa: E731
+        programs[max_steps, many] = jax.jit(one_by_one if many else program)
+    return programs[max_steps, many]
 
 
 def _minimise(energy_fn: Callable, max_steps: int, positions: jax.Array, max_force: Any) -> Minimum:
@@ -69,9 +70,11 @@ def _minimise(energy_fn: Callable, max_steps: int, positions: jax.Array, max_for
 def minimise(energy_fn: Callable, positions: Any, max_steps: int = 500, max_force: float = 1e-3) -> Minimum:
     """Relax positions (N, 3), angstrom, by L-BFGS until no atom feels more than ``max_force`` eV/angstrom.
 
-    Returns a `Minimum`; its ``max_force`` tells whether ``max_steps``, one at least, sufficed.
+    Many geometries (B, N, 3) are relaxed one after the other, by one program. Returns a `Minimum`, of many with a
+    first axis B; its ``max_force`` tells whether ``max_steps``, one at least, sufficed.
     """
     if max_steps < 1:
         raise ValueError(f"expected at least one step, found max_steps={max_steps}")
     with jax.enable_x64(True):
-        return jax.device_get(_compiled(energy_fn, max_steps)(jnp.asarray(positions, dtype=jnp.float64), max_force))
+        positions = jnp.asarray(positions, dtype=jnp.float64)
+        return jax.device_get(_compiled(energy_fn, max_steps, positions.ndim == 3)(positions, max_force))
