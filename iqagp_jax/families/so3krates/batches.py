@@ -108,7 +108,7 @@ class Beneath:
         return cls(shift, float(max(np.sqrt(np.nanmean(known**2)), 1e-3)), repulsion, cutoff)
 
     def leaves(self, data: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Energies (n,), forces (n, N, 3), atomic energies (n, N) less what is beneath, in its unit; NaN where there is none."""
+        """Energies (n,), forces (n, N, 3), atomic energies (n, N) less what is beneath, in its unit; NaN without a label."""
         n, n_atoms = data.positions.shape[:2]
         energies, slopes = np.zeros((n, n_atoms)), np.zeros(data.positions.shape)
         if self.repulsion != NO_REPULSION:

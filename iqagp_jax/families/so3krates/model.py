@@ -153,6 +153,11 @@ class SO3kratesOfMolecule(OfOneMolecule):
         """That of the network."""
         return self.potential.n_train
 
+    @property
+    def trace(self) -> Array | None:
+        """That of the network."""
+        return self.potential.trace
+
     def bind(self, system: System, dtype: Any = np.float64) -> Bound:
         """As of `SO3krates`."""
         return self.potential.bind(system, dtype)

@@ -44,6 +44,8 @@ def names_of(text: str) -> tuple[str, ...]:
 class SO3kratesOptions:
     """Options of `fit_so3krates`, in the order of its arguments."""
 
+    PANEL = "Options of --family so3krates"
+
     budget: float | None = option(
         None, "Wall time of the training, as 1h or 15min, in Python seconds. Default: one hour.", read=seconds_of, least=0
     )
@@ -60,7 +62,10 @@ class SO3kratesOptions:
     width: int = option(64, "Features of an atom.", least=1)
     layers: int = option(2, "Layers of the network.", least=1)
     degrees: tuple[int, ...] = option(
-        (1, 2), "Degrees of the Euclidean variables, 1 to 4, with commas between.", read=numbers_of
+        (1, 2),
+        "Degrees of the Euclidean variables, 1 to 4, with commas between.",
+        read=numbers_of,
+        write=lambda degrees: ",".join(map(str, degrees)),
     )
     heads: int = option(4, "Heads of the attention.", least=1)
     cutoff: float = option(5.0, "Atoms farther apart do not see each other, Å.", least=1.0)

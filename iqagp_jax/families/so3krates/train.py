@@ -233,8 +233,8 @@ def fit_so3krates(dataset, *given, folder=None, progress=False, **options):
 
     Parameters
     ----------
-    folder: where checkpoints are kept every few seconds. Killed at any moment, the same call goes on; over a number of ``steps``
-        the model is then the same bit for bit. Nothing is kept without.
+    folder: where checkpoints are kept every few seconds. Killed at any moment, the same call goes on; over a number of
+        ``steps`` the model is then the same bit for bit. Nothing is kept without.
     progress: whether to show a bar, with the errors of the validation geometries.
 
     All other arguments are those of `SO3kratesOptions`.
@@ -262,8 +262,8 @@ def _check_levels(datasets: tuple[Dataset, ...]) -> None:
     for other in datasets[1:]:
         if not datasets[0].level.same_energies(other.level):
             raise ValueError(
-                f"expected datasets of one level of theory, found {datasets[0].level} and {other.level}; label them anew, or train"
-                " a model of each"
+                f"expected datasets of one level of theory, found {datasets[0].level} and {other.level}; label them anew, or"
+                " train a model of each"
             )
 
 
@@ -278,8 +278,8 @@ def _parted(data: Dataset, options: SO3kratesOptions, several: int) -> tuple[Dat
     held = max(1, len(data) // 20) if options.n_validation is None else options.n_validation // several
     if not 0 < held < len(data):
         raise ValueError(
-            f"expected more labelled training geometries of {' '.join(data.species)} than the {held} for validation, of which there"
-            f" is at least one of each molecule, found {len(data)}; give more, or another n_validation"
+            f"expected more labelled training geometries of {' '.join(data.species)} than the {held} for validation, of which"
+            f" each molecule needs one, found {len(data)}; give more, or another n_validation"
         )
     order = np.random.default_rng(options.seed).permutation(len(data))
     return data[np.sort(order[held:])], data[np.sort(order[:held])]
@@ -311,7 +311,8 @@ def _driven(training: Training, path: Path | None, progress: bool) -> Progress:
     total, saved = o.steps or int(np.ceil(o.budget or 0)), time.perf_counter()
     with progress_bar(total, progress) as (show, say), deferred_interrupt() as interrupted:
         show(description="compiling")
-        for now in training.going_on(now):
+        for latest in training.going_on(now):
+            now = latest
             show(completed=int(now.step) if o.steps else min(int(now.seconds), total), description=_told(now))
             done, stop = training.over(now) >= 1, interrupted()
             if path is not None and (done or stop or time.perf_counter() > saved + CHECKPOINT_SECONDS):
