@@ -1,18 +1,24 @@
 """SO3krates: laws of the network, both layouts of pairs, training that goes on with the same bits."""
 
 from dataclasses import replace
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REFERENCE, SPECIES, rotation
+from conftest import REFERENCE, SPECIES, cheaper, make_dataset, rotation
 
-from iqagp_jax import energy_and_forces
+from iqagp_jax import energy_and_forces, load_model, save_model
+from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.families.gp.means import BornMayer
+from iqagp_jax.families.so3krates import train
+from iqagp_jax.families.so3krates.batches import Beneath, Order, buckets_of
 from iqagp_jax.families.so3krates.model import ALL_PAIRS, SO3krates, repulsion_energies
 from iqagp_jax.families.so3krates.neighbours import NearPairs, all_pairs
 from iqagp_jax.families.so3krates.network import Network, Pairs
+from iqagp_jax.families.so3krates.options import SO3kratesOptions, seconds_of
+from iqagp_jax.families.so3krates.train import Training, fit_so3krates
 from iqagp_jax.potential import bind
 from iqagp_jax.system.system import System
 
@@ -143,3 +149,138 @@ def test_content_of_a_file_gets_a_sentence(plain, change, sentence):
     plain.check_content()
     with pytest.raises(ValueError, match=sentence):
         replace(plain.network, **change).check_content()
+
+
+def small(**changed):
+    """Options of a training of a moment."""
+    return {
+        "steps": 6,
+        "width": 8,
+        "heads": 2,
+        "layers": 1,
+        "degrees": (1,),
+        "batch": 3,
+        "validate_every": 2,
+        "seed": 1,
+    } | changed
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing that the training could answer."""
+
+
+def test_a_training_that_is_killed_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    data, written = make_dataset(9, seed=1), []
+    undisturbed = fit_so3krates(data, **small())
+    write = train._write
+
+    def write_and_die(*arguments):
+        write(*arguments)
+        written.append(arguments)
+        if len(written) in (1, 4):
+            raise Killed
+
+    monkeypatch.setattr(train, "_write", write_and_die)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            fit_so3krates(data, folder=tmp_path / "t", **small())
+    back = fit_so3krates(data, folder=tmp_path / "t", **small())
+    assert len(written) == 6
+    for name, model in (("a", undisturbed), ("b", back)):
+        save_model(model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert back.trace.shape == (3, 4) and back.n_train == 8
+    assert (
+        set(back.made_by.targets) == {"atomic_energies", "energy", "forces"} and back.made_by.options.repulsion == "born-mayer"
+    )
+    with pytest.raises(
+        ValueError, match=r"expected the options that the parts in .* were made with, found others \(batch 3 there"
+    ):
+        fit_so3krates(data, folder=tmp_path / "t", **small(batch=4))
+    (tmp_path / "t" / train.CHECKPOINT).write_bytes(b"PK" + bytes(100))
+    with pytest.raises(ValueError, match=r"checkpoint.npz is damaged .*; delete it, and the training begins anew"):
+        fit_so3krates(data, folder=tmp_path / "t", **small())
+
+
+def water(n):
+    """n geometries of another molecule, without atomic energies or forces."""
+    positions = np.array([[0.0, 0.0, 0.1], [0.76, 0.0, -0.5], [-0.76, 0.0, -0.5]])
+    positions = positions + 0.05 * np.random.default_rng(4).normal(size=(n, 3, 3))
+    return Dataset(("O", "H", "H"), positions, -25.0 + 3 * (np.linalg.norm(positions[:, 0] - positions[:, 1], axis=1) - 1) ** 2)
+
+
+def test_several_molecules_in_one_model(tmp_path):
+    formaldehyde = replace(make_dataset(9, seed=1), atomic_energies=None)
+    model = fit_so3krates((formaldehyde, water(7)), **small(steps=4))
+    assert model.elements == ("C", "H", "O") and model.n_train == 14
+    # Two energies are told apart by three shifts, to which the network adds what varies.
+    shift = Beneath.of([formaldehyde, water(7)], "none", 5.0).shift
+    assert shift[[8, 6, 1, 1]].sum() == pytest.approx(formaldehyde.energy.mean(), abs=1e-9)
+    assert shift[[8, 1, 1]].sum() == pytest.approx(water(7).energy.mean(), abs=1e-9)
+    save_model(model, tmp_path / "m.safetensors")
+    back = load_model(tmp_path / "m.safetensors")
+    for data in (formaldehyde, water(7)):
+        system = System.of(data.species, data.positions[0])
+        energies = energy_and_forces(back, system=system)(data.positions)[0]
+        np.testing.assert_allclose(energies, data.energy, atol=30.0)
+
+
+def test_batches_are_padded_graphs(plain):
+    """What a batch of molecules of two sizes gives is what each gives alone; a bucket holds no pair beyond the cutoff."""
+    beneath = Beneath(np.zeros(100), 1.0, "none", 5.0)
+    each = [beneath.frames(data) for data in (make_dataset(2, seed=1), water(3))]
+    assert sum(map(len, buckets_of(each))) == 5
+    padded = each[1].padded(6, 11)
+    network = plain.network.in_precision(np.float64)
+    energy, forces, atomic = padded.predicted(network)
+    expected, slopes = jax.vmap(jax.value_and_grad(lambda r: network(np.array([8, 1, 1]), all_pairs(r)).sum()))(
+        water(3).positions
+    )
+    np.testing.assert_allclose(energy, expected, atol=1e-12)
+    np.testing.assert_allclose(forces[:, :3], -slopes, atol=1e-12)
+    assert not np.asarray(forces[:, 3:]).any() and not np.asarray(atomic[:, 3:]).any()
+
+
+def test_order_is_of_seed_and_step_alone():
+    order = Order((7, 4), 3, seed=5)
+    steps = [(k, tuple(chosen)) for k, chosen in islice(order.from_step(0), 12)]
+    assert steps[8:] == [(k, tuple(chosen)) for k, chosen in islice(order.from_step(8), 4)]
+    assert order.steps == 5 and sorted({n for k, chosen in steps[:5] if k == 0 for n in chosen}) == list(range(7))
+    assert steps[:5] != steps[5:10]
+
+
+def test_rate_and_average():
+    training = Training.of((make_dataset(5, seed=1),), SO3kratesOptions(**small()).resolved((make_dataset(5, seed=1),)))
+    rates = [training.rate(p) for p in (0.0, 0.005, 0.01, 0.5, 1.0)]
+    np.testing.assert_allclose(rates, [0, 1e-3, 2e-3, 1e-3, 0], rtol=1e-2, atol=1e-12)
+    now = training.begin()
+    states = list(training.going_on(now))
+    # After two steps the average is that of their networks, weights d (1 - d) and 1 - d over 1 - d^2.
+    d, (one, two) = training.options.average, [s.network.embedding for s in states[:2]]
+    average = (d * (1 - d) * one + (1 - d) * two) / (1 - d**2)
+    np.testing.assert_allclose(states[1].average.embedding / (1 - d**2), average, rtol=1e-3, atol=1e-6)
+    assert states[1].trace.shape == (1, 4) and states[-1].least <= states[1].least
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"budget": 60.0, "steps": 5}, "expected a budget or steps, found both"),
+        ({"targets": ("charges",)}, "expected targets among atomic_energies, energy, forces, which the data have"),
+        ({"width": 9}, "expected features that 2 heads and 1 degrees divide, found 9"),
+        ({"n_validation": 9}, "expected more labelled training geometries of O C H H than the 9 for validation"),
+        ({"learning_rate": 1e30}, "expected finite errors of the validation geometries"),
+    ],
+)
+def test_options_of_a_training_get_a_sentence(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fit_so3krates(make_dataset(9, seed=1), **small(**given))
+
+
+def test_another_level_gets_a_sentence():
+    with pytest.raises(ValueError, match="expected datasets of one level of theory"):
+        fit_so3krates((make_dataset(5, seed=1), cheaper(make_dataset(5, seed=2))), steps=1)
+    with pytest.raises(ValueError, match="expected --budget as 1h, 15min or 90s, found '1 day'"):
+        seconds_of("1 day")
+    assert seconds_of("1.5h") == 5400.0

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_md import partition, space
 
 from iqagp_jax.families.so3krates.network import Pairs
 from iqagp_jax.system.system import System
@@ -34,6 +33,8 @@ class NearPairs:
 
     def __init__(self, system: System, cutoff: float):
         """Raises ValueError, in a sentence, for a cell in which an atom sees a neighbour in two images."""
+        from jax_md import partition, space  # which computes when it is imported: after `devices.use_cores`
+
         self.cutoff, self.n_atoms = cutoff, len(system)
         if system.cell is None:
             self.displacement = displacement = space.free()[0]
@@ -72,7 +73,8 @@ class NearPairs:
 
     def _count(self, positions: Any) -> Any:
         """How many pairs a list would have."""
-        apart = space.map_product(self.displacement)(positions, positions)
+        of_all = jax.vmap(jax.vmap(self.displacement, (None, 0)), (0, None))
+        apart = of_all(positions, positions)
         return (((apart**2).sum(-1) < (self.cutoff + SKIN) ** 2).sum() - self.n_atoms) // 2
 
 
@@ -109,6 +111,8 @@ def _refreshed_together(count: int, batched: Any, positions: Any, kept: Any) -> 
 
 def _within(cell: np.ndarray, dtype: Any) -> Callable[[Any, Any], Any]:
     """(R_j, R_i) -> R_j - R_i to the nearest image."""
+    from jax_md import space
+
     return space.periodic_general(cell.T.astype(dtype), fractional_coordinates=False)[0]
 
 
