@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import REFERENCE, SPECIES, cheaper, make_dataset, rotation
 
-from iqagp_jax import energy_and_forces, load_model, save_model
+from iqagp_jax import energy_and_forces, load_model, save_model, validate
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.families.gp.means import BornMayer
 from iqagp_jax.families.so3krates import train
@@ -21,6 +21,7 @@ from iqagp_jax.families.so3krates.options import SO3kratesOptions, seconds_of
 from iqagp_jax.families.so3krates.train import Training, fit_so3krates
 from iqagp_jax.potential import bind
 from iqagp_jax.system.system import System
+from iqagp_jax.units import KCAL_MOL
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -224,6 +225,9 @@ def test_several_molecules_in_one_model(tmp_path):
         system = System.of(data.species, data.positions[0])
         energies = energy_and_forces(back, system=system)(data.positions)[0]
         np.testing.assert_allclose(energies, data.energy, atol=30.0)
+    assert validate(back, water(3)).energy.mae < 30 / KCAL_MOL
+    with pytest.raises(ValueError, match="expected atoms among the elements C H O that the model learned, found S"):
+        validate(back, replace(water(3), species=("S", "H", "H")))
 
 
 def test_batches_are_padded_graphs(plain):

@@ -31,7 +31,11 @@ def taking(*kinds: Any, **defaults: Any) -> Callable:
 
     def decorate(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        new = [p for f, *told in named.values() for p in _parameters(f, *told, defaults.get(f.name, f.default))]
+        new = [
+            parameter
+            for f, hint, panel in named.values()
+            for parameter in _parameters(f, hint, panel, defaults.get(f.name, f.default))
+        ]
 
         @wraps(command)
         def called(**given: Any) -> Any:
