@@ -66,8 +66,8 @@ class Frames:
 
         return Frames(**{f.name: pad(f.name) for f in fields(self)})
 
-    def predicted(self, network: Network) -> tuple[Any, Any, Any]:
-        """Energies (n,), forces (n, N, 3) and atomic energies (n, N) by a network; sums in float64."""
+    def predicted(self, network: Network, shift: Any) -> tuple[Any, Any, Any]:
+        """Energies (n,), forces (n, N, 3), atomic energies (n, N) by a network and shifts (100,); sums in float64."""
         n, n_atoms = self.numbers.shape
         numbers, there = self.numbers.reshape(-1), self.pairs[..., 0] < self.pairs[..., 1]
         ends = (self.pairs + n_atoms * np.arange(n)[:, None, None]).reshape(-1, 2)
@@ -75,7 +75,7 @@ class Frames:
         def total(positions: Any) -> tuple[Any, Any]:
             vectors = positions[ends[:, 1]] - positions[ends[:, 0]]
             atomic = network(numbers, Pairs(ends[:, 0], ends[:, 1], vectors, there.reshape(-1))).astype(np.float64)
-            atomic = jnp.where(numbers > 0, atomic, 0.0)
+            atomic = jnp.where(numbers > 0, atomic + shift[numbers], 0.0)
             return atomic.sum(), atomic
 
         (_, atomic), gradient = jax.value_and_grad(total, has_aux=True)(self.positions.reshape(-1, 3))

@@ -78,7 +78,7 @@ class SO3kratesOptions:
     batch: int = option(10, "Geometries of a step.", least=1)
     learning_rate: float = option(2e-3, "Largest, after the warm-up.", least=0)
     warm_up: float = option(0.01, "Share of the training in which the learning rate rises.", least=0, most=0.5)
-    amsgrad: bool = option(True, "AMSGrad instead of Adam.")
+    amsgrad: bool = option(False, "AMSGrad instead of Adam.")
     clip: float = option(10.0, "Longest gradient of the loss.", least=0)
     average: float = option(0.999, "Decay of the average of parameters, per step.", least=0, most=0.99999)
     energy_weight: float = option(1.0, "Of squared errors of the energy per atom in the loss.", least=0)

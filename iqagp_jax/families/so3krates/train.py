@@ -11,6 +11,9 @@ that error go on as straight lines. Gradients longer than ``clip`` are shortened
 
 where p is the share of the steps, or of the wall time, that is over. The model is the average of all parameters so far,
 A_t = d A_t-1 + (1 - d) theta_t, divided by 1 - d^t, at the step at which it predicted forces of the validation geometries best.
+
+Shifts of elements are fitted anew at each look at the validation geometries, by least squares of energies. Adam, which the first
+large gradients make careful, is too slow for them: energies would keep an error that is the same for all geometries.
 """
 
 import hashlib
@@ -50,6 +53,9 @@ TRACE = ("step", "loss", "energy_mae", "forces_mae")
 VALIDATED = 50
 """Geometries predicted at once, at most."""
 
+REFITTED = 200
+"""Training geometries of a bucket that shifts are fitted to, at most."""
+
 
 class Progress(NamedTuple):
     """All that the future of a training depends on; what a checkpoint holds."""
@@ -64,7 +70,10 @@ class Progress(NamedTuple):
     step: Any
     seconds: Any
     """wall time so far"""
-    best: Network
+    shift: Any
+    """(100,) in the network's unit, added to its atomic energies"""
+    best: tuple[Network, Any]
+    """network and shifts"""
     least: Any
     """validation error of the best"""
     trace: Any
@@ -118,7 +127,8 @@ class Training:
         nothing = jax.tree.map(jnp.zeros_like, network)
         moments = self.optimiser.init(network)
         zero, trace = np.zeros(()), np.zeros((0, len(TRACE)))
-        return Progress(network, moments, nothing, zero, np.zeros((), int), zero, network, np.full((), np.inf), trace)
+        shift, least = np.zeros(ELEMENTS), np.full((), np.inf)
+        return Progress(network, moments, nothing, zero, np.zeros((), int), zero, shift, (network, shift), least, trace)
 
     def over(self, now: Progress) -> float:
         """The share p of the training that is over."""
@@ -134,12 +144,12 @@ class Training:
 
     @cached_property
     def stepped(self) -> Callable[..., Any]:
-        """(network, moments, average, loss), bucket, numbers of its frames, rate -> the first after a step."""
+        """(network, moments, average, loss), shifts, bucket, numbers of its frames, rate -> the first after a step."""
         d = self.options.average
 
-        def step(learning: Any, bucket: Frames, chosen: Any, rate: Any) -> Any:
+        def step(learning: Any, shift: Any, bucket: Frames, chosen: Any, rate: Any) -> Any:
             network, moments, average, sum_of_losses = learning
-            loss, slope = jax.value_and_grad(self.loss)(network, bucket[chosen])
+            loss, slope = jax.value_and_grad(self.loss)(network, shift, bucket[chosen])
             updates, moments = self.optimiser.update(slope, moments)
             network = jax.tree.map(lambda a, b: a - rate.astype(a.dtype) * b, network, updates)
             average = jax.tree.map(lambda a, b: d * a + (1 - d) * b, average, network)
@@ -147,8 +157,8 @@ class Training:
 
         return jax.jit(step)
 
-    def loss(self, network: Network, frames: Frames) -> Any:
-        """L of a network on frames."""
+    def loss(self, network: Network, shift: Any, frames: Frames) -> Any:
+        """L of a network and shifts on frames."""
         o, scale = self.options, self.beneath.scale
 
         def squared(error: Any) -> Any:
@@ -158,7 +168,7 @@ class Training:
                 return (2 * optax.huber_loss(error, delta=o.huber / scale)).sum() / jnp.maximum(known.sum(), 1)
             return (error**2).sum() / jnp.maximum(known.sum(), 1)
 
-        energy, forces, atomic = frames.predicted(network)
+        energy, forces, atomic = frames.predicted(network, shift)
         total = 0.0
         if "energy" in o.learned:
             total += o.energy_weight * squared((energy - frames.energy) / (frames.numbers > 0).sum(1))
@@ -169,31 +179,42 @@ class Training:
         return total
 
     @cached_property
-    def errors(self) -> Callable[[Network, Frames], Any]:
-        """Sums of absolute errors of energies and forces, and how many there are of each."""
+    def errors(self) -> Callable[[Network, Any, Frames], Any]:
+        """Errors of energies (n,) and forces (n, N, 3) of frames."""
 
-        def of(network: Network, frames: Frames) -> Any:
-            energy, forces, _ = frames.predicted(network)
-            errors = [jnp.abs(energy - frames.energy), jnp.abs(forces - frames.forces)]
-            return jnp.stack([jnp.nansum(e) for e in errors]), jnp.stack([jnp.isfinite(e).sum() for e in errors])
+        def of(network: Network, shift: Any, frames: Frames) -> Any:
+            energy, forces, _ = frames.predicted(network, shift)
+            return energy - frames.energy, forces - frames.forces
 
         return jax.jit(of)
 
-    def validated(self, network: Network) -> np.ndarray:
+    def _errors_of(self, network: Network, shift: Any, frames: Frames) -> Any:
+        """The same of any number of frames, on the host."""
+        parts = [self.errors(network, shift, frames[k : k + VALIDATED]) for k in range(0, len(frames), VALIDATED)]
+        return jax.tree.map(lambda *a: np.concatenate(a), *jax.device_get(parts))
+
+    def shifted(self, network: Network, shift: Any) -> np.ndarray:
+        """Shifts (100,) that fit energies of training geometries best, beside a network."""
+        some = [bucket[:REFITTED] for bucket in self.train]
+        error = np.concatenate([self._errors_of(network, shift, frames)[0] for frames in some])
+        counts = np.concatenate([(frames.numbers[..., None] == np.arange(1, ELEMENTS)).sum(1) for frames in some])
+        known = np.isfinite(error)
+        change = np.linalg.lstsq(counts[known].astype(float), error[known], rcond=None)[0]
+        return shift - np.concatenate([[0.0], change])
+
+    def validated(self, network: Network, shift: Any) -> np.ndarray:
         """Mean absolute errors of energies (eV) and forces (eV/angstrom) of the validation geometries; NaN without labels."""
-        sums, counts = np.zeros(2), np.zeros(2)
-        for bucket in self.validation:
-            for begin in range(0, len(bucket), VALIDATED):
-                some = jax.device_get(self.errors(network, bucket[begin : begin + VALIDATED]))
-                sums, counts = sums + some[0], counts + some[1]
-        with np.errstate(invalid="ignore"):
-            return self.beneath.scale * sums / counts
+        errors = zip(*(self._errors_of(network, shift, bucket) for bucket in self.validation), strict=True)
+        each = [np.abs(np.concatenate([one.ravel() for one in of])) for of in errors]
+        known = [values[np.isfinite(values)] for values in each]
+        return self.beneath.scale * np.array([values.mean() if len(values) else np.nan for values in known])
 
     def looked(self, now: Progress) -> Progress:
         """With another row of the trace, and the model of now if it is the best so far."""
         d, steps = self.options.average, int(now.step)
         average = jax.tree.map(lambda a: a / np.float32(1 - d**steps), now.average)
-        energy, forces = self.validated(average)
+        shift = self.shifted(average, now.shift)
+        energy, forces = self.validated(average, shift)
         error = energy if np.isnan(forces) else forces
         if not np.isfinite(error):
             raise ValueError(
@@ -203,8 +224,8 @@ class Training:
         since = steps - (now.trace[-1, 0] if len(now.trace) else 0)
         row = [steps, now.loss / since, energy, forces]
         if error < now.least:
-            now = now._replace(best=average, least=np.asarray(error))
-        return now._replace(loss=np.zeros(()), trace=np.concatenate([now.trace, [row]]))
+            now = now._replace(best=(average, shift), least=np.asarray(error))
+        return now._replace(shift=shift, loss=np.zeros(()), trace=np.concatenate([now.trace, [row]]))
 
     def going_on(self, now: Progress) -> Iterator[Progress]:
         """The states after every step, up to the end."""
@@ -213,7 +234,8 @@ class Training:
         buckets = jax.device_put(self.train)
         for k, chosen in order.from_step(int(now.step)):
             rate = np.float64(self.rate(self.over(now)))
-            learned = self.stepped((now.network, now.moments, now.average, now.loss), buckets[k], chosen, rate)
+            learning = now.network, now.moments, now.average, now.loss
+            learned = self.stepped(learning, now.shift, buckets[k], chosen, rate)
             network, moments, average, loss = jax.block_until_ready(learned)
             seconds = np.asarray(time.perf_counter() - began)
             now = now._replace(network=network, moments=moments, average=average, loss=loss, step=now.step + 1, seconds=seconds)
@@ -354,10 +376,11 @@ def _read(path: Path, like: Progress) -> Progress:
 def _model(training: Training, datasets: tuple[Dataset, ...], now: Progress) -> SO3krates | SO3kratesOfMolecule:
     options, beneath = training.options, training.beneath
     program = f"iqagp-jax {version('iqagp-jax')}, jax {jax.__version__}"
+    network, shift = now.best
     potential = SO3krates(
-        now.best,
+        network,
         np.full(ELEMENTS, beneath.scale),
-        beneath.shift,
+        beneath.shift + beneath.scale * shift,
         tuple(sorted({s for data in datasets for s in data.species})),
         options.repulsion,
         MadeBy(datasets[0].level, options.learned, options, program=program),
