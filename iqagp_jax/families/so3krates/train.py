@@ -12,8 +12,8 @@ that error go on as straight lines. Gradients longer than ``clip`` are shortened
 where p is the share of the steps, or of the wall time, that is over. The model is the average of all parameters so far,
 A_t = d A_t-1 + (1 - d) theta_t, divided by 1 - d^t, at the step at which it predicted forces of the validation geometries best.
 
-Shifts of elements are fitted anew at each look at the validation geometries, by least squares of energies. Adam, which the first
-large gradients make careful, is too slow for them: energies would keep an error that is the same for all geometries.
+Shifts of elements are fitted anew at each look at the validation geometries, by least squares of energies. Adam is too slow for
+them, as the first large gradients make it careful: energies would keep an error that is the same for all geometries.
 """
 
 import hashlib
