@@ -178,7 +178,12 @@ def least_variance(covariance, n):
 
 def _training_data(model, dataset):
     """What the model learned, and the rest of the dataset; ValueError, in a sentence, where the two cannot go on together."""
-    if not getattr(model, "teachable", False):
+    if not hasattr(model, "teachable"):
+        raise ValueError(
+            "expected a model that can be taught by single labels, as one of Gaussian processes, found another; train it on"
+            " more labels"
+        )
+    if not model.teachable:
         raise ValueError(
             "expected a model that learns the molecule's energy or forces, found one of atomic energies, which the reference"
             " does not give; train one without --targets"

@@ -76,6 +76,19 @@ def likelihood_trace(model):
     return figure
 
 
+def learning(trace):
+    """How a network learned, from its trace (T, 4): mean loss and errors of the validation geometries against the step."""
+    figure, left, right = panels(2)
+    step, loss, energy, forces = np.asarray(trace).T
+    left.plot(step, loss, color=BLUE, lw=1)
+    left.set(yscale="log", xlabel="step", ylabel="loss of the training geometries")
+    right.plot(step, energy / KCAL_MOL, color=ORANGE, lw=1, label="energy, kcal/mol")
+    right.plot(step, forces / KCAL_MOL, color=RED, lw=1, label="forces, kcal/mol/Å")
+    right.set(yscale="log", xlabel="step", ylabel="MAE of the validation geometries")
+    right.legend(fontsize=7, frameon=False)
+    return figure
+
+
 def temperature_and_energy(times, temperatures, energies, targets):
     """Kinetic temperature (mean and spread over replicas) and potential energy against time.
 

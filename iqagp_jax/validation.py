@@ -11,6 +11,7 @@ from iqagp_jax.data.scale import FORCES, check_units
 from iqagp_jax.machine.warn import warn
 from iqagp_jax.potential import bind, energy_and_forces, potential_of, uncertainty
 from iqagp_jax.system.elements import same_atoms
+from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
 
 BATCH = 64
@@ -157,15 +158,23 @@ def predict(model, positions, dataset=None, progress=lambda steps: steps):
 
 def _asked(model, dataset):
     """The functions of a batch of geometries that `Predictions` are made of, by name; without what there are no labels of."""
-    known = uncertainty(model)
+    system = _system(model, dataset)
+    known = uncertainty(model, system)
     asked = {
-        "both": energy_and_forces(model),
+        "both": energy_and_forces(model, system=system),
         "variance": known and known.energy,
         "force_variance": known and _wanted(dataset, "forces") and known.forces,
     }
-    if learned_atomic_energies(model) and _wanted(dataset, "atomic_energies"):
-        asked["atomic_energies"] = _one_by_one(model)
+    if learned_atomic_energies(model, system) and _wanted(dataset, "atomic_energies"):
+        asked["atomic_energies"] = _one_by_one(model, system)
     return {name: of for name, of in asked.items() if of}
+
+
+def _system(model, dataset):
+    """The system of a dataset for a potential of any; None for one of a molecule, which knows its own."""
+    if dataset is None or hasattr(potential_of(model), "system"):
+        return None
+    return System.of(dataset.species, dataset.positions[dataset.lowest], dataset.level.charge, dataset.level.spin)
 
 
 def _wanted(dataset, target):
@@ -218,24 +227,24 @@ def unseen(model, dataset):
     return dataset
 
 
-def _one_by_one(model):
+def _one_by_one(model, system):
     """The plain formula for many geometries: it takes differences from all training points, images and features at once."""
-    bound, _ = bind(model)
+    bound, _ = bind(model, system)
 
     @jax.jit
-    def plain(batch):
-        return jax.lax.map(lambda r: bound.energies(r, bound.aux)[0], batch)
+    def plain(batch, aux):
+        return jax.lax.map(lambda r: bound.energies(r, aux)[0], batch)
 
     def apply(batch):
         with jax.enable_x64(True):
-            return np.asarray(plain(batch))
+            return np.asarray(plain(batch, bound.enlarged(batch) if bound.enlarged else bound.aux))
 
     return apply
 
 
-def learned_atomic_energies(model):
+def learned_atomic_energies(model, system=None):
     """Whether a potential learned atomic energies; one of the molecule's energy divides it among the atoms as it likes."""
-    return not bind(model)[0].only_sum
+    return not bind(model, system)[0].only_sum
 
 
 def atom_labels(species):
@@ -261,8 +270,12 @@ def validate(model, dataset, predictions=None):
 
 
 def check_atoms(model, dataset):
-    """ValueError, in a sentence, where the atoms of a `Dataset` are not a model's."""
-    same_atoms(potential_of(model).system.species, dataset.species, "the dataset")
+    """ValueError, in a sentence, where a model cannot speak of the atoms of a `Dataset`."""
+    potential = potential_of(model)
+    if (system := _system(potential, dataset)) is None:
+        same_atoms(potential.system.species, dataset.species, "the dataset")
+    else:
+        potential.check(system)
 
 
 def check_forces(dataset, predictions):

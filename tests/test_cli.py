@@ -59,6 +59,24 @@ def test_help_tells_the_defaults_of_labels(capsys):
         assert f"Default: {default}" in told
 
 
+def test_train_a_network(folder, capsys):
+    model, data = folder / "network.safetensors", folder / "data.extxyz"
+    command = ("train", data, "-o", model, "--family", "so3krates", "--steps", 2, "--width", 8, "--layers", 1, "--degrees", "1")
+    assert iqagp(*command, "--heads", 2) == 0
+    told = capsys.readouterr()
+    assert "O C H H: 40 geometries" in told.out and "step 2, validation" in told.err
+    assert told.out.splitlines()[-1] == f"next: iqagp validate {model} {data}"
+    assert (folder / "network.trace.png").stat().st_size > 1000 and (folder / "network.training/checkpoint.npz").exists()
+    before = model.read_bytes()
+    assert iqagp(*command, "--heads", 2) == 0 and model.read_bytes() == before
+    assert iqagp(*command, "--heads", 1) == 2
+    assert "found others (heads 2 there, 1 here)" in capsys.readouterr().err
+    assert iqagp(*command, "--kernel", "rbf") == 2
+    assert "expected options that --family so3krates has, found --kernel" in capsys.readouterr().err
+    assert iqagp("train", data, "-o", model, "--cutoff", 4) == 2
+    assert "expected options that --family gp has, found --cutoff" in capsys.readouterr().err
+
+
 def test_train_validate_simulate_export(folder, capsys):
     model, data = folder / "m.safetensors", folder / "data.extxyz"
     assert iqagp("train", data, "-o", model, "--max-steps", 3) == 0

@@ -16,7 +16,9 @@ from iqagp_jax.families.fflux.files import assemble
 from iqagp_jax.families.fflux.fit import fit_atom
 from iqagp_jax.families.fflux.models import is_length
 from iqagp_jax.families.pairs.models import BondedMorse
-from iqagp_jax.potential import potential_of
+from iqagp_jax.families.so3krates.model import SO3krates, SO3kratesOfMolecule
+from iqagp_jax.families.so3krates.network import Network
+from iqagp_jax.potential import MadeBy, potential_of
 from iqagp_jax.system.frames import alf_features
 from iqagp_jax.system.system import System
 from iqagp_jax.units import BOHR, HARTREE
@@ -105,6 +107,20 @@ class TestSum(Suite):
     def potential(cls):
         morse = BondedMorse.of(System.of(SPECIES, REFERENCE))
         return Sum(morse, PerMolecule(morse))
+
+
+class TestSO3krates(Suite):
+    """A random network of few features; a repulsion keeps its atoms apart."""
+
+    uncertain = False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def potential(cls):
+        network = Network.random(np.random.default_rng(1), 8, 1, 2, degrees=(1,))
+        made_by = MadeBy(targets=("atomic_energies", "energy", "forces"))
+        of_elements = SO3krates(network, np.full(100, 0.1), np.full(100, -10.0), ("C", "H", "O"), "born-mayer", made_by)
+        return SO3kratesOfMolecule(SPECIES, REFERENCE, of_elements)
 
 
 class Plain:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from iqagp_jax.cli.options import table_of, taking
 from iqagp_jax.families.gp.options import GPOptions, shares_of
 from iqagp_jax.families.options import as_in, check, made_of, option, signature_of
+from iqagp_jax.families.so3krates.options import SO3kratesOptions
 
 
 @dataclass(frozen=True)
@@ -137,4 +138,5 @@ def test_signatures_and_borrowed_fields():
 
 def test_the_page_of_options_is_of_today():
     page = (Path(__file__).parents[1] / "docs" / "options.md").read_text()
-    assert page.endswith(table_of(GPOptions).rstrip() + "\n")
+    for options in (GPOptions, SO3kratesOptions):
+        assert table_of(options) in page

@@ -3,16 +3,20 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
 
 from iqagp_jax.cli.console import PartitionName, console, only_with, output_file, output_folder, table, then, track
-from iqagp_jax.cli.options import taking
+from iqagp_jax.cli.options import of_kind, taking
 from iqagp_jax.families.fflux.options import AtomOptions
 from iqagp_jax.families.gp.options import GPOptions
+from iqagp_jax.families.so3krates.options import SO3kratesOptions
 from iqagp_jax.system.elements import check_species
+from iqagp_jax.units import KCAL_MOL
+
+Family = Literal["gp", "so3krates"]
 
 EnergyKey = Annotated[str | None, typer.Option(help="Name of the energy (eV) in the file; REF_energy, else energy.")]
 ForcesKey = Annotated[str | None, typer.Option(help="Name of the forces (eV/Å) in the file; REF_forces, else forces.")]
@@ -20,13 +24,17 @@ MEANS_TO_COMPARE = ("min", "mf1", "mf5", "mf1+born-mayer", "mf5+born-mayer", "mf
 CONVENTION_HELP = "How .model files are read: wrap, half-periodic, relative-noise, gls-mean; repeatable. The error says which."
 
 
-@taking(GPOptions)
+@taking(GPOptions, SO3kratesOptions)
 def train(
+    context: typer.Context,
     datasets: Annotated[
         list[str],
-        typer.Argument(help="Embedded dataset or extxyz file; of several levels of theory the cheapest first."),
+        typer.Argument(
+            help="Embedded dataset or extxyz file; several: levels of theory, the cheapest first, with so3krates molecules."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file, .safetensors.")],
+    family: Annotated[Family, typer.Option(help="Gaussian processes, or a neural network.")] = "gp",
     base: Annotated[Path | None, typer.Option(help="Model file beneath, to which the difference is learned.")] = None,
     compare_means: Annotated[
         bool, typer.Option("--compare-means", help="First print the log likelihood of prior means, the chosen one among them.")
@@ -36,18 +44,36 @@ def train(
     forces_key: ForcesKey = None,
     **options,
 ):
-    """Fit one Gaussian process per atom to atomic energies, energies or forces; of several levels one over the other."""
+    """Fit a model to atomic energies, energies or forces: one Gaussian process per atom, or a network (docs/so3krates.md).
+
+    Of several levels of theory Gaussian processes learn one over the other. Options of the other family are refused.
+    """
     from iqagp_jax.data.extxyz import load_dataset
+
+    kinds = {"gp": GPOptions, "so3krates": SO3kratesOptions}
+    given = of_kind(context, kinds[family], kinds.values(), options, f"--family {family}")
+    of_processes = family == "gp", "--family gp"
+    only_with(context, base=of_processes, compare_means=of_processes)
+    output = output_file(output)
+    data = [load_dataset(name, energy_key, forces_key) for name in datasets]
+    if family == "gp":
+        train_gp(data, output, GPOptions(**given), base, compare_means, partition)
+    else:
+        train_so3krates(data, output, given, partition)
+    tested = next((name for name, each in zip(reversed(datasets), reversed(data), strict=True) if test_splits(each)), None)
+    then(f"iqagp validate {output} {tested or 'TEST.extxyz'}")
+
+
+def train_gp(levels, output, options, base, compare_means, partition):
+    """Fit Gaussian processes to datasets of rising levels of theory, print what was learned, draw the likelihood."""
     from iqagp_jax.modelfile import load_model, save_model
     from iqagp_jax.plots import likelihood_trace
 
-    output = output_file(output)
     model: Any = None if base is None else load_model(base)
-    levels = [load_dataset(name, energy_key, forces_key) for name in datasets]
     check_levels(levels, model)
     if partition:
         levels[-1] = levels[-1].with_partition(partition)
-    resolved = resolved_in_turn(levels, GPOptions(**options), model)
+    resolved = resolved_in_turn(levels, options, model)
     if partition and "atomic_energies" not in resolved[-1].learned:
         found = " and ".join(resolved[-1].learned)
         raise ValueError(f"expected --partition where atomic energies are learned, found {found}; leave it out")
@@ -64,7 +90,30 @@ def train(
         ["atoms", "signal, eV"],
         signals(model),
     )
-    then(f"iqagp validate {output} {datasets[-1] if test_splits(levels[-1]) else 'TEST.extxyz'}")
+
+
+def train_so3krates(molecules, output, options, partition):
+    """Train one network on datasets of molecules, with checkpoints in a folder beside the output; draw how it learned."""
+    from iqagp_jax.families.so3krates.train import fit_so3krates
+    from iqagp_jax.modelfile import save_model
+    from iqagp_jax.plots import learning
+
+    if partition:
+        molecules = [data.with_partition(partition) for data in molecules]
+    for data in molecules:
+        console.print(f"{' '.join(data.species)}: {counted(data.split('train') if 'train' in data.splits else data)}")
+    folder = output.with_suffix(".training")
+    data = molecules[0] if len(molecules) == 1 else tuple(molecules)
+    model = fit_so3krates(data, folder=folder, progress=True, **options)
+    save_model(model, output)
+    learning(model.trace).savefig(output.with_suffix(".trace.png"))
+    best = model.trace[model.trace[:, 3].argmin() if np.isfinite(model.trace[:, 3]).any() else model.trace[:, 2].argmin()]
+    table(
+        f"{output}: {' and '.join(model.made_by.targets)} of {model.n_train} geometries, best after {best[0]:.0f} steps",
+        ["validation error of", "MAE"],
+        [("energy, kcal/mol", best[2] / KCAL_MOL), ("forces, kcal/mol/Å", best[3] / KCAL_MOL)],
+    )
+    console.print(f"{folder} holds the state of the training, for the same command only; delete it to train anew")
 
 
 def check_levels(levels, base):

@@ -1,7 +1,7 @@
 """Options of a command from a dataclass of options, see `families.options`, and the docs' table of them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import wraps
 from types import NoneType
@@ -12,20 +12,30 @@ import typer
 from iqagp_jax.cli.console import console
 
 
-def taking(options: Any, **defaults: Any) -> Callable:
-    """A decorator: the command's ``**options`` become one option for each field of a dataclass that has a flag.
+def taking(*kinds: Any, **defaults: Any) -> Callable:
+    """A decorator: the command's ``**options`` become one option for each field of dataclasses that has a flag.
 
     Parameters
     ----------
-    options: the dataclass. What is given for a field comes under the field's name, text read by its ``read``.
+    kinds: the dataclasses. What is given for a field comes under the field's name, text read by its ``read``. A field that
+        several have is one option, as the first of them tells it; `of_kind` says which are whose.
     defaults: of single fields, where the command has others.
     """
-    taken = [f for f in fields(options) if f.metadata.get("flag", f.name)]
-    hints = get_type_hints(options)
+    named: dict[str, tuple[Any, Any, str | None]] = {}
+    for options in kinds:
+        hints = get_type_hints(options)
+        for f in fields(options):
+            if f.metadata.get("flag", f.name):
+                named.setdefault(f.name, (f, hints[f.name], getattr(options, "PANEL", None)))
+    taken = [f for f, _, _ in named.values()]
 
     def decorate(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        new = [p for f in taken for p in _parameters(f, hints[f.name], defaults.get(f.name, f.default))]
+        new = [
+            parameter
+            for f, hint, panel in named.values()
+            for parameter in _parameters(f, hint, panel, defaults.get(f.name, f.default))
+        ]
 
         @wraps(command)
         def called(**given: Any) -> Any:
@@ -41,6 +51,19 @@ def taking(options: Any, **defaults: Any) -> Callable:
     return decorate
 
 
+def of_kind(context: Any, kind: Any, others: Iterable[Any], given: dict[str, Any], chosen: str) -> dict[str, Any]:
+    """What was ``given`` for the fields of one dataclass among several that a command takes.
+
+    ValueError, in a sentence, where something was given that only ``others`` have; ``chosen`` are the words that chose it.
+    """
+    mine = {f.name for f in fields(kind)}
+    for f in (f for other in others for f in fields(other)):
+        sources = [context.get_parameter_source(name) for name in (f.name, _once(f))]
+        if f.name not in mine and any(source is not None and source.name != "DEFAULT" for source in sources):
+            raise ValueError(f"expected options that {chosen} has, found --{flag_of(f)}, which another has; leave it out")
+    return {name: value for name, value in given.items() if name in mine}
+
+
 def flag_of(f: Any) -> str:
     """The name of a field on the command line, without dashes before it."""
     return f.metadata.get("flag", f.name).replace("_", "-")
@@ -51,14 +74,15 @@ def _once(f: Any) -> str:
     return f"{f.name}_once"
 
 
-def _parameters(f: Any, hint: Any, default: Any) -> list[inspect.Parameter]:
+def _parameters(f: Any, hint: Any, panel: str | None, default: Any) -> list[inspect.Parameter]:
     """The typer parameter of a field, and a hidden one of its earlier name."""
     kind = _kind(f, hint)
     names = [f"--{flag_of(f)}"]
     if kind is bool and default is not False:
         names = [f"--{flag_of(f)}/--no-{flag_of(f)}"]
     least = f.metadata.get("least") if kind is int or kind is float else None
-    found = [_parameter(f.name, kind, default, names, min=least, help=f.metadata["help"])]
+    told = {"min": least, "help": f.metadata["help"], "rich_help_panel": panel}
+    found = [_parameter(f.name, kind, _as_text(f, default), names, **told)]
     if once := f.metadata.get("once"):
         found.append(_parameter(_once(f), kind, None, [f"--{once}"], min=least, hidden=True))
     return found
@@ -80,6 +104,11 @@ def _kind(f: Any, hint: Any) -> Any:
     return kind
 
 
+def _as_text(f: Any, value: Any) -> Any:
+    """A value as it is typed, where the field has ``write`` for it."""
+    return f.metadata["write"](value) if value is not None and "write" in f.metadata else value
+
+
 def _value(f: Any, value: Any, once: Any) -> Any:
     """What was given for a field, under either name."""
     if once is not None:
@@ -95,5 +124,7 @@ def table_of(options: Any) -> str:
         flag, names = f.metadata.get("flag", f.name), f.metadata.get("names")
         told = f.metadata["help"] + (f" One of {', '.join(names)}." if names else "")
         option = f"`--{flag_of(f)}`" if flag else ""
-        rows.append((f"`{f.name}`", option, "" if f.default is None else f"`{f.default}`", told.replace("|", "\\|")))
+        rows.append(
+            (f"`{f.name}`", option, "" if f.default is None else f"`{_as_text(f, f.default)}`", told.replace("|", "\\|"))
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

@@ -16,7 +16,7 @@ def option(default: Any, help: str, **told: Any) -> Any:
     ----------
     told: ``names`` (those that may be chosen), ``least`` and ``most`` (numbers), ``flag`` (its name on the command line, None
         where it is not there), ``once`` (an earlier name, which is still taken), ``read`` (text -> value, for what is no word
-        or number).
+        or number), ``write`` (value -> text, where it has such a default).
     """
     return field(default=default, metadata={"help": help, **told})
 

@@ -170,7 +170,11 @@ class BornMayer:
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,) eV"""
-        return pair_means(lambda r: self.height * jnp.exp((0.8 * self.radii - r) / self.width), positions)
+        return pair_means(self.of_pairs, positions)
+
+    def of_pairs(self, r, i=slice(None), j=slice(None)):
+        """V in eV at distances r (angstrom) of atoms i from atoms j; by default of all pairs, (N, N)."""
+        return self.height * jnp.exp((0.8 * self.radii[i, j] - r) / self.width)
 
     def check_fit(self, n_atoms):
         """As of `ConstantMean`."""
@@ -201,14 +205,14 @@ class ZBL:
 
     def __call__(self, positions):
         """(N, 3) angstrom -> (N,) eV"""
+        return pair_means(self.of_pairs, positions)
 
-        def pair_energy(r):
-            z = jnp.asarray(self.charges)
-            x = r * (z[:, None] ** 0.23 + z**0.23) / (0.8854 * BOHR)
-            screening = sum(c * jnp.exp(-d * x) for c, d in SCREENING)
-            return HARTREE * BOHR * z[:, None] * z / r * screening
-
-        return pair_means(pair_energy, positions)
+    def of_pairs(self, r, i=(slice(None), None), j=slice(None)):
+        """As of `BornMayer`."""
+        z = jnp.asarray(self.charges)
+        x = r * (z[i] ** 0.23 + z[j] ** 0.23) / (0.8854 * BOHR)
+        screening = sum(c * jnp.exp(-d * x) for c, d in SCREENING)
+        return HARTREE * BOHR * z[i] * z[j] / r * screening
 
     def check_fit(self, n_atoms):
         """As of `ConstantMean`."""
