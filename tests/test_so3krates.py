@@ -17,7 +17,7 @@ from iqagp_jax.families.so3krates.batches import Beneath, Order, buckets_of
 from iqagp_jax.families.so3krates.model import ALL_PAIRS, SO3krates, repulsion_energies
 from iqagp_jax.families.so3krates.neighbours import NearPairs, all_pairs
 from iqagp_jax.families.so3krates.network import Network, Pairs
-from iqagp_jax.families.so3krates.options import SO3kratesOptions, seconds_of
+from iqagp_jax.families.so3krates.options import SO3kratesOptions
 from iqagp_jax.families.so3krates.train import Training, fit_so3krates
 from iqagp_jax.potential import bind
 from iqagp_jax.system.system import System
@@ -285,6 +285,3 @@ def test_options_of_a_training_get_a_sentence(given, sentence):
 def test_another_level_gets_a_sentence():
     with pytest.raises(ValueError, match="expected datasets of one level of theory"):
         fit_so3krates((make_dataset(5, seed=1), cheaper(make_dataset(5, seed=2))), steps=1)
-    with pytest.raises(ValueError, match="expected --budget as 1h, 15min or 90s, found '1 day'"):
-        seconds_of("1 day")
-    assert seconds_of("1.5h") == 5400.0

@@ -1,6 +1,5 @@
 """All that can be chosen about a model of SO3krates, for keywords, command line, docs and files alike."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,20 +10,9 @@ from iqagp_jax.families.gp.means import REPULSIONS
 from iqagp_jax.families.options import check, option
 from iqagp_jax.families.so3krates.model import NO_REPULSION
 from iqagp_jax.families.so3krates.network import RADIAL_BASES
+from iqagp_jax.machine.progress import in_seconds
 
 TARGETS = ("atomic_energies", "energy", "forces")
-
-UNITS = {"h": 3600.0, "min": 60.0, "s": 1.0}
-"""Seconds of what a budget is given in."""
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of a wall time such as 1h, 15min or 90s."""
-    found = re.fullmatch(r"([0-9.]+)\s*(h|min|s)", text.strip())
-    try:
-        return float(found[1]) * UNITS[found[2]]  # type: ignore[index]
-    except (TypeError, ValueError):
-        raise ValueError(f"expected --budget as 1h, 15min or 90s, found {text!r}") from None
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
@@ -47,7 +35,7 @@ class SO3kratesOptions:
     PANEL = "Options of --family so3krates"
 
     budget: float | None = option(
-        None, "Wall time of the training, as 1h or 15min, in Python seconds. Default: one hour.", read=seconds_of, least=0
+        None, "Wall time of the training, as 1h or 15min, in Python seconds. Default: one hour.", read=in_seconds, least=0
     )
     steps: int | None = option(None, "Steps of the training, instead of a wall time: the same model each time.", least=1)
     n_train: int | None = option(None, "Use the first so many training geometries. Default: all.", least=1)
