@@ -21,6 +21,7 @@ from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
 
 DATASET = "malondialdehyde"
+SMILES = r"O=C/C=C\O"
 N_TRAIN = 400
 TEMPERATURE = 500.0
 REPLICAS = 50
@@ -69,7 +70,7 @@ def run_demo(out):
     }
     write_atomically(out / "report.json", json.dumps(report, indent=1))
     console.print(f"model, pictures, trajectory and report.json are in {out}")
-    then(f"iqagp simulate {out / 'model.safetensors'} --out {out / 'run'} --temperature 1000")
+    then(f"iqagp make '{SMILES}' --level gfn2-xtb --budget 15min --out {out / 'make'}")
 
 
 def stretched_bond(model, positions):
