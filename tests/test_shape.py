@@ -47,6 +47,15 @@ def test_each_scan_moves_what_its_name_says_and_nothing_else():
     np.testing.assert_allclose(np.linalg.norm(pulled.positions[:, 3] - system.positions[3], axis=-1), pulled.values)
 
 
+def test_no_atoms_come_in_contact():
+    """A replica that gets there has failed, whatever its energy: C-H bonds begin at 0.7 of their length."""
+    found = {scan.name: scan for scan in shape.scans(HERE)}
+    apart = np.concatenate([pair_distances(scan.positions)[:, *np.triu_indices(4, 1)] for scan in found.values()])
+    assert (apart > HERE.failure_rule.contact[np.triu_indices(4, 1)]).all()
+    length = np.linalg.norm(REFERENCE[1] - REFERENCE[2])
+    assert found["C2-H3"].values[0] == pytest.approx(0.7 * length) and len(found["C2-H3"].values) == 14
+
+
 def test_rings_are_left_as_they_are():
     """Cyclopropane's C-C bonds are no scans, its C-H bonds and all atoms are."""
     around = np.radians([0.0, 120.0, 240.0])

@@ -212,7 +212,8 @@ class Making:
     def _fitted(self, path: Path, data: Dataset, base: Model | None = None) -> Model:
         if not path.exists():
             steps = partial(self.progress, description="hyperparameters")
-            save_model(fit_gp(data, base=base, local=self.recipe.local, progress=steps), path)
+            # GFN2-xTB has geometries where its SCF ends in another state: they must not bend what all others say.
+            save_model(fit_gp(data, base=base, local=self.recipe.local, robust=True, progress=steps), path)
         return load_model(path)
 
     def _candidates(self, model: Model, learned: Dataset) -> np.ndarray:

@@ -163,9 +163,9 @@ def shape_section(verdict: Verdict, picture: str) -> list[str]:
         "<h2>Shape</h2>",
         note(
             "From the model's minimum bonds are brought to 0.6 to 2 times their length, bends to 60 to 165 degrees, torsions"
-            " turned in full, single atoms pulled away by 0.5 to 4 Å; rings stay as they are. Errors, in kcal/mol, are of the"
-            f" geometries that the model or the reference has within {shape.REACH:g} kcal/mol of the minimum. Deepest: by how"
-            " much the model lies below the reference where its own energy is within reach; more than"
+            " turned in full, single atoms pulled away by 0.5 to 4 Å; rings stay as they are, no atoms come in contact. Errors,"
+            f" in kcal/mol, are of the geometries that the model or the reference has within {shape.REACH:g} kcal/mol of the"
+            " minimum. Deepest: by how much the model lies below the reference where its own energy is within reach; more than"
             f" {truth.FALSE_BASIN:g} kcal/mol is a hole."
         ),
         table(("scans of", "number", "geometries", "no label", "within reach", *spreads, "deepest", "there"), rows),

@@ -5,14 +5,14 @@ any run falls into it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from iqagp_jax.system.geometry import bond_graph, moved_side
+from iqagp_jax.system.geometry import bond_graph, moved_side, pair_distances
 from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
@@ -117,8 +117,18 @@ class Points:
 
 
 def scans(system: System) -> tuple[Scan, ...]:
-    """All scans of a molecule at rest; bonds and bends within rings are not among them, atoms in rings are pulled."""
-    return tuple(Scan(kind, *found) for kind, make in _MADE.items() for found in make(system))
+    """All scans of a molecule at rest; bonds and bends within rings are not among them, atoms in rings are pulled.
+
+    Geometries with atoms in contact are left out: a replica that comes there has failed, by the rule of `system.failure`.
+    """
+    made = [Scan(kind, *found) for kind, make in _MADE.items() for found in make(system)]
+    apart = [pair_distances(scan.positions) + np.diag(np.full(len(system), np.inf)) for scan in made]
+    free = [(distances > system.failure_rule.contact).all((1, 2)) for distances in apart]
+    return tuple(
+        replace(scan, values=scan.values[kept], positions=scan.positions[kept])
+        for scan, kept in zip(made, free, strict=True)
+        if kept.any()
+    )
 
 
 def turned(
