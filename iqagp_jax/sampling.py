@@ -341,7 +341,8 @@ def sample(minima, plan, make_calculator, variables=None, seed=0, parts=NOTHING_
     rng, dropped = np.random.default_rng([seed, 2]), Counter[str]()
     with progress_bar(plan.steps, progress) as (show, tell):
         work = _Work(minima, tuple(variables), make_calculator, seed, parts, _Shown(show), tell, pool)
-        made = {dynamics: work.run(dynamics, dropped) for dynamics in plan.dynamics}
+        elsewhere = [work.elsewhere(dynamics) for dynamics in plan.dynamics]
+        made = {d: work.run(d, dropped, runs) for d, runs in zip(plan.dynamics, elsewhere, strict=True)}
         test = [
             _tagged(atoms, source="thermal", split=f"test_{d.temperature:g}K")
             for d in made
@@ -414,12 +415,12 @@ class _Work:
     def species(self):
         return self.minima[0].get_chemical_symbols()
 
-    def run(self, dynamics, dropped):
-        """Frames of all runs of a `Dynamics` that are one molecule."""
+    def run(self, dynamics, dropped, elsewhere):
+        """Frames of all runs of a `Dynamics` that are one molecule; some are made ``elsewhere``, see there."""
         bias = WellTempered(self.variables, dynamics.temperature)
         with jax.enable_x64(True):
             hills = bias.no_hills(dynamics.n_hills)
-        whole, elsewhere = [], self._elsewhere(dynamics)
+        whole = []
         for run in range(dynamics.runs):
             before = self.stepped.made
             self.stepped(0, f"{dynamics}, run {run + 1} of {dynamics.runs}")
@@ -439,7 +440,7 @@ class _Work:
         self.tell(f"{dynamics}: {len(found)} frames from {dynamics.runs} run{'s' * (dynamics.runs > 1)}")
         return found
 
-    def _elsewhere(self, dynamics):
+    def elsewhere(self, dynamics):
         """Runs by their numbers as futures of the pool, where there is one and they need no hills."""
         if self.pool is None or dynamics.kind == "metadynamics":
             return {}

@@ -24,7 +24,7 @@ BELOW = {
 }
 """The rooms of ours that a wing may import beside itself and ``units``; the others are above all of these."""
 
-ABOVE = {"verdict", "active", "bench", "demo", "cli", "plots"}
+ABOVE = {"verdict", "active", "making", "bench", "demo", "cli", "plots"}
 
 QUANTUM_CHEMISTRY, PICTURES, JOBS = {"pyscf", "numba", "tblite", "rdkit"}, {"matplotlib"}, {"submitit", "distributed"}
 HANDS = {"typer", "rich"}
