@@ -14,7 +14,7 @@ import json
 import time as clock
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ SETTINGS = {
     "noise 1e-3": Setting({"noise": 1e-3}),
     "metadynamics only": Setting(data="metadynamics"),
     "topological atoms": Setting(data="qtaim"),
+    "mirror images": Setting({"mirror": True}),
     "amplitude 1 hartree": Setting(hartree=True),
     "1 fs": Setting(timestep=1.0),
     "hold-out Huber, theta to 0.1": Setting({"noise": 1e-5}, theta=0.1, huber=0.1),
@@ -131,7 +132,7 @@ def main():
         "--n-train": {"type": int},
         "--n-hyper": {"type": int, "help": "geometries that the search sees"},
         "--max-steps": {"type": int, "help": "of a search for hyperparameters"},
-        "--labels": {"type": int, "help": "last frames of survivors that B3LYP labels"},
+        "--labels": {"type": int, "help": "frames that B3LYP labels, of the first wrong and of the last"},
     }
     usual = {"setting": list(SETTINGS), "prior_mean": ["mf5", "mf4"], "seeds": 2, "replicas": 10, "time": 20.0}
     usual |= {"n_train": 1000, "n_hyper": 500, "max_steps": 40, "labels": 0}
@@ -171,9 +172,17 @@ class Accurate:
     """The default model: energies, forces, atomic energies and sigma of many geometries."""
 
     def __init__(self, model):
-        self.model, self.apply, self.variance = model, energy_and_forces(model), energy_variance(model)
+        self.model, self.apply = model, energy_and_forces(model)
         self.atoms = jax.jit(lambda r: jax.lax.map(model.atomic_energies, r))
-        self.rest, _ = minimum_of(model, model.system)
+
+    @cached_property
+    def rest(self):
+        """The system at its minimum."""
+        return minimum_of(self.model, self.model.system)[0]
+
+    @cached_property
+    def variance(self):
+        return energy_variance(self.model)
 
     def __call__(self, positions):
         """Energies (n,) in eV and forces of geometries (n, N, 3)."""
@@ -241,6 +250,8 @@ class Driven:
     timestep: float
     replicas: Any
     frames: list[Any] = field(default_factory=list)
+    wrong: Any = ()
+    """(n, N, 3) the first wrong geometry of each replica, see `truth`"""
 
     @classmethod
     def of(cls, model, system, replicas, timestep, seed):
@@ -306,11 +317,15 @@ def _in_batches(apply, positions, size):
     return [np.concatenate(part)[:n] for part in zip(*parts, strict=True)]
 
 
+stored = cache(load_dataset)
+"""An embedded dataset, read once."""
+
+
 def training_data(kind, seed, n, judge, out):
     """The geometries of a seed, of one kind."""
     if kind == "metadynamics":
         return metadynamics_geometries(judge, n, seed, out)
-    data = load_dataset("malondialdehyde-qtaim" if kind == "qtaim" else "malondialdehyde").split("train")
+    data = stored("malondialdehyde-qtaim" if kind == "qtaim" else "malondialdehyde").split("train")
     known = np.isfinite(data.atomic_energies).all(1)
     if kind == "thermal":
         known &= data.thermal
@@ -323,7 +338,7 @@ def metadynamics_geometries(judge, n, seed, out):
 
     The dataset has no such geometries; what the accurate model is not sure of is left out.
     """
-    model, data = judge.model, load_dataset("malondialdehyde").split("train")
+    model, data = judge.model, stored("malondialdehyde").split("train")
     energy, system = energy_fn(model), model.system
     bias = metadynamics.WellTempered(metadynamics.choose_variables(data.species, model.reference), 500.0)
     _, hills = metadynamics.run(energy, bias, model.reference, system.masses, 600, 50, seed=seed)
@@ -464,6 +479,7 @@ def measured(judge, name, mean, seed, out, options):
     folder = output_folder(out / run_name(name, mean, seed))
     save_model(model, folder / "model.safetensors")
     np.save(folder / "last.npy", run.positions[-1])
+    np.save(folder / "wrong.npy", run.wrong)
     return line | {"fit_s": middle - began, "run_s": clock.process_time() - middle}
 
 
@@ -491,7 +507,7 @@ def described(model):
 
 def tested(asked):
     """Mean absolute errors of energy and forces on the stored test sets, kcal/mol and kcal/mol/A."""
-    data = load_dataset("malondialdehyde")
+    data = stored("malondialdehyde")
     found = {}
     positions = np.concatenate([data.split(s).positions for s in ("test_500K", "test_1000K")])
     energies, forces = asked(positions)
@@ -524,7 +540,7 @@ def truth(asked, judge, data, run):
         "wrong_ps": np.where(ever, run.ps[first], np.nan).tolist(),
     }
     if ever.any():
-        there = frames[first, np.arange(len(first))][ever]
+        run.wrong = there = frames[first, np.arange(len(first))][ever]
         atoms = np.abs(asked.atomic_energies(there) - judge.atomic_energies(there)) / KCAL_MOL
         found["wrong"] = {
             "de": off[first, np.arange(len(first))][ever].tolist(),
@@ -561,10 +577,14 @@ def beyond(known, positions):
 
 
 def verdict(line):
-    """Survivors of a line that are right, wrong and not known to be either."""
-    last = line.get("last", {"de": [], "sigma_accurate": []})
+    """Survivors of a line that are right, wrong and not known to be either.
+
+    One whose model is below its best training geometry through half of the run is wrong, whatever the accurate model knows.
+    """
+    last = line.get("last", {"de": [], "sigma_accurate": [], "above_best": []})
     de, sigma = np.abs(last["de"]), np.array(last["sigma_accurate"])
-    right, wrong = (de <= WRONG) & (sigma < WRONG / 2), de - 2 * sigma > WRONG
+    right = (de <= WRONG) & (sigma < WRONG / 2)
+    wrong = ~right & ((de - 2 * sigma > WRONG) | (np.array(last["above_best"]) < -WRONG))
     return int(right.sum()), int(wrong.sum()), int((~right & ~wrong).sum())
 
 
@@ -602,21 +622,20 @@ def rows(lines):
 
 
 def labelled(judge, lines, out, n):
-    """B3LYP's own labels of ``n`` last frames, from the surest to the least sure of the accurate model."""
-    ends, off, sigma = [], [], []
-    for line in lines:
-        if "last" in line:
-            name = run_name(line["setting"], line["mean"], line["seed"])
-            ends.append(np.load(out / name / "last.npy")[line["last"]["replicas"]])
-            off.append(line["last"]["de"])
-            sigma.append(line["last"]["sigma_accurate"])
-    ends, off, sigma = map(np.concatenate, (ends, off, sigma))
-    chosen = np.argsort(sigma)[np.linspace(0, len(sigma) - 1, min(n, len(sigma))).astype(int)]
-    true, _ = reference_of("dft", judge.model, out / "labels", workers=1).labels(ends[chosen])
-    by_model = judge(ends[chosen])[0]
-    print("| sigma of the accurate model | its error | dE by it | dE by B3LYP |\n| --- | --- | --- | --- |")
-    for k, error in zip(chosen, (by_model - true) / KCAL_MOL, strict=True):
-        print(f"| {sigma[k]:.2f} | {error:.2f} | {off[k]:.1f} | {off[k] + error:.1f} |")
+    """B3LYP's own labels of ``n`` frames where models were first wrong, and of as many of their last ones."""
+    print("| frames | sigma of the accurate model | its error | dE by it | dE by B3LYP |\n| --- | --- | --- | --- | --- |")
+    for kind, file in (("wrong", "wrong.npy"), ("last", "last.npy")):
+        known = [line for line in lines if kind in line and (out / run_name(*(line[k] for k in KEY)) / file).exists()]
+        if not known:
+            continue
+        frames = np.concatenate([np.load(out / run_name(*(line[k] for k in KEY)) / file) for line in known])
+        frames = frames[np.isfinite(frames).all((1, 2))]
+        off, sigma = (np.concatenate([line[kind][name] for line in known]) for name in ("de", "sigma_accurate"))
+        # Evenly, from the surest to the least sure.
+        chosen = np.argsort(sigma)[np.linspace(0, len(sigma) - 1, min(n, len(sigma))).astype(int)]
+        true, _ = reference_of("dft", judge.model, out / "labels", workers=1).labels(frames[chosen])
+        for k, error in zip(chosen, (judge(frames[chosen])[0] - true) / KCAL_MOL, strict=True):
+            print(f"| {kind} | {sigma[k]:.2f} | {error:.2f} | {off[k]:.1f} | {off[k] + error:.1f} |")
 
 
 if __name__ == "__main__":
