@@ -604,7 +604,17 @@ def interval(k, n):
 
 def rows(lines):
     """The table, a row for every setting and mean over its seeds."""
-    header = "setting", "mean", "E, F at 500 K", "at 1000 K", "alive", "95%", "right, wrong, unknown", "abs(dE)", "wrong at, ps"
+    header = (
+        "setting",
+        "mean",
+        "E, F at 500 K",
+        "at 1000 K",
+        "alive",
+        "95%",
+        "right, wrong, unknown",
+        "energy",
+        "first wrong, ps",
+    )
     yield "| " + " | ".join(header) + " |"
     yield "| --- " * len(header) + "|"
     for key in dict.fromkeys((line["setting"], line["mean"]) for line in lines):
@@ -612,12 +622,11 @@ def rows(lines):
         errors = ["{:.2f}, {:.1f}".format(*np.mean([line[s] for line in mine], axis=0)) for s in ("test_500K", "test_1000K")]
         k, n = (sum(line[name] for line in mine) for name in ("alive", "replicas"))
         each = "+".join(str(line["alive"]) for line in mine)
-        de = np.abs(np.concatenate([line.get("last", {"de": []})["de"] for line in mine]))
+        high = np.concatenate([line.get("last", {"above_best": []})["above_best"] for line in mine])
         counts = ", ".join(map(str, np.sum([verdict(line) for line in mine], axis=0)))
-        first = np.nan_to_num(np.concatenate([line["wrong_ps"] for line in mine]), nan=np.inf)
-        middle = np.median(first)
+        first = np.median(np.nan_to_num(np.concatenate([line["wrong_ps"] for line in mine]), nan=np.inf))
         cells = [*key, *errors, f"{each} of {n}", interval(k, n), counts if k else "-"]
-        cells += [f"{np.median(de):.3g}" if len(de) else "-", f"{middle:.2f}" if np.isfinite(middle) else "-"]
+        cells += [f"{np.median(high):.0f}" if k else "-", f"{first:.2f}" if np.isfinite(first) else "-"]
         yield "| " + " | ".join(cells) + " |"
 
 
