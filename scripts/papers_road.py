@@ -104,6 +104,7 @@ SETTINGS = {
     "noise 1e-5": Setting({"noise": 1e-5}),
     "noise 1e-4": Setting({"noise": 1e-4}),
     "noise 1e-3": Setting({"noise": 1e-3}),
+    "noise 1e-2": Setting({"noise": 1e-2}),
     "metadynamics only": Setting(data="metadynamics"),
     "topological atoms": Setting(data="qtaim"),
     "mirror images": Setting({"mirror": True}),
@@ -136,8 +137,8 @@ def main():
     }
     usual = {"setting": list(SETTINGS), "prior_mean": ["mf5", "mf4"], "seeds": 2, "replicas": 10, "time": 20.0}
     usual |= {"n_train": 1000, "n_hyper": 500, "max_steps": 40, "labels": 0}
-    short = {"out": None, "setting": ["base", "hold-out RMSE, theta to 1"], "prior_mean": ["mf5"], "seeds": 1, "replicas": 2}
-    short |= {"time": 0.02, "n_train": 60, "n_hyper": 40, "max_steps": 1}
+    short = {"out": None, "setting": ["hold-out RMSE, theta to 1"], "prior_mean": ["mf5"], "seeds": 1, "replicas": 2}
+    short |= {"time": 0.02, "n_train": 40, "n_hyper": 40, "max_steps": 1}
     options = parsed(__doc__, arguments, usual, short)
     warnings.filterwarnings("ignore", "(?s).*(conserved energy|first .* training geometries|mean temperature)")
     out = output_folder(options.out)
@@ -163,7 +164,7 @@ def accurate_model(out, short):
     """The default model of energies and forces, fitted once."""
     path = out / "accurate.safetensors"
     if not path.exists():
-        few = {"n_train": 30, "max_steps": 0} if short else {}
+        few = {"n_train": 20, "max_steps": 0} if short else {}
         save_model(fit_gp(load_dataset("malondialdehyde"), **few), path)
     return load_model(path)
 
