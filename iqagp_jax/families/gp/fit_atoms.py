@@ -11,25 +11,31 @@ from iqagp_jax.families.gp.check import check_labels
 from iqagp_jax.families.gp.model import Model, Points
 from iqagp_jax.families.gp.options import NOISE
 from iqagp_jax.families.gp.problem import Problem
-from iqagp_jax.families.gp.search import search_hyperparameters
+from iqagp_jax.families.gp.search import Found, search_hyperparameters
 
 
 def fit_atoms(problem: Problem, progress) -> Model:
     """A `Model` of atomic energies alone; see `fit.fit_gp`, which calls this."""
     check_labels(problem.train, problem.options.learned)
-    positions, noise = jnp.asarray(problem.copies.positions), problem.options.shares or NOISE
-    prior = jax.jit(jax.vmap(problem.mean))(positions)
-    residual = (jnp.asarray(problem.copies.atomic_energies) - prior).T
-    points = jax.jit(jax.vmap(problem.features))(positions).swapaxes(0, 1)
-
-    def build(log_lengthscale):
-        return problem.kernel(jnp.exp(log_lengthscale))
-
     # Copies would bias the likelihood: that twins agree is no evidence of smoothness.
     subset = slice(None, problem.options.n_hyper or len(problem.train))
-    data = points[:, subset], residual[:, subset]
-    found = search_hyperparameters(build, noise, problem.options.search, *data, problem.features.angular, progress=progress)
-    kernel = build(found.parameters)
+    data = tuple(array[:, subset] for array in observed(problem))
+    options = problem.options.search, *data, problem.features.angular
+    return conditioned(problem, search_hyperparameters(_build(problem), _noise(problem), *options, progress=progress))
+
+
+def observed(problem: Problem):
+    """What every atom's process sees: features (N, n, D) of the training geometries and copies, and residuals (N, n) in eV."""
+    positions = jnp.asarray(problem.copies.positions)
+    prior = jax.jit(jax.vmap(problem.mean))(positions)
+    points = jax.jit(jax.vmap(problem.features))(positions).swapaxes(0, 1)
+    return points, (jnp.asarray(problem.copies.atomic_energies) - prior).T
+
+
+def conditioned(problem: Problem, found: Found) -> Model:
+    """The `Model` at log length scales (N, D) that were found."""
+    points, residual = observed(problem)
+    kernel, noise = _build(problem)(found.parameters), _noise(problem)
     weights, variance = _solve(kernel, points, residual, noise)
     _check(weights, problem.train)
     # NumPy arrays in the model: JAX's own would lose half their digits in arithmetic outside its 64-bit mode.
@@ -48,6 +54,14 @@ def fit_atoms(problem: Problem, progress) -> Model:
             made_by=problem.made_by,
         )
     )
+
+
+def _build(problem):
+    return lambda log_lengthscale: problem.kernel(jnp.exp(log_lengthscale))
+
+
+def _noise(problem):
+    return problem.options.shares or NOISE
 
 
 @partial(jax.jit, static_argnums=3)
