@@ -90,7 +90,8 @@ def learn(
         refit: fit prior mean and hyperparameters again, to all that was learned, after every round; else they stay.
         progress: as for `judge`.
         learn_relabelled: learn the frames that a verdict relabelled, instead of labelling others, where labels are dear.
-        enough: asked after every verdict with the rows so far; True ends, as where time is up.
+        enough: asked after every verdict with the rows so far; True ends, as where time is up. Not asked where an earlier call
+            went on.
 
     Returns the last model and the rows of ``rounds.json``. Raises ValueError, in a sentence, for a model of atomic
     energies alone; for another dataset than the model's; with ``refit`` for a prior mean that has no name; and where the folder
@@ -116,14 +117,15 @@ def learn(
         if truth_last and judged.survival.flawless:
             judged = verdict(progress)
         told.append({"round": k, "geometries": len(model.train_positions), **_summary(judged)})
-        write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
-        pictures.rounds(told).savefig(out / "rounds.png")
-        save_model(model, out / "model.safetensors")
-        save_dataset(concatenate([learned, rest]) if len(rest) else learned, out / "dataset.extxyz")
-        over = enough(told)
+        path, over = out / f"round-{k}.extxyz", False
+        if k == rounds or not path.exists():  # else a call before this one went on from here
+            write_atomically(out / "rounds.json", json.dumps(told, indent=1, allow_nan=False))
+            pictures.rounds(told).savefig(out / "rounds.png")
+            save_model(model, out / "model.safetensors")
+            save_dataset(concatenate([learned, rest]) if len(rest) else learned, out / "dataset.extxyz")
+            over = enough(told)
         if k == rounds or over or is_flawless(judged):
             break
-        path = out / f"round-{k}.extxyz"
         if not path.exists():
             run = Run.open(out / f"round-{k}" / "model")
             if learn_relabelled and judged.truth.evidence[0].frames:
@@ -132,7 +134,7 @@ def learn(
                 replica, frame = _chosen(fitted, run, per_round, max_uncertainty)
             positions, origin = _frames_of(run, replica, frame)
             found = [_labelled(positions, origin, reference, dataset, progress)]
-            if len(deep := shape.holes(judged.scans)):
+            if len(deep := shape.holes(judged.scans, energy_window / KCAL_MOL)):
                 found.append(_labelled(deep, _origin(len(deep), "scan"), reference, dataset, progress))
             save_dataset(_within(concatenate(found), np.nanmin(train.energy) + energy_window), path)
         lessons, path = load_dataset(path), out / f"round-{k + 1}.safetensors"

@@ -27,6 +27,7 @@ from iqagp_jax.dynamics.metadynamics import Hills, WellTempered, choose_variable
 from iqagp_jax.labels.plan import check_geometries, read_geometries
 from iqagp_jax.machine.parts import NOTHING_KEPT, Arrays, Parts
 from iqagp_jax.machine.progress import progress_bar
+from iqagp_jax.machine.warn import warn
 from iqagp_jax.references.xtb import xtb as xtb
 from iqagp_jax.system.geometry import bond_graph, graph_distances, moved_side, pair_distances, sum_of_radii
 from iqagp_jax.units import KCAL_MOL
@@ -48,6 +49,9 @@ METADYNAMICS_SPACING = 50.0
 
 STRIDES = 10
 """Strides of the equilibration, after each of which the progress is shown."""
+
+RELAX_STEPS = 1000
+"""Of the relaxation of a starting geometry, at most."""
 
 TRIES = 20
 """Distorted geometries are tried so many times their number, at most."""
@@ -166,12 +170,21 @@ def starting_geometries(molecule, n_conformers=20, seed=0):
     return [Atoms(symbols, positions=parsed.GetConformer(c).GetPositions()) for c in conformers]
 
 
+def formal_charge(molecule):
+    """The charge that a SMILES string says; None of a file."""
+    if Path(molecule).suffix:
+        return None
+    from rdkit import Chem
+
+    return Chem.GetFormalCharge(Chem.MolFromSmiles(molecule))
+
+
 def minimise(atoms, calculator, fmax=0.005):
     """A copy of ``atoms`` relaxed to forces below ``fmax`` eV/angstrom."""
     relaxed = atoms.copy()
     relaxed.calc = calculator
-    if not BFGS(relaxed, logfile=None).run(fmax=fmax, steps=1000):
-        raise RuntimeError(f"a starting geometry did not relax to {fmax} eV/angstrom in 1000 steps; start nearer a minimum")
+    if not BFGS(relaxed, logfile=None).run(fmax=fmax, steps=RELAX_STEPS):
+        raise RuntimeError(f"a geometry did not relax to {fmax} eV/angstrom in {RELAX_STEPS} steps; start nearer a minimum")
     return relaxed
 
 
@@ -189,13 +202,22 @@ def distinct_minima(
     """
 
     def minimum(atoms):
-        relaxed = minimise(atoms, make_calculator())
+        try:
+            relaxed = minimise(atoms, make_calculator())
+        except RuntimeError:
+            return {"positions": atoms.positions, "energy": np.array(np.inf)}
         return {"positions": relaxed.positions, "energy": np.array(relaxed.get_potential_energy())}
 
     relaxed = []
     for k, atoms in enumerate(progress(geometries)):
         found = parts.part(f"{name}-{k}", lambda atoms=atoms: minimum(atoms))
         relaxed.append((float(found["energy"]) / KCAL_MOL, Atoms(atoms.symbols, positions=found["positions"])))
+    if lost := sum(np.isinf(energy) for energy, _ in relaxed):
+        told = f"{lost} of {len(relaxed)} starting geometries did not relax in {RELAX_STEPS} steps"
+        if lost == len(relaxed):
+            raise RuntimeError(f"{told}; start nearer a minimum")
+        warn(f"{told}, and are left out")
+        relaxed = [pair for pair in relaxed if np.isfinite(pair[0])]
     relaxed.sort(key=lambda pair: pair[0])
     energies = np.array([energy for energy, _ in relaxed])
     new = np.diff(energies, prepend=-np.inf) > SAME_ENERGY

@@ -107,13 +107,14 @@ def outcome(smiles, folder, options):
         with Processes(options.workers) as pool:
             told = make(recipe, folder, pool, options.workers, options.budget, track, print)
     except (ValueError, RuntimeError) as error:
-        return row | dict.fromkeys(("minima", "passed", "survived", "median", "max", "geometries", "min")) | {"why": str(error)}
+        unknown = dict.fromkeys(("survived", "median", "max", "geometries", "min"), "-")
+        return row | {"minima": "-", "passed": False} | unknown | {"why": str(error)}
     at = told["temperatures"]
     alive = sum(t["survived"] for t in at), sum(t["replicas"] for t in at)
-    worst = max(t["de_max"] for t in at)
+    median, worst = (max((t[key] for t in at if t[key] is not None), default=np.inf) for key in ("de_median", "de_max"))
     passed = alive[0] == alive[1] and worst < WITHIN
     row |= {"minima": len(told["minima_kcal_mol"]), "passed": passed, "survived": f"{alive[0]}/{alive[1]}"}
-    row |= {"median": max(t["de_median"] for t in at), "max": worst, "geometries": told["geometries"]}
+    row |= {"median": median, "max": worst, "geometries": told["geometries"]}
     row |= {"min": sum(told["seconds"].values()) / 60}
     return row | {"why": "" if passed else next(iter(told["not_for"]))}
 

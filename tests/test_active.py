@@ -1,6 +1,7 @@
 """Active learning: what is chosen, that it helps, and that a stopped run goes on."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -153,6 +154,17 @@ def test_frames_that_were_relabelled_can_be_the_lessons(taught, tmp_path, monkey
     options["enough"] = lambda rows: told.extend(rows) or True
     _, rows = learn(model, dataset, tmp_path / "ended", Exact(), protocol, **options)
     assert rows == [first] == told
+
+
+def test_a_call_that_goes_on_keeps_what_was_taught(taught, tmp_path, monkeypatch):
+    """Also where there is no time left: rounds that were gone on from are not asked about again, nor written anew."""
+    arguments, model, told = taught
+    shutil.copytree(arguments[2], tmp_path / "again")
+    again = arguments[0], arguments[1], tmp_path / "again", *arguments[3:]
+    asked = []
+    found, rows = learn(*again, rounds=1, per_round=8, refit=False, enough=lambda rows: asked.append(len(rows)) or True)
+    assert rows == told and asked == [2] and json.loads((tmp_path / "again" / "rounds.json").read_text()) == told
+    np.testing.assert_array_equal(found.weights, model.weights)
 
 
 def test_holes_are_learned(small, dataset, tmp_path):

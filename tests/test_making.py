@@ -97,7 +97,10 @@ def test_a_dear_level_is_learned_as_a_difference(water, small, tmp_path):
 def test_clocks_add_up(tmp_path):
     clock = Clock(tmp_path / "clock.json", 100.0)
     with clock.stage("one"):
-        pass
+        clock.tick()
+        before = dict(clock.stages)
+        clock.tick(least=60.0)
+        assert clock.stages == before  # too soon
     again = Clock(tmp_path / "clock.json", 100.0)
     assert 0 < again.spent == clock.spent < 1 and again.left == 100.0 - again.spent
     assert Clock(tmp_path / "none.json", None).left == np.inf
@@ -125,6 +128,33 @@ def test_a_bad_recipe_is_refused(options, sentence):
         Recipe("O", **options)
 
 
+@pytest.mark.parametrize("temperatures", [(500.0,), (300.0, 1000.0), (300.0, 500.0, 700.0, 1000.0)])
+@pytest.mark.parametrize("labels", [48, 100, 150, 151, 600])
+def test_exams_keep_within_the_labels(labels, temperatures):
+    """As many frames as replicas, or a multiple: `choose_frames` gives each the same."""
+    given = Recipe("CC", temperatures=temperatures, labels=labels)
+    minima = (((0.0, 0.0, 0.0), (0.0, 0.0, 1.0)),)
+    exam = given.exam(minima)
+    assert exam.frames % exam.replicas == 0 and exam.replicas * exam.time >= 400.0
+    assert given.first + recipe.ROUNDS * exam.frames * len(temperatures) <= labels
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"charge": 1, "spin": 1}, "expected the charge of O, 0, found 1; give --charge 0"),
+        ({"spin": 1}, "electrons"),
+        ({"level": "b3lpy/6-31g"}, "b3lpy"),
+        ({"molecule": "[O-]C=O"}, "expected the charge of .*, -1, found 0|electrons"),
+        ({"molecule": "no molecule"}, "RDKit cannot parse"),
+    ],
+)
+def test_nothing_is_made_of_what_cannot_be(changed, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        made(replace(Recipe("O", "hf/sto-3g"), **changed), tmp_path)
+    assert not (tmp_path / "recipe.json").exists()
+
+
 def test_a_proton_goes_to_the_acceptor_in_reach():
     """Malondialdehyde's, from one oxygen to the other."""
     minimum = load_dataset("malondialdehyde")
@@ -136,8 +166,8 @@ def test_a_proton_goes_to_the_acceptor_in_reach():
 
 
 def test_a_flaw_is_told_and_nothing_is_promised():
-    part = {"grade": "good", "sentence": "", "evidence": [{"temperature_K": 300.0}]}
-    poor = {"grade": "poor", "sentence": "a hole 9 kcal/mol deep"}
+    part = {"grade": "good", "so_far": None, "sentence": "", "evidence": [{"temperature_K": 300.0}]}
+    poor = {"grade": "poor", "so_far": None, "sentence": "a hole 9 kcal/mol deep"}
     verdict = {
         "verdict": {"survival": part, "truth": part, "shape": poor},
         "protocol": {"temperatures": [300.0], "time": 5.0},
@@ -146,7 +176,9 @@ def test_a_flaw_is_told_and_nothing_is_promised():
     assert page.standing(verdict) == "flawed"
     graded = {"survival": part, "truth": part, "shape": {**part, "grade": "unknown"}}
     assert page.standing({"verdict": graded}) == "good"
-    assert page.standing({"verdict": {**graded, "truth": {"grade": "unknown"}}}) == "unknown"
+    few, wrong = ({"grade": "unknown", "so_far": so_far} for so_far in ("good", "fair"))
+    assert page.standing({"verdict": {**graded, "truth": few}}) == "unknown"
+    assert page.standing({"verdict": {**graded, "truth": wrong}}) == "flawed"
     assert page.not_for(verdict)[0] == "shape is poor: a hole 9 kcal/mol deep"
 
 

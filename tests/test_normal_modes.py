@@ -59,6 +59,16 @@ def test_hessian_and_frequencies_are_those_of_finite_differences(distance_model,
     np.testing.assert_allclose(np.einsum("a,kai->ki", masses, modes.modes), 0, atol=1e-9)  # none moves the whole
 
 
+def test_a_molecule_that_is_not_quite_straight_is_linear():
+    """Two bends of O-C-O, not a bend and a third rotation."""
+    straight = np.array([[0.0, 0, 0], [0, 0, 1.16], [0, 0, 2.32]])
+    bent = straight + np.array([[0.0, 0, 0], [2e-5, 0, 0], [0, 0, 0]])
+    modes = NormalModes.of(BondedMorse.of(System(("O", "C", "O"), straight)), bent)
+    assert modes.is_linear and len(modes.wavenumbers) == 4
+    with pytest.raises(ValueError, match="expected one molecule of two atoms or more"):
+        NormalModes.of(BondedMorse.of(System(("He",), np.zeros((1, 3)))), np.zeros((1, 3)))
+
+
 def test_thermochemistry_is_ases(distance_model, rest):
     modes = NormalModes.of(distance_model, rest)
     gas = IdealGasThermo(list(PLANCK * modes.wavenumbers), "nonlinear", -1.0, modes.atoms, 2, 0.0)

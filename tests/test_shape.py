@@ -78,8 +78,9 @@ def test_a_hole_is_found_and_named():
     found = shape.compare(HERE, hollow, exact, 1000)
     part = shape.shape(found)
     assert part.grade == "poor" and part.sentence.endswith(f"a hole 9 kcal/mol deep, bond O1-C2 at {length:.3g} Å")
-    (place,) = shape.holes(found)
+    (place,) = shape.holes(found, 150.0)
     assert np.linalg.norm(place[0] - place[1]) == pytest.approx(length)
+    assert len(shape.holes(found, 0.1)) == 0  # too high to be learned
 
 
 def test_where_the_reference_has_no_energy_the_model_must_not_go():

@@ -459,7 +459,7 @@ def test_files_have_the_keys_that_they_always_had(verdict):
     }
     assert told["protocol"] == json.loads(json.dumps(asdict(verdict.protocol)))
     assert list(told["verdict"]) == ["survival", "truth", "shape", "ensemble", "warning"]
-    assert all(list(part) == ["grade", "sentence", "evidence"] for part in told["verdict"].values())
+    assert all(list(part) == ["grade", "so_far", "sentence", "evidence"] for part in told["verdict"].values())
     assert told["level_of_theory"] == "not told" and told["charge"] == told["spin"] == 0
 
 

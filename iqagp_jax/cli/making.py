@@ -24,7 +24,9 @@ def make(
         700.0,
         1000.0,
     ],
-    replicas: Annotated[int, typer.Option(min=1, max=MOST, help="Replicas of the last verdict at every temperature.")] = 20,
+    replicas: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Replicas of an exam at a temperature; beyond gfn2-xtb fewer.")
+    ] = 20,
     time: Annotated[float, typer.Option(help="Length of its runs in ps.")] = 20.0,
     labels: Annotated[int, typer.Option(min=1, max=MOST, help="Labels by FUNCTIONAL/BASIS at most.")] = 150,
     local: Annotated[

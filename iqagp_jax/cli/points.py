@@ -53,14 +53,14 @@ def relax(
             f"expected a minimum within {max_steps} steps, found none of {len(begin)}, the least force left"
             f" {found.max_force.min():.2g} eV/Å; allow more --max-steps"
         )
-    infos = [{"energy": float(energies[k]), "max_force": float(found.max_force[k]), "start": k} for k in kept]
+    infos = [{"energy": float(energies[k]), "max_force": float(found.max_force[k]), "start": k + 1} for k in kept]
     frames = [Atoms(loaded.species, positions[k], info=info) for k, info in zip(kept, infos, strict=True)]
     write(output, frames, format="extxyz")
     rows = [
-        (str(n), (energies[k] - energies[kept[0]]) / KCAL_MOL, f"{found.max_force[k]:.1g}", int(found.steps[k]), str(k))
+        (str(n), (energies[k] - energies[kept[0]]) / KCAL_MOL, f"{found.max_force[k]:.1g}", int(found.steps[k]), str(k + 1))
         for n, k in enumerate(kept, 1)
     ]
-    header = ["minimum", "energy, kcal/mol", "largest force, eV/Å", "steps", "first start"]
+    header = ["minimum", "energy, kcal/mol", "largest force, eV/Å", "steps", "from geometry"]
     table(f"{output}: {len(kept)} different minima from {len(begin)} geometries", header, rows)
     if lost := int((~still).sum()):
         console.print(f"[bold]warning[/bold]: {lost} did not come to rest within {max_steps} steps and are left out")
@@ -75,7 +75,7 @@ def frequencies(
         Path | None, typer.Option(help="XYZ file, whose first geometry is taken. Default: the model's own minimum.")
     ] = None,
     relaxed: Annotated[
-        bool, typer.Option("--relax/--no-relax", help="Take the geometry as it is, as at a saddle point.")
+        bool, typer.Option("--relax/--no-relax", help="Relax it first, or take it as it is, as a saddle point.")
     ] = True,
     temperature: Annotated[float, typer.Option(help="K, of the thermochemistry.")] = 298.15,
     pressure: Annotated[float, typer.Option(help="Pa, of the thermochemistry.")] = 101325.0,
@@ -125,7 +125,10 @@ def frequencies(
         console.print(f"{imaginary} imaginary, left out of the thermochemistry: no minimum")
     tell_uncertainty(loaded, positions[None])
     if json_file:
-        write_atomically(json_file, json.dumps({"wavenumbers_per_cm": modes.wavenumbers.tolist(), **told}, indent=1))
+        given = {"temperature_K": temperature, "pressure_Pa": pressure, "symmetry_number": symmetry_number}
+        there = {"positions_A": modes.system.positions.tolist(), "max_force_eV_A": left}
+        whole = {"wavenumbers_per_cm": modes.wavenumbers.tolist(), **told, **given, **there}
+        write_atomically(json_file, json.dumps(whole, indent=1))
 
 
 def positions_of(model, path):
@@ -134,9 +137,9 @@ def positions_of(model, path):
     from iqagp_jax.modelfile import load_model
     from iqagp_jax.system.elements import same_atoms
 
-    found = read_geometries(path)
+    found, species = read_geometries(path), load_model(model).species
     for atoms in found:
-        same_atoms(load_model(model).species, atoms.get_chemical_symbols(), str(path))
+        same_atoms(species, atoms.get_chemical_symbols(), str(path))
     return np.array([atoms.positions for atoms in found])
 
 

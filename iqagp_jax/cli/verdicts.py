@@ -1,5 +1,6 @@
 """The verdict on a model."""
 
+import json
 import os
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -95,7 +96,7 @@ def robustness(
     if new:
         only_with(context, reference_replicas=driven, reference_time=driven, **starts_used(start))
     only_with(context, scan_points=(reference != "none", "--reference xtb or dft"))
-    scan_points = scanned(scan_points, reference)
+    scan_points = scanned(scan_points, reference, out)
     devices.use_cores()
     run = None if new else Run.open(judged)
     path = model_of(run.description, judged, model) if run else judged
@@ -213,7 +214,7 @@ def active(
         frames,
         0,
         seed=seed,
-        scan_points=scanned(scan_points, reference),
+        scan_points=scanned(scan_points, reference, out),
         minima=minima_of(minima, loaded.species),
     )
     with held_to(reference, loaded, out / "labels", charge, spin, workers) as teacher:
@@ -238,9 +239,16 @@ def starts_used(start):
     }
 
 
-def scanned(scan_points, reference):
-    """How many geometries of scans are labelled at most, where nothing was said all by xtb and none by others."""
-    return scan_points if scan_points is not None else SCANNED if reference == "xtb" else 0
+def scanned(scan_points, reference, out):
+    """How many geometries of scans are labelled at most, where nothing was said all by xtb and none by others.
+
+    None where the folder ``out`` was begun by a version that made no scans: it goes on as it was.
+    """
+    if scan_points is not None:
+        return scan_points
+    settings = out / "settings.json"
+    older = settings.exists() and "scan_points" not in json.loads(settings.read_text())
+    return SCANNED if reference == "xtb" and not older else 0
 
 
 def minima_of(path, species):

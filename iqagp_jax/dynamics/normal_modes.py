@@ -25,6 +25,9 @@ WAVENUMBER = 1 / (2 * np.pi * LIGHT * TIME_UNIT)
 PLANCK = 4.135667696e-15 * 1e15 * LIGHT
 """Energy in eV of a quantum of 1/cm."""
 
+LINEAR = 1e-3
+"""A molecule is linear where turning about an axis moves its atoms less than this share of what moving it as a whole does."""
+
 ATMOSPHERE = 101325.0
 """Pa."""
 
@@ -70,6 +73,11 @@ class NormalModes:
         (3N - 6, of a linear molecule 3N - 5); nu = sqrt(eigenvalue) / 2 pi c.
         """
         _, system = bind(potential, system)
+        if not system.is_alone or len(system) < 2:
+            raise ValueError(
+                "expected one molecule of two atoms or more without walls for normal modes, found"
+                f" {len(system.members)} of {len(system)} atoms; `hessian` takes any"
+            )
         system = system.at(np.asarray(positions, dtype=float))
         second = hessian(potential, positions, system)
         root = np.repeat(np.sqrt(system.masses), 3)
@@ -144,5 +152,5 @@ def _inner(positions: np.ndarray, root: np.ndarray) -> np.ndarray:
     outer = [np.tile(axis, len(positions)) for axis in np.eye(3)]
     outer += [np.cross(axis, arms).ravel() for axis in np.eye(3)]
     left, singular, _ = np.linalg.svd((root * np.array(outer)).T)
-    rank = int((singular > 1e-6 * singular[0]).sum())
+    rank = int((singular > LINEAR * singular[0]).sum())
     return left[:, rank:]

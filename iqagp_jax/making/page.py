@@ -64,7 +64,9 @@ def last_round(folder: Path) -> Path:
 
 def seen(verdict: dict[str, Any], minima: int) -> list[str]:
     """What the runs of a verdict showed, a sentence for every temperature."""
-    begun, time = "its minimum" if minima == 1 else f"{minima} minima", verdict["protocol"]["time"]
+    used = min([minima, verdict["protocol"]["replicas"], *(start["used"] for start in verdict["starts"])])
+    begun = "its minimum" if minima == 1 else f"{used} of {minima} minima" if used < minima else f"{minima} minima"
+    time = verdict["protocol"]["time"]
     sentences = []
     for row in by_temperature(verdict):
         found = f"{row['temperature_K']:g} K from {begun}: {row['survived']} of {row['replicas']} replicas lived {time:g} ps"
@@ -80,10 +82,12 @@ def seen(verdict: dict[str, Any], minima: int) -> list[str]:
 
 def standing(verdict: dict[str, Any]) -> str:
     """Whether what was seen is proof: ``good``, ``flawed``, or ``unknown`` where it is too little to tell."""
-    grades = [verdict["verdict"][name]["grade"] for name in PARTS]
-    if any(grade in ("fair", "poor") for grade in grades):
+    survival, truth, shape = (verdict["verdict"][name] for name in PARTS)
+    if "good" not in (survival["grade"], survival["so_far"]) or "good" not in (truth["grade"], truth["so_far"]):
         return "flawed"
-    return "good" if grades[:2] == ["good", "good"] else "unknown"
+    if shape["grade"] == "poor":
+        return "flawed"
+    return "good" if survival["grade"] == truth["grade"] == "good" else "unknown"
 
 
 STANDINGS = {
@@ -149,7 +153,7 @@ def errors_of(making: "Making", model: Model) -> dict[str, dict[str, float]]:
 
 
 def labels_of(making: "Making") -> dict[str, int]:
-    """How many labels were made for learning and judging, by level."""
+    """Geometries that were sampled and labelled by GFN2-xTB, and all labels of another level, for learning and judging."""
     sampled = load_dataset(making.out / "geometries.extxyz")
     dear = sum(len(read_geometries(path)) for path in (making.out / "labels").glob("*.extxyz"))
     return {"gfn2-xtb, sampled": len(sampled), **({} if making.recipe.is_cheap else {making.recipe.level: dear})}
@@ -223,7 +227,8 @@ def html(told: dict[str, Any], verdict: dict[str, Any], out: Path, minima: list[
 
 def next_of(out: Path) -> str:
     """What to do with the potential."""
-    return f"iqagp simulate {quote(str(out / 'model.safetensors'))} --temperature 500 --replicas 50 --out run"
+    temperature = json.loads((out / "recipe.json").read_text())["temperatures"][-1]
+    return f"iqagp simulate {quote(str(out / 'model.safetensors'))} --temperature {temperature:g} --replicas 50 --out run"
 
 
 def _list(sentences: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from iqagp_jax.dynamics.checks import check_temperatures, require_positive
 from iqagp_jax.labels.plan import LabelPlan
 from iqagp_jax.machine.files import write_atomically
-from iqagp_jax.machine.progress import in_words
 from iqagp_jax.sampling import SamplingPlan
 from iqagp_jax.verdict import Protocol
 
@@ -111,18 +110,23 @@ class Recipe:
         """Labelled in an exam at every temperature, so that all rounds keep within the labels."""
         return FRAMES if self.is_cheap else (self.labels - self.first) // (ROUNDS * len(self.temperatures))
 
-    def sampling(self, minima: int, biased: bool) -> SamplingPlan:
-        """The geometries to make around so many ``minima``; metadynamics where there is something to be ``biased``."""
-        return replace(SAMPLED, runs=max(SAMPLED.runs, minima), metadynamics=SAMPLED.metadynamics if biased else {})
+    def sampling(self, minima: int, atoms: int, biased: bool) -> SamplingPlan:
+        """The geometries to make around so many ``minima``; metadynamics where there is something to be ``biased``.
 
-    def teaching(self, minima: tuple) -> Protocol:
-        """Of the verdicts that teach by cheap labels."""
+        Of two atoms none are in contact: their bond is compressed as it is.
+        """
+        contact, biasing = SAMPLED.contact if atoms > 2 else 0, SAMPLED.metadynamics if biased else {}
+        return replace(SAMPLED, runs=max(SAMPLED.runs, minima), metadynamics=biasing, contact=contact)
+
+    def teaching(self, minima: tuple, species: tuple[str, ...]) -> Protocol:
+        """Of the verdicts that teach by cheap labels; no bond is stretched where there is no hydrogen."""
+        kinds = KINDS if "H" in species else KINDS[:2]
         return Protocol(
             self.temperatures,
-            KINDS,
+            kinds,
             replicas=max(7, len(minima)),
             time=TEACHING_PS,
-            frames=-(-FRAMES // len(KINDS)),
+            frames=-(-FRAMES // len(kinds)),
             reference_replicas=0,
             seed=self.seed,
             scan_points=5000,
@@ -134,7 +138,10 @@ class Recipe:
 
         Where labels are dear there are as many replicas as labels for their last frames, each as much longer.
         """
-        replicas = max(self.replicas, len(minima)) if self.is_cheap else min(self.frames, self.replicas)
+        replicas, frames = max(self.replicas, len(minima)), self.frames
+        if not self.is_cheap:
+            replicas = min(self.frames, self.replicas)
+            frames -= frames % replicas  # each replica has as many
         fs = 1000 * self.time * max(1.0, self.replicas / replicas)
         interval = next(each for each in INTERVALS if fs / each <= MOST_FRAMES or each == INTERVALS[-1])
         return Protocol(
@@ -143,7 +150,7 @@ class Recipe:
             replicas=replicas,
             time=ceil(fs / interval) * interval / 1000,
             frame_interval=interval,
-            frames=self.frames,
+            frames=frames,
             reference_replicas=0,
             seed=self.seed + 1000,
             scan_points=5000 if self.is_cheap else 0,
@@ -162,7 +169,7 @@ class Clock:
     """seconds spent so far in each"""
 
     def __post_init__(self) -> None:
-        self._stage, self._since, self._began = "", time.monotonic(), time.monotonic()
+        self._stage, self._since = "", time.monotonic()
         if self.path.exists():
             self.stages = json.loads(self.path.read_text())
 
@@ -173,30 +180,27 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds, infinite where there is no end."""
+        """Seconds, infinite where there is no end; as of the last tick."""
         return float("inf") if self.budget is None else self.budget - self.spent
-
-    @property
-    def lap(self) -> float:
-        """Seconds since the stage began or was gone on with."""
-        return time.monotonic() - self._began
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """What is done in the block counts as spent in this stage."""
-        self._stage, self._since, self._began = name, time.monotonic(), time.monotonic()
+        self._stage, self._since = name, time.monotonic()
         try:
             yield
         finally:
             self.tick()
 
-    def tick(self) -> None:
-        """Write down what the stage has taken until now."""
+    def tick(self, least: float = 0.0) -> None:
+        """Write down what the stage has taken until now, if that is ``least`` seconds or more since the last time."""
         now = time.monotonic()
+        if now - self._since < least:
+            return
         self.stages[self._stage] = self.stages.get(self._stage, 0.0) + now - self._since
         self._since = now
         write_atomically(self.path, json.dumps(self.stages, indent=1))
 
     def __str__(self) -> str:
-        end = "" if self.budget is None else f" of {in_words(self.budget).removeprefix('about ')}"
-        return f"{in_words(self.spent)}{end} spent"
+        end = "" if self.budget is None else f" of {self.budget / 60:.0f}"
+        return f"{self.spent / 60:.0f}{end} min spent"

@@ -34,14 +34,15 @@ from iqagp_jax.dynamics.record import Run
 from iqagp_jax.families.gp.fit import fit_gp
 from iqagp_jax.families.gp.model import Model
 from iqagp_jax.families.gp.teach import Fitted
-from iqagp_jax.labels.plan import read_geometries
-from iqagp_jax.machine.files import output_folder, write_atomically
+from iqagp_jax.labels.plan import check, check_state, read_geometries
+from iqagp_jax.machine.files import checksum, clear_unfinished, output_folder, write_atomically
 from iqagp_jax.machine.lock import owned
 from iqagp_jax.machine.parts import kept_in
 from iqagp_jax.machine.progress import in_words
 from iqagp_jax.making.page import write_report
 from iqagp_jax.making.recipe import ROUNDS, Clock, Recipe
 from iqagp_jax.modelfile import load_model, save_model
+from iqagp_jax.potential import energy_and_forces
 from iqagp_jax.references.dft import DFT
 from iqagp_jax.references.xtb import XTB, relabelled, xtb
 from iqagp_jax.system.elements import check_electrons
@@ -58,8 +59,14 @@ CANDIDATES = 1500
 HIGHEST = 60.0
 """Geometries with a higher energy above the minimum get no dear label, kcal/mol."""
 
-CHEAP_SHARE = 0.25
-"""Of the time, that the model of GFN2-xTB may take beneath another level."""
+CHEAP_SHARE, TEACHING_SHARE = 0.25, 0.6
+"""Of the time, that the model of GFN2-xTB may take before the next stage: beneath another level, and where it is all."""
+
+TIMED = 4
+"""Dear labels that are made first, to see how many there is time for."""
+
+TICK = 5.0
+"""Seconds between two writings of the clock."""
 
 TEACHING_ROUNDS = 8
 EXAM_ROUNDS = 8
@@ -73,6 +80,7 @@ class Making:
 
     out: Path
     recipe: Recipe
+    starts: list[Atoms]
     clock: Clock
     pool: Executor
     workers: int
@@ -84,15 +92,19 @@ class Making:
         path, recipe = self.out / "minima.extxyz", self.recipe
         if not path.exists():
             with self.clock.stage("minima"), self._parts() as parts:
-                starts = sampling.starting_geometries(recipe.molecule, seed=recipe.seed)
                 calculator = partial(xtb, recipe.charge, recipe.spin)
                 shown = partial(self.progress, description="minima")
-                found = sampling.distinct_minima(starts, calculator, parts, shown, WINDOW)
+                found = sampling.distinct_minima(self.starts, calculator, parts, shown, WINDOW)
                 if moved := [after for atoms in found for after in proton_moved(atoms)]:
                     shown = partial(self.progress, description="tautomers")
                     again = partial(sampling.distinct_minima, window=WINDOW, name="tautomer")
                     found = again([*found, *moved], calculator, parts, shown)
-                write_frames(path, found)
+                whole = [a for a in found if sampling.is_whole(a.get_chemical_symbols(), a.positions)]
+                if not whole:
+                    raise ValueError(f"expected a molecule that GFN2-xTB holds together, found pieces of {recipe.molecule}")
+                if torn := len(found) - len(whole):
+                    self.say(f"{torn} of {len(found)} minima are in pieces, and left out")
+                write_frames(path, whole)
         found = read_geometries(path)
         self.say(f"{len(found)} minima within {WINDOW:g} kcal/mol")
         return found
@@ -103,12 +115,16 @@ class Making:
         if not path.exists():
             with self.clock.stage("sampling"), self._parts() as parts:
                 variables = choose_variables(minima[0].get_chemical_symbols(), minima[0].get_positions())
-                plan = recipe.sampling(len(minima), bool(variables))
+                plan = recipe.sampling(len(minima), len(minima[0]), bool(variables))
                 calculator = partial(xtb, recipe.charge, recipe.spin)
-                frames, _ = sampling.sample(minima, plan, calculator, variables, recipe.seed, parts, True, self.pool)
+                frames, dropped = sampling.sample(minima, plan, calculator, variables, recipe.seed, parts, True, self.pool)
                 bare = unlabelled(frames, "what was sampled")
                 labelling = partial(self._track, description="labelling")
-                save_dataset(relabelled(bare, self.cheap_reference(bare.species), labelling), path)
+                data = relabelled(bare, self.cheap_reference(bare.species), labelling)
+                dropped["no label by GFN2-xTB"] = len(bare) - len(data)
+                told = ", ".join(f"{n} {reason}" for reason, n in sorted((+dropped).items()))
+                self.say(f"{len(data)} geometries sampled" + (f"; dropped: {told}" if told else ""))
+                save_dataset(data, path)
         return load_dataset(path)
 
     def cheap(self, data: Dataset, minima: list[Atoms]) -> tuple[Model, Dataset]:
@@ -117,7 +133,7 @@ class Making:
         if not path.exists():
             with self.clock.stage("cheap model"):
                 model = self._fitted(self.out / "cheap.safetensors", data)
-                protocol = self.recipe.teaching(positions_of(minima))
+                protocol = self.recipe.teaching(positions_of(minima), data.species)
                 model, _ = self._taught("cheap", model, data, reference, protocol, TEACHING_ROUNDS)
                 save_model(model, path)
         return load_model(path), load_dataset(self.out / "cheap" / "dataset.extxyz")
@@ -129,18 +145,19 @@ class Making:
             with self.clock.stage("first labels"):
                 shown = partial(self._track, description="first labels")
                 labels = partial(self.reference(learned.species).labels, progress=shown)
-                timed = 2 * self.workers
                 if not listed.exists():
                     chosen = self._chosen(model, learned)
-                    labels(chosen[:timed])
-                    chosen = chosen[: self._affordable(timed)]
                     write_frames(listed, [Atoms(learned.species, positions=r) for r in chosen])
                 chosen = np.array([atoms.positions for atoms in read_geometries(listed)])
-                made = [labels(part) for part in (chosen[:timed], chosen[timed:]) if len(part)]
+                labels(chosen[:TIMED])
+                chosen = chosen[: self._affordable()]
+                made = [labels(part) for part in (chosen[:TIMED], chosen[TIMED:]) if len(part)]
                 energy, forces = (np.concatenate(each) for each in zip(*made, strict=True))
                 level = replace(self.recipe.plan.level_of(learned.species), sampler=learned.level.sampler)
                 origin = {"source": np.full(len(chosen), "first"), "split": np.full(len(chosen), "train")}
                 data = Dataset(learned.species, chosen, energy, forces, origin=origin, level=level)
+                if lost := int(np.isnan(energy).sum()):
+                    self.say(f"{lost} of {len(energy)} labels were rejected")
                 save_dataset(data[np.isfinite(energy)], path)
         return load_dataset(path)
 
@@ -149,12 +166,16 @@ class Making:
         candidates = self._candidates(model, learned)
         return candidates[least_variance(Fitted.of(model).energy_covariance(candidates), self.recipe.first)]
 
-    def _affordable(self, made: int) -> int:
-        """How many first labels fit into half of what is left, as long as so many took since the stage began."""
-        each = self.clock.lap / made
-        n = int(min(self.recipe.first, max(made, self.clock.left / 2 / each)))
-        self.say(f"{n} labels by {self.recipe.level} first, {in_words(n * each)}")
-        return n
+    def _affordable(self) -> int:
+        """How many first labels fit into half of what is left, as long as the first `TIMED` took; as it was decided once."""
+        decided = self.out / "first.json"
+        if not decided.exists():
+            self.clock.tick()
+            each = self.clock.stages["first labels"] / TIMED
+            n = int(min(self.recipe.first, max(TIMED, self.clock.left / 2 / each)))
+            self.say(f"{n} labels by {self.recipe.level} first, {in_words(n * each)}")
+            write_atomically(decided, json.dumps(n))
+        return json.loads(decided.read_text())
 
     def over(self, cheap: Model, data: Dataset) -> Model:
         """A model of the difference between the dear labels and the cheap model."""
@@ -187,26 +208,33 @@ class Making:
         self, name: str, model: Model, data: Dataset, reference: Any, protocol: Any, rounds: int, **options: Any
     ) -> tuple[Model, Dataset]:
         """`active.learn` in a folder of that name, which ends in time for another round."""
-        began, seen = self.clock.spent, 0
-        # What comes after a cheap model needs most of the time.
-        share = CHEAP_SHARE if name == "cheap" and not self.recipe.is_cheap else 1.0
+        # What comes after the cheap model needs time too.
+        share = 1.0 if name == "exam" else TEACHING_SHARE if self.recipe.is_cheap else CHEAP_SHARE
+        stage, judged = "exam" if name == "exam" else "cheap model", False
 
         def enough(told: list[dict[str, Any]]) -> bool:
-            nonlocal seen
+            nonlocal judged
+            judged = True
             self.clock.tick()
-            seen += 1
-            each = (self.clock.spent - began) / seen
-            row = told[-1]
+            taken = self.clock.stages[stage]
+            each, row = taken / len(told), told[-1]
             right = "" if row["right"] is None else f", {row['right']} right"
             error = "" if row["de_median"] is None else f", worst median |dE| {row['de_median']:.2g} kcal/mol"
             self.say(
                 f"{name}, round {row['round']}: {row['survived']} of {row['replicas']} survived{right}{error};"
                 f" {self.clock}, a round takes {in_words(each)}"
             )
-            return share * self.clock.left - (1 - share) * (self.clock.spent - began) < each
+            return share * self.clock.left - (1 - share) * taken < each
 
         out = self.out / name
-        learned, _ = learn(model, data, out, reference, protocol, rounds, progress=self.progress, enough=enough, **options)
+        options |= {"progress": self._ticking, "enough": enough}
+        try:
+            learned, _ = learn(model, data, out, reference, protocol, rounds, **options)
+        except (ValueError, RuntimeError) as error:
+            if not judged:
+                raise
+            self.say(f"{name} ended before its time: {error}")
+            learned = load_model(out / "model.safetensors")
         return learned, load_dataset(out / "dataset.extxyz")
 
     def _fitted(self, path: Path, data: Dataset, base: Model | None = None) -> Model:
@@ -222,7 +250,9 @@ class Making:
         run = Run.open(last)
         replica, frame, _ = choose_frames(run, CANDIDATES // max(len(run.groups), 1))
         visited = np.round(run.trajectory.positions[frame, replica], DECIMALS)
-        low = learned.energy < learned.energy.min() + HIGHEST * KCAL_MOL
+        highest = learned.energy.min() + HIGHEST * KCAL_MOL
+        low = learned.energy < highest
+        visited = visited[np.asarray(energy_and_forces(model)(visited)[0]) < highest]
         train = learned.positions[low & (learned.origin["split"] == "train")]
         every = np.concatenate([train, visited])
         return every[np.random.default_rng(self.recipe.seed).permutation(len(every))[:CANDIDATES]]
@@ -232,7 +262,13 @@ class Making:
         return kept_in(self.out / "sampling", {name: recipe[name] for name in ("molecule", "charge", "spin", "seed")})
 
     def _track(self, items: Iterable, total: int, description: str) -> Iterable:
-        return self.progress(items, description, total)
+        return self._ticking(items, description, total)
+
+    def _ticking(self, items: Iterable, description: str, total: int) -> Iterable:
+        """A bar; what was done by a process that is killed counts as spent."""
+        for item in self.progress(items, description, total):
+            yield item
+            self.clock.tick(least=TICK)
 
 
 def make(
@@ -249,20 +285,24 @@ def make(
     Args:
         recipe: what is made.
         pool: executor of ``concurrent.futures`` for labels, ``workers`` at a time.
-        budget: seconds of work, all calls together; no stage is begun after it, and no round that would not end within it.
+        budget: seconds of work, all calls together. No round of lessons is begun that would not end within it; each stage has
+            one verdict, whatever the time.
         progress: wraps iterables, as a progress bar does; gets a word for what is done, and their length.
         say: gets a line of what was found, at every stage.
 
     Returns what ``report.json`` holds.
 
-    Raises ValueError, in a sentence, where the folder holds another recipe, and for electrons that the molecule cannot have.
+    Raises ValueError, in a sentence, where the folder holds another recipe, for a level that PySCF does not know, and for a
+    charge or electrons that the molecule cannot have.
     """
     folder = output_folder(Path(out))
     with owned(folder):
-        claim(folder, recipe)
-        making = Making(folder, recipe, Clock(folder / "clock.json", budget), pool, workers, progress, say)
+        clear_unfinished(folder)
+        starts = sampling.starting_geometries(recipe.molecule, seed=recipe.seed)
+        check_molecule(recipe, starts)
+        claim(folder, recipe, starts)
+        making = Making(folder, recipe, starts, Clock(folder / "clock.json", budget), pool, workers, progress, say)
         minima = making.minima()
-        check_electrons(minima[0].get_chemical_symbols(), recipe.charge, recipe.spin)
         data = making.sampled(minima)
         model, learned = making.cheap(data, minima)
         if not recipe.is_cheap:
@@ -274,9 +314,22 @@ def make(
         return write_report(making, model, minima)
 
 
-def claim(out: Path, recipe: Recipe) -> None:
+def check_molecule(recipe: Recipe, starts: list[Atoms]) -> None:
+    """ValueError, in a sentence, before anything is made: for charges and electrons that cannot be, and levels unknown."""
+    check_electrons(starts[0].get_chemical_symbols(), recipe.charge, recipe.spin)
+    check_state(starts, recipe.charge, recipe.spin)
+    charge = sampling.formal_charge(recipe.molecule)
+    if charge not in (None, recipe.charge):
+        raise ValueError(f"expected the charge of {recipe.molecule}, {charge}, found {recipe.charge}; give --charge {charge}")
+    if not recipe.is_cheap:
+        check(starts, recipe.plan)
+
+
+def claim(out: Path, recipe: Recipe, starts: list[Atoms]) -> None:
     """Write down what a folder is for, or ValueError, in a sentence, where it is for something else."""
     path, told = out / "recipe.json", json.loads(json.dumps(asdict(recipe)))
+    species = " ".join(starts[0].get_chemical_symbols())
+    told["geometries"] = checksum(species, {str(k): atoms.positions.round(3) for k, atoms in enumerate(starts)})[:16]
     if path.exists() and (found := json.loads(path.read_text())) != told:
         other = "; ".join(
             f"{name} {found.get(name)} there, {told[name]} here" for name in told if found.get(name) != told[name]

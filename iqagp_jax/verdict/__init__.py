@@ -60,7 +60,7 @@ def judge(
         say: gets a line on what the reference's dynamics will cost, before anything runs.
 
     Returns the `Verdict`, whose ``as_dict`` is written to ``robustness.json``. Warns where a run cannot be believed, see
-    `dynamics.soundness`: no part of its verdict is good. Raises ValueError, in a sentence, where the folder holds another
+    `dynamics.soundness`: no part but the shape is good. Raises ValueError, in a sentence, where the folder holds another
     verdict, and before anything runs where the model cannot be judged.
     """
     (potential, system), protocol, out = _ready(model, system), protocol or Protocol(), Path(out)

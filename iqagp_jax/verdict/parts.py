@@ -47,6 +47,6 @@ class Part(Generic[Row, Evidence]):
         return replace(told, grade=worse, so_far=None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Grade, sentence and evidence; the rows have a place of their own in ``robustness.json``."""
+        """Grades, sentence and evidence; the rows have a place of their own in ``robustness.json``."""
         evidence = [asdict(e) for e in self.evidence]  # type: ignore[call-overload]
-        return {"grade": self.grade, "sentence": self.sentence, "evidence": evidence}
+        return {"grade": self.grade, "so_far": self.so_far, "sentence": self.sentence, "evidence": evidence}

@@ -76,7 +76,8 @@ def tiles(verdict: Verdict) -> str:
     protocol = verdict.protocol
     looked_at = f"runs of {protocol.time:g} ps at {', '.join(f'{t:g}' for t in protocol.temperatures)} K"
     each = (
-        f'<div class="tile {part.grade}"><b>{name}: {part.grade}</b>{escape(part.sentence)}<small>{looked_at}</small></div>'
+        f'<div class="tile {part.grade}"><b>{name}: {part.grade}</b>{escape(part.sentence)}'
+        f"<small>{'scans from the minimum' if name == 'shape' else looked_at}</small></div>"
         for name, part in verdict.parts()
     )
     return f'<div class="tiles">{"".join(each)}</div>'

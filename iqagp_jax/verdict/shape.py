@@ -117,7 +117,7 @@ class Points:
 
 
 def scans(system: System) -> tuple[Scan, ...]:
-    """All scans of a molecule at rest; bonds and bends within rings are not among them, atoms in rings are pulled.
+    """All scans of a molecule at rest; bonds of rings and bends with one are not among them, atoms in rings are pulled.
 
     Geometries with atoms in contact are left out: a replica that comes there has failed, by the rule of `system.failure`.
     """
@@ -256,13 +256,15 @@ def shape(found: tuple[Profile, ...]) -> Part[Scanned, Points]:
     labelled = sum(row.geometries - row.without_label for row in rows)
     evidence = (Points(sum(len(c.model) for c in found), labelled),)
     worst = Spread.worst(row.de for row in rows if row.de)
-    if worst is None:
-        return Part("unknown", "no geometry of a scan is within reach" if found else "no scans", rows, evidence)
     deep = [row for row in rows if row.deepest is not None]
     hole = max(deep, key=lambda row: row.deepest, default=None)  # type: ignore[arg-type, return-value]
     reached = sum(row.within_reach for row in rows)
-    sentence = f"{reached} of {labelled} geometries of scans within {REACH:g} kcal/mol of the minimum; "
-    sentence += f"worst kind: median |dE| {two_figures(worst.median)}, 95% {two_figures(worst.p95)} kcal/mol"
+    sentence = f"{reached} of {labelled} geometries of scans within {REACH:g} kcal/mol of the minimum"
+    if worst is None:
+        if hole is None or hole.deepest is None or hole.deepest <= FALSE_BASIN:
+            return Part("unknown", "no geometry of a scan is within reach", rows, evidence)
+        return Part("poor", f"{sentence}, where the reference has no energy", rows, evidence)
+    sentence += f"; worst kind: median |dE| {two_figures(worst.median)}, 95% {two_figures(worst.p95)} kcal/mol"
     if hole is None or hole.deepest is None or hole.deepest <= FALSE_BASIN:
         grade: Grade = "good" if worst.p95 <= FALSE_BASIN else "fair"
         return Part(grade, f"{sentence}; no hole", rows, evidence)
@@ -270,10 +272,14 @@ def shape(found: tuple[Profile, ...]) -> Part[Scanned, Points]:
     return Part("poor", f"{sentence}; a hole {depth}, {hole.kind} {hole.where}", rows, evidence)
 
 
-def holes(found: tuple[Profile, ...]) -> np.ndarray:
-    """Where to teach a model with holes, (h, N, 3): the deepest place of every scan that has one."""
-    deep = [profile for profile in found if profile.depth.max() > FALSE_BASIN]
-    return np.array([profile.scan.positions[profile.depth.argmax()] for profile in deep])
+def holes(found: tuple[Profile, ...], window: float) -> np.ndarray:
+    """Where to teach a model with holes, (h, N, 3): the deepest place of every scan that has one.
+
+    It is looked for where the reference has an energy, at most ``window`` kcal/mol above the one at rest.
+    """
+    depths = [np.where(profile.reference < window, profile.depth, -np.inf) for profile in found]
+    deep = [(profile, depth) for profile, depth in zip(found, depths, strict=True) if depth.max() > FALSE_BASIN]
+    return np.array([profile.scan.positions[depth.argmax()] for profile, depth in deep])
 
 
 NO_SHAPE: Part[Scanned, Points] = Part("unknown", "no scans", (), (Points(0, 0),))

@@ -19,9 +19,9 @@ def fit_atoms(problem: Problem, progress) -> Model:
     check_labels(problem.train, problem.options.learned)
     # Copies would bias the likelihood: that twins agree is no evidence of smoothness.
     subset = slice(None, problem.options.n_hyper or len(problem.train))
-    data = tuple(array[:, subset] for array in observed(problem))
-    options = problem.options.search, *data, problem.features.angular
-    return conditioned(problem, search_hyperparameters(_build(problem), _noise(problem), *options, progress=progress))
+    points, residual = (array[:, subset] for array in observed(problem))
+    seen = problem.options.search, points, residual, problem.features.angular
+    return conditioned(problem, search_hyperparameters(_build(problem), _noise(problem), *seen, progress=progress))
 
 
 def observed(problem: Problem):
@@ -49,7 +49,7 @@ def conditioned(problem: Problem, found: Found) -> Model:
             signal_variance=variance,
             residual=residual,
             reference=problem.train.positions[problem.train.lowest],
-            trace=found.trace,
+            trace=np.asarray(found.trace),
             noise=noise,
             made_by=problem.made_by,
         )
