@@ -26,11 +26,11 @@ TEACHING_PS = 15.0
 """Lives of the replicas that teach; 7 of each kind make 315 replica-ps at every temperature, what a grade needs."""
 
 SAMPLED = SamplingPlan(
-    metadynamics={600.0: 80},
-    thermal={500.0: 60, 1000.0: 90, 1500.0: 30},
-    displaced=40,
-    bond=50,
-    contact=60,
+    metadynamics={600.0: 60},
+    thermal={500.0: 40, 1000.0: 60, 1500.0: 20},
+    displaced=25,
+    bond=30,
+    contact=35,
     test={500.0: 40, 1000.0: 40},
     runs=2,
 )
