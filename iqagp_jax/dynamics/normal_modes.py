@@ -67,11 +67,7 @@ class NormalModes:
 
     @classmethod
     def of(cls, potential: Any, positions: Any, system: System | None = None) -> "NormalModes":
-        """At positions (N, 3) in angstrom, a stationary point of a potential.
-
-        With masses m, M = m^-1/2 H m^-1/2 is diagonalised among the directions that are neither translations nor rotations
-        (3N - 6, of a linear molecule 3N - 5); nu = sqrt(eigenvalue) / 2 pi c.
-        """
+        """At positions (N, 3) in angstrom, a stationary point of a potential; see `from_hessian`."""
         _, system = bind(potential, system)
         if not system.is_alone or len(system) < 2:
             raise ValueError(
@@ -79,7 +75,15 @@ class NormalModes:
                 f" {len(system.members)} of {len(system)} atoms; `hessian` takes any"
             )
         system = system.at(np.asarray(positions, dtype=float))
-        second = hessian(potential, positions, system)
+        return cls.from_hessian(hessian(potential, positions, system), system)
+
+    @classmethod
+    def from_hessian(cls, second: Float[np.ndarray, "k k"], system: System) -> "NormalModes":
+        """Of second derivatives H (3N, 3N), eV/angstrom^2, at a system's positions.
+
+        With masses m, m^-1/2 H m^-1/2 is diagonalised among the directions that are neither translations nor rotations
+        (3N - 6, of a linear molecule 3N - 5); nu = sqrt(eigenvalue) / 2 pi c.
+        """
         root = np.repeat(np.sqrt(system.masses), 3)
         inner = _inner(system.positions, root)
         eigenvalues, vectors = np.linalg.eigh(inner.T @ (second / np.outer(root, root)) @ inner)
