@@ -47,11 +47,12 @@ def main():
         reference = reference_of(options.reference, model, out / "labels", pool=pool, workers=options.workers)
         rest = np.asarray(minimise(energy_fn(model), model.reference, 2000, 1e-5).positions)
         mine, theirs = NormalModes.of(model, rest), by_differences(reference, model, rest, options.step)
+        left = float(np.linalg.norm(reference.labels(rest[None])[1][0], axis=-1).max())
     rows = [(str(k), a, b, a - b) for k, (a, b) in enumerate(zip(mine.wavenumbers, theirs.wavenumbers, strict=True), 1)]
     table(f"{path}, 1/cm, beside {reference.name}", ["mode", "model", "reference", "difference"], rows)
     error = np.abs(mine.wavenumbers - theirs.wavenumbers)
     told = {"mean": float(error.mean()), "largest": float(error.max()), "model": mine.wavenumbers.tolist()}
-    told |= {"reference": theirs.wavenumbers.tolist(), "largest_force_of_the_reference_eV_A": theirs_force(reference, rest)}
+    told |= {"reference": theirs.wavenumbers.tolist(), "largest_force_of_the_reference_eV_A": left}
     write_atomically(out / "frequencies.json", json.dumps(told, indent=1))
     print(f"mean |difference| {error.mean():.2f}, largest {error.max():.2f} 1/cm")
 
@@ -72,11 +73,6 @@ def by_differences(reference, model, rest, step):
     there, back = forces.reshape(2, rest.size, rest.size)
     second = -(there - back) / (2 * step)
     return NormalModes.from_hessian((second + second.T) / 2, model.system.at(rest))
-
-
-def theirs_force(reference, rest):
-    """Largest force of the reference on an atom where the model is at rest, eV/angstrom."""
-    return float(np.linalg.norm(reference.labels(rest[None])[1][0], axis=-1).max())
 
 
 if __name__ == "__main__":
