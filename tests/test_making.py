@@ -79,8 +79,11 @@ def test_it_goes_on_where_it_was_stopped(water, small, tmp_path):
         made(replace(WATER, time=0.4), out)
 
 
-def test_a_dear_level_is_learned_as_a_difference(water, small, tmp_path):
-    """Within the labels that were allowed; the budget shortens the first of them."""
+def test_a_dear_level_is_learned_as_a_difference(water, small, tmp_path, monkeypatch):
+    """Within the labels that were allowed, all of which are learned but those of the last exam, where no exam is passed."""
+    monkeypatch.setattr("iqagp_jax.active.is_flawless", lambda verdict: False)
+    for module in (recipe, stages):
+        monkeypatch.setattr(module, "ROUNDS", 2)
     out, _, _ = water
     for name in ("minima.extxyz", "geometries.extxyz", "taught.safetensors"):
         shutil.copy(out / name, tmp_path / name)
@@ -90,7 +93,9 @@ def test_a_dear_level_is_learned_as_a_difference(water, small, tmp_path):
     assert model.base is not None and (data.level.method, data.level.basis) == ("hf", "sto-3g")
     first = load_dataset(tmp_path / "first.extxyz")
     assert len(first) == DEAR.first == 4 and any(line.startswith("4 labels by hf/sto-3g first, about") for line in said)
-    assert 4 < told["labels"]["hf/sto-3g"] <= DEAR.labels
+    each = DEAR.exam((((0.0, 0.0, 0.0),) * 3,)).frames
+    assert told["labels"]["hf/sto-3g"] == 4 + 2 * each <= DEAR.labels
+    assert len(data) == 4 + each and set(data.origin["source"]) == {"first", "active"}
     assert np.ptp(first.energy) < 10 and told["temperatures"][0]["survived"] == 2
 
 

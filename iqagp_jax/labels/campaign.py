@@ -91,8 +91,11 @@ class Campaign:
         workers: int,
         batch: int = 1,
         progress: Callable[[Iterable[Task], int], Iterable[Task]] = lambda items, total: items,
+        free_atoms: bool = True,
     ) -> None:
         """Make the missing labels, ``workers`` tasks of ``batch`` geometries at a time, until all are made or it is stopped.
+
+        Without ``free_atoms`` those of the geometries alone.
 
         ``executor`` is any of ``concurrent.futures``. Killing this process or a worker at any moment loses the labels in
         flight only; a stop finishes them, and cancels jobs that have not begun. Raises RuntimeError where workers do
@@ -100,7 +103,7 @@ class Campaign:
         """
         check(self.geometries, self.plan)
         with owned_by_a_campaign(self.folder):
-            missing = self.missing
+            missing = self.missing if free_atoms else self.lacking(self.tasks)
             for _ in progress(self._run(missing, executor, workers, batch), len(missing)):
                 pass
 
@@ -145,8 +148,12 @@ class Campaign:
     @property
     def missing(self) -> list[Task]:
         """The tasks that are neither made nor set aside, free atoms first, equal geometries once."""
-        tasks = {task.path: task for task in (*self.free_atoms.values(), *self.tasks)}.values()
-        return [task for task in tasks if not (task.key in self.labels or self.labels.is_set_aside(task.key))]
+        return self.lacking((*self.free_atoms.values(), *self.tasks))
+
+    def lacking(self, tasks: Iterable[Task]) -> list[Task]:
+        """Those of some tasks that are neither made nor set aside, equal ones once."""
+        different = {task.path: task for task in tasks}.values()
+        return [task for task in different if not (task.key in self.labels or self.labels.is_set_aside(task.key))]
 
     def pack(self) -> tuple[int, int]:
         """`pack` the finished labels. Raises ValueError where a process owns the folder."""

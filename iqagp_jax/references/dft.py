@@ -47,9 +47,9 @@ class DFT:
         write_plan(folder, frames, self.plan)
         campaign = Campaign.load(folder)
         with nullcontext(self.pool) if self.pool else Processes(self.workers) as pool:
-            campaign.run(pool, self.workers, progress=progress)
-        if campaign.missing:
-            raise RuntimeError(f"stopped with {len(campaign.missing)} labels missing; run the same command again to go on")
+            campaign.run(pool, self.workers, progress=progress, free_atoms=False)
+        if lacking := campaign.lacking(campaign.tasks):
+            raise RuntimeError(f"stopped with {len(lacking)} labels missing; run the same command again to go on")
         none = {"energy": np.nan, "forces": np.full((len(self.species), 3), np.nan)}
         found = [campaign.labels.get(task.key) for task in campaign.tasks]
         labels = [label if label and "rejected" not in label else none for label in found]
