@@ -175,7 +175,7 @@ def least_variance(covariance, n):
         k = int(gain.argmax())
         chosen.append(k)
         covariance = covariance - np.outer(covariance[:, k], covariance[k]) / (covariance[k, k] + noise)
-    return np.array(chosen)
+    return np.array(chosen, dtype=int)
 
 
 def _training_data(model, dataset):

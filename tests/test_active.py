@@ -11,7 +11,7 @@ from test_cli import iqagp
 from test_verdict import Exact
 
 from iqagp_jax import energy_and_forces, energy_variance, fit_gp, load_dataset, load_model, save_dataset, save_model, validate
-from iqagp_jax.active import learn, most_uncertain
+from iqagp_jax.active import learn, least_variance, most_uncertain
 from iqagp_jax.data.dataset import DECIMALS
 from iqagp_jax.dynamics.record import Run
 from iqagp_jax.families.gp.teach import Fitted
@@ -53,6 +53,16 @@ def test_covariance_of_energies_is_what_a_known_energy_explains(dataset, test_se
     expected = before - covariance[0] ** 2 / (covariance[0, 0] + fitted.model.noise_variance[0])
     after = energy_variance(added)(test_set.positions) / scale
     np.testing.assert_allclose(after, expected, rtol=1e-6, atol=1e-8 * before.max())
+
+
+def test_least_variance_takes_what_tells_most_about_all():
+    """Of two groups and a loner the middle of the larger one first; against variances by the textbook."""
+    x = np.array([0.0, 0.1, 0.2, 0.3, 5.0, 5.1, 20.0])
+    covariance = np.exp(-0.5 * (x[:, None] - x) ** 2)
+    first, second, third = least_variance(covariance, 3)
+    assert first in (1, 2) and second in (4, 5) and third == 6
+    left = [np.trace(covariance - np.outer(covariance[:, k], covariance[k]) / covariance[k, k]) for k in range(len(x))]
+    assert left[first] == pytest.approx(min(left), rel=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,17 @@ def test_a_dear_level_is_learned_as_a_difference(water, small, tmp_path, monkeyp
     assert np.ptp(first.energy) < 10 and told["temperatures"][0]["survived"] == 2
 
 
+def test_labels_that_were_left_out_are_no_candidates(water, tmp_path):
+    """They are NaN in what the cheap model learned; all others are."""
+    out, _, _ = water
+    model, learned = load_model(out / "taught.safetensors"), load_dataset(out / "cheap" / "dataset.extxyz")
+    making = stages.Making(out, DEAR, [], Clock(tmp_path / "clock.json", None), None, 1, None, None)
+    all_of_them = making._candidates(model, learned)
+    learned.energy[0] = np.nan
+    without = making._candidates(model, learned)
+    assert len(all_of_them) > 20 and len(without) >= len(all_of_them) - 1
+
+
 def test_clocks_add_up(tmp_path):
     clock = Clock(tmp_path / "clock.json", 100.0)
     with clock.stage("one"):

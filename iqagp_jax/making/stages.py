@@ -250,7 +250,7 @@ class Making:
         run = Run.open(last)
         replica, frame, _ = choose_frames(run, CANDIDATES // max(len(run.groups), 1))
         visited = np.round(run.trajectory.positions[frame, replica], DECIMALS)
-        highest = learned.energy.min() + HIGHEST * KCAL_MOL
+        highest = np.nanmin(learned.energy) + HIGHEST * KCAL_MOL  # labels that were left out are NaN
         low = learned.energy < highest
         visited = visited[np.asarray(energy_and_forces(model)(visited)[0]) < highest]
         train = learned.positions[low & (learned.origin["split"] == "train")]
