@@ -153,12 +153,17 @@ class OfOneMolecule:
                 "expected one molecule without walls for this potential, found"
                 f" {len(system.members)} molecules{' in a cell' * (system.cell is not None)}; take compose.PerMolecule of it"
             )
-        mine, theirs = ((s.charge, s.spin) for s in (self.system, system))
-        if mine != theirs:
-            raise ValueError(
-                f"expected charge {mine[0]} and {mine[1]} unpaired electrons, as the potential learned, found {theirs[0]} and"
-                f" {theirs[1]}; take a potential of that state"
-            )
+        check_state(self.system, system)
+
+
+def check_state(learned: System | Level, system: System) -> None:
+    """ValueError, in a sentence, for a system of another charge or spin than a potential learned."""
+    mine, theirs = ((s.charge, s.spin) for s in (learned, system))
+    if mine != theirs:
+        raise ValueError(
+            f"expected charge {mine[0]} and {mine[1]} unpaired electrons, as the potential learned, found {theirs[0]} and"
+            f" {theirs[1]}; take a potential of that state"
+        )
 
 
 class FromFunction(OfOneMolecule):

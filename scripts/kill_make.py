@@ -57,23 +57,28 @@ def main():
         kills += 1
         process.send_signal(signal.SIGKILL)
         process.wait()
-        lost = [path for path, content in seen.items() if not path.exists() or path.read_bytes() != content]
+        lost = changed(seen)
         seen |= {path: path.read_bytes() for path in kept(out)}
         print(f"kill {kills}: {len(seen)} labels and parts are there, {len(lost)} of those before lost or changed", flush=True)
         if lost:
             sys.exit(1)
     if options.lives:
         subprocess.run([sys.executable, "-m", "iqagp_jax", *command], check=True)
-    changed = [path for path, content in seen.items() if not path.exists() or path.read_bytes() != content]
+    lost = changed(seen)
     twice = repeated(out)
     ended = (out / "report.json").exists()
-    print(f"{kills} kills: {len(changed)} labels or parts lost or changed, {twice} geometries labelled twice, report: {ended}")
-    sys.exit(bool(changed or twice or kills < options.kills or (options.lives and not ended)))
+    print(f"{kills} kills: {len(lost)} labels or parts lost or changed, {twice} geometries labelled twice, report: {ended}")
+    sys.exit(bool(lost or twice or kills < options.kills or (options.lives and not ended)))
 
 
 def kept(out):
     """Files that are written once: labels, and parts of the sampling."""
     return [*out.glob("labels/*/*.json"), *out.glob("sampling/*.npz")]
+
+
+def changed(seen):
+    """Those of files with their content that are gone or have another."""
+    return [path for path, content in seen.items() if not path.exists() or path.read_bytes() != content]
 
 
 def repeated(out):

@@ -26,6 +26,7 @@ from iqagp_jax.families.so3krates.model import SO3krates
 from iqagp_jax.families.so3krates.network import Network
 from iqagp_jax.families.so3krates.train import fit_so3krates
 from iqagp_jax.potential import bind
+from iqagp_jax.references.xtb import xtb
 from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
 
@@ -89,13 +90,9 @@ def cost(system, network, replicas, turns):
 def by_xtb(system, turns):
     """`milliseconds` of GFN2-xTB, geometry after geometry; None where tblite is not installed."""
     try:
-        from tblite.ase import TBLite
+        atoms, rng = Atoms(system.species, system.positions, calculator=xtb()), np.random.default_rng(2)
     except ImportError:
         return None
-    atoms, rng = (
-        Atoms(system.species, system.positions, calculator=TBLite(method="GFN2-xTB", verbosity=0)),
-        np.random.default_rng(2),
-    )
 
     def call():
         atoms.set_positions(system.positions + 0.02 * rng.normal(size=system.positions.shape))

@@ -133,14 +133,10 @@ def frequencies(
 
 def positions_of(model, path):
     """Positions (n, N, 3) of a file's geometries, which must be of the model's atoms."""
-    from iqagp_jax.labels.plan import read_geometries
+    from iqagp_jax.labels.plan import geometries_of
     from iqagp_jax.modelfile import load_model
-    from iqagp_jax.system.elements import same_atoms
 
-    found, species = read_geometries(path), load_model(model).species
-    for atoms in found:
-        same_atoms(species, atoms.get_chemical_symbols(), str(path))
-    return np.array([atoms.positions for atoms in found])
+    return np.array([atoms.positions for atoms in geometries_of(path, load_model(model).species)])
 
 
 def tell_uncertainty(model, positions):

@@ -47,9 +47,6 @@ OF_NEW_RUNS = (
 )
 """Options that a run which is there has chosen."""
 
-SCANNED = 5000
-"""Geometries of scans that GFN2-xTB labels at most: all, of molecules of some 80 atoms."""
-
 TEMPERATURES = [300.0, 1000.0]
 KINDS = ["equilibrium", "displaced", "stretched"]
 
@@ -244,6 +241,8 @@ def scanned(scan_points, reference, out):
 
     None where the folder ``out`` was begun by a version that made no scans: it goes on as it was.
     """
+    from iqagp_jax.verdict.shape import SCANNED
+
     if scan_points is not None:
         return scan_points
     settings = out / "settings.json"
@@ -253,13 +252,10 @@ def scanned(scan_points, reference, out):
 
 def minima_of(path, species):
     """Positions of a file's geometries of these atoms, as a `Protocol` holds them; none of no file."""
-    from iqagp_jax.labels.plan import read_geometries
-    from iqagp_jax.system.elements import same_atoms
+    from iqagp_jax.labels.plan import geometries_of
+    from iqagp_jax.verdict.replicas import as_minima
 
-    found = [] if path is None else read_geometries(path)
-    for atoms in found:
-        same_atoms(species, atoms.get_chemical_symbols(), str(path))
-    return tuple(tuple(map(tuple, atoms.positions.tolist())) for atoms in found)
+    return () if path is None else as_minima(geometries_of(path, species))
 
 
 def outcome(row):

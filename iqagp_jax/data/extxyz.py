@@ -99,10 +99,15 @@ def _read(path: Path) -> list[Atoms]:
 
 def save_dataset(dataset: Dataset, path: str | Path) -> None:
     """Write a dataset as extxyz (compressed if the name ends in .gz or .xz), whole or not at all."""
+    write_frames(frames_from_dataset(dataset), path)
+
+
+def write_frames(frames: Sequence[Atoms], path: str | Path) -> None:
+    """Write ASE atoms as `save_dataset` writes a dataset."""
     from ase.io import write
 
     text = StringIO()
-    write(text, frames_from_dataset(dataset), format="extxyz")
+    write(text, frames, format="extxyz")
     compress: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}
     write_atomically(path, compress.get(Path(path).suffix, bytes)(text.getvalue().encode()))
 

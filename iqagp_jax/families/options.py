@@ -27,6 +27,11 @@ def as_in(other: Any, name: str, **changed: Any) -> Any:
     return option(**{"default": same.default, **same.metadata, **changed})
 
 
+def names_of(text: str) -> tuple[str, ...]:
+    """Names with commas between."""
+    return tuple(name.strip() for name in text.split(","))
+
+
 def check(options: Any) -> None:
     """ValueError, in a sentence, for a value of another kind than its field's, a name or a number that it may not have."""
     hints = get_type_hints(type(options))

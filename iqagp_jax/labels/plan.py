@@ -25,7 +25,7 @@ from iqagp_jax.data.state import STATE, state_of_frames
 from iqagp_jax.data.text import check_counts
 from iqagp_jax.machine.files import BROKEN_FILE, output_folder, write_atomically
 from iqagp_jax.machine.lock import owned
-from iqagp_jax.system.elements import check_electrons
+from iqagp_jax.system.elements import check_electrons, same_atoms
 
 PLAN = "plan.toml"
 
@@ -155,6 +155,14 @@ def read_geometries(path: Path) -> list[Atoms]:
         for atoms, positions in zip(frames, whole_positions(frames, str(path)), strict=True):
             atoms.positions, atoms.pbc = positions, False
     return frames
+
+
+def geometries_of(path: Path, species: Sequence[str]) -> list[Atoms]:
+    """`read_geometries` of a file that must be of these atoms in this order, or ValueError, in a sentence."""
+    found = read_geometries(path)
+    for atoms in found:
+        same_atoms(species, atoms.get_chemical_symbols(), str(path))
+    return found
 
 
 def check(geometries: list[Atoms], plan: LabelPlan) -> None:

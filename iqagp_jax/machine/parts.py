@@ -75,10 +75,14 @@ def _options_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def _same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Which options here are others than there, in words; empty where none is."""
     other = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-    if other:
-        told = "; ".join(f"{name} {theirs.get(name)} there, {mine.get(name)} here" for name in other)
+    return "; ".join(f"{name} {theirs.get(name)} there, {mine.get(name)} here" for name in other)
+
+
+def _same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+    if told := differences(mine, theirs):
         raise ValueError(
             f"expected the options that the parts in {folder} were made with, found others ({told}); give the same, another"
             " output, or delete the folder"

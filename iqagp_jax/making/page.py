@@ -1,7 +1,6 @@
 """What was made: the page and its numbers, from the last verdict, the clock and the model's errors on unseen geometries."""
 
 import json
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
@@ -21,7 +20,7 @@ from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import unseen, validate
 from iqagp_jax.verdict import digest
 from iqagp_jax.verdict.colophon import colophon
-from iqagp_jax.verdict.report import STYLE, note, table
+from iqagp_jax.verdict.report import document, embedded, note, table
 from iqagp_jax.verdict.turning import turning
 
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ def html(told: dict[str, Any], verdict: dict[str, Any], out: Path, minima: list[
             [(name, e["geometries"], e["energy"], e["forces"]) for name, e in told["errors"].items()],
         ),
         "<h2>How it learned</h2>",
-        *(_picture(out / name / "rounds.png") for name in ("cheap", "exam")),
+        *(embedded((out / name / "rounds.png").read_bytes()) for name in ("cheap", "exam")),
         "<h2>What it cost</h2>",
         table(("stage", "minutes"), [(name, seconds / 60) for name, seconds in told["seconds"].items()]),
         table(("labels", "number"), list(told["labels"].items())),
@@ -221,8 +220,7 @@ def html(told: dict[str, Any], verdict: dict[str, Any], out: Path, minima: list[
         f"<pre>{escape(told['made_by']['command'])}\n{escape(next_of(out))}</pre>",
         table(("", ""), told["made_by"].items()),
     ]
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en">{head}' + "\n".join(elements)
+    return document(title, elements)
 
 
 def next_of(out: Path) -> str:
@@ -233,7 +231,3 @@ def next_of(out: Path) -> str:
 
 def _list(sentences: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
-
-
-def _picture(path: Path) -> str:
-    return f'<img alt="" src="data:image/png;base64,{b64encode(path.read_bytes()).decode()}">'

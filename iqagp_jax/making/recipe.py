@@ -13,10 +13,12 @@ from iqagp_jax.labels.plan import LabelPlan
 from iqagp_jax.machine.files import write_atomically
 from iqagp_jax.sampling import SamplingPlan
 from iqagp_jax.verdict import Protocol
+from iqagp_jax.verdict.replicas import BASINS
+from iqagp_jax.verdict.shape import SCANNED
 
 GFN2 = "gfn2-xtb"
 
-KINDS = ("basins", "displaced", "stretched")
+KINDS = (BASINS, "displaced", "stretched")
 """Of starts in the verdicts that teach; the exam begins in the basins."""
 
 FRAMES = 60
@@ -129,7 +131,7 @@ class Recipe:
             frames=-(-FRAMES // len(kinds)),
             reference_replicas=0,
             seed=self.seed,
-            scan_points=5000,
+            scan_points=SCANNED,
             minima=minima,
         )
 
@@ -146,14 +148,14 @@ class Recipe:
         interval = next(each for each in INTERVALS if fs / each <= MOST_FRAMES or each == INTERVALS[-1])
         return Protocol(
             self.temperatures,
-            ("basins",),
+            (BASINS,),
             replicas=replicas,
             time=ceil(fs / interval) * interval / 1000,
             frame_interval=interval,
             frames=frames,
             reference_replicas=0,
             seed=self.seed + 1000,
-            scan_points=5000 if self.is_cheap else 0,
+            scan_points=SCANNED if self.is_cheap else 0,
             minima=minima,
         )
 
@@ -182,6 +184,11 @@ class Clock:
     def left(self) -> float:
         """Seconds, infinite where there is no end; as of the last tick."""
         return float("inf") if self.budget is None else self.budget - self.spent
+
+    @property
+    def taken(self) -> float:
+        """Seconds that the stage has taken, all calls together, as of the last tick."""
+        return self.stages[self._stage]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

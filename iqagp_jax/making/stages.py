@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import write
 
 from iqagp_jax import sampling
 from iqagp_jax.active import learn, least_variance
 from iqagp_jax.data.dataset import DECIMALS, Dataset
-from iqagp_jax.data.extxyz import load_dataset, save_dataset, unlabelled
+from iqagp_jax.data.extxyz import load_dataset, save_dataset, unlabelled, write_frames
 from iqagp_jax.dynamics.metadynamics import choose_variables
 from iqagp_jax.dynamics.record import Run
 from iqagp_jax.families.gp.fit import fit_gp
@@ -37,7 +36,7 @@ from iqagp_jax.families.gp.teach import Fitted
 from iqagp_jax.labels.plan import check, check_state, read_geometries
 from iqagp_jax.machine.files import checksum, clear_unfinished, output_folder, write_atomically
 from iqagp_jax.machine.lock import owned
-from iqagp_jax.machine.parts import kept_in
+from iqagp_jax.machine.parts import differences, kept_in
 from iqagp_jax.machine.progress import in_words
 from iqagp_jax.making.page import write_report
 from iqagp_jax.making.recipe import ROUNDS, Clock, Recipe
@@ -48,6 +47,7 @@ from iqagp_jax.references.xtb import XTB, relabelled, xtb
 from iqagp_jax.system.elements import check_electrons
 from iqagp_jax.system.geometry import proton_transfers, sum_of_radii
 from iqagp_jax.units import KCAL_MOL
+from iqagp_jax.verdict.replicas import as_minima
 from iqagp_jax.verdict.truth import choose_frames
 
 WINDOW = 10.0
@@ -104,7 +104,7 @@ class Making:
                     raise ValueError(f"expected a molecule that GFN2-xTB holds together, found pieces of {recipe.molecule}")
                 if torn := len(found) - len(whole):
                     self.say(f"{torn} of {len(found)} minima are in pieces, and left out")
-                write_frames(path, whole)
+                write_frames(whole, path)
         found = read_geometries(path)
         self.say(f"{len(found)} minima within {WINDOW:g} kcal/mol")
         return found
@@ -133,7 +133,7 @@ class Making:
         if not path.exists():
             with self.clock.stage("cheap model"):
                 model = self._fitted(self.out / "cheap.safetensors", data)
-                protocol = self.recipe.teaching(positions_of(minima), data.species)
+                protocol = self.recipe.teaching(as_minima(minima), data.species)
                 model, _ = self._taught("cheap", model, data, reference, protocol, TEACHING_ROUNDS)
                 save_model(model, path)
         return load_model(path), load_dataset(self.out / "cheap" / "dataset.extxyz")
@@ -147,7 +147,7 @@ class Making:
                 labels = partial(self.reference(learned.species).labels, progress=shown)
                 if not listed.exists():
                     chosen = self._chosen(model, learned)
-                    write_frames(listed, [Atoms(learned.species, positions=r) for r in chosen])
+                    write_frames([Atoms(learned.species, positions=r) for r in chosen], listed)
                 chosen = np.array([atoms.positions for atoms in read_geometries(listed)])
                 labels(chosen[:TIMED])
                 chosen = chosen[: self._affordable()]
@@ -171,7 +171,7 @@ class Making:
         decided = self.out / "first.json"
         if not decided.exists():
             self.clock.tick()
-            each = self.clock.stages["first labels"] / TIMED
+            each = self.clock.taken / TIMED
             n = int(min(self.recipe.first, max(TIMED, self.clock.left / 2 / each)))
             self.say(f"{n} labels by {self.recipe.level} first, {in_words(n * each)}")
             write_atomically(decided, json.dumps(n))
@@ -185,7 +185,7 @@ class Making:
     def exam(self, model: Model, data: Dataset, minima: list[Atoms]) -> tuple[Model, Dataset]:
         """Verdicts by longer runs, and lessons, until one has no flaw, or labels or time are spent."""
         with self.clock.stage("exam"):
-            protocol = self.recipe.exam(positions_of(minima))
+            protocol = self.recipe.exam(as_minima(minima))
             options: dict[str, Any] = {}
             if not self.recipe.is_cheap:
                 each = protocol.frames * len(protocol.temperatures)
@@ -210,13 +210,13 @@ class Making:
         """`active.learn` in a folder of that name, which ends in time for another round."""
         # What comes after the cheap model needs time too.
         share = 1.0 if name == "exam" else TEACHING_SHARE if self.recipe.is_cheap else CHEAP_SHARE
-        stage, judged = "exam" if name == "exam" else "cheap model", False
+        judged = False
 
         def enough(told: list[dict[str, Any]]) -> bool:
             nonlocal judged
             judged = True
             self.clock.tick()
-            taken = self.clock.stages[stage]
+            taken = self.clock.taken
             each, row = taken / len(told), told[-1]
             right = "" if row["right"] is None else f", {row['right']} right"
             error = "" if row["de_median"] is None else f", worst median |dE| {row['de_median']:.2g} kcal/mol"
@@ -330,10 +330,7 @@ def claim(out: Path, recipe: Recipe, starts: list[Atoms]) -> None:
     path, told = out / "recipe.json", json.loads(json.dumps(asdict(recipe)))
     species = " ".join(starts[0].get_chemical_symbols())
     told["geometries"] = checksum(species, {str(k): atoms.positions.round(3) for k, atoms in enumerate(starts)})[:16]
-    if path.exists() and (found := json.loads(path.read_text())) != told:
-        other = "; ".join(
-            f"{name} {found.get(name)} there, {told[name]} here" for name in told if found.get(name) != told[name]
-        )
+    if path.exists() and (other := differences(told, json.loads(path.read_text()))):
         raise ValueError(f"expected the recipe of {path}, found another ({other}); give the same, or another --out")
     write_atomically(path, json.dumps(told, indent=1))
 
@@ -348,17 +345,3 @@ def proton_moved(atoms: Atoms) -> list[Atoms]:
         moved.positions[hydrogen] = moved.positions[acceptor] + radii[hydrogen, acceptor] * away / np.linalg.norm(away)
         found.append(moved)
     return found
-
-
-def positions_of(minima: list[Atoms]) -> tuple:
-    """As a `Protocol` holds them."""
-    return tuple(tuple(map(tuple, atoms.positions.tolist())) for atoms in minima)
-
-
-def write_frames(path: Path, frames: list[Atoms]) -> None:
-    """As extxyz, whole or not at all."""
-    from io import StringIO
-
-    text = StringIO()
-    write(text, frames, format="extxyz")
-    write_atomically(path, text.getvalue())

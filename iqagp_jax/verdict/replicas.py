@@ -1,12 +1,13 @@
 """The runs that a verdict judges: where replicas begin, how they are driven, and what is kept of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
+from ase import Atoms
 
 from iqagp_jax.dynamics import soundness
 from iqagp_jax.dynamics.checks import check_starts, check_temperatures, multiple, require_positive
@@ -29,6 +30,11 @@ BASINS = "basins"
 
 DRAWN = 2
 """Displaced starts drawn for each that is wanted, as the reference may not keep all of them together."""
+
+
+def as_minima(geometries: Sequence[Atoms]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Positions (M, N, 3) of ASE atoms as a `Protocol` holds them."""
+    return tuple(tuple(map(tuple, atoms.positions.tolist())) for atoms in geometries)
 
 
 @dataclass(frozen=True)

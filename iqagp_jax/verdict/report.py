@@ -67,6 +67,11 @@ def html(
         pictures(figures, "warning"),
         *(["<h2>How it was made</h2>", table(("", ""), made_by.items())] if made_by else []),
     ]
+    return document(title, elements)
+
+
+def document(title: str, elements: Iterable[str]) -> str:
+    """A page, one file that opens anywhere, of elements of which the empty ones are left out."""
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en">{head}' + "\n".join(filter(None, elements))
 
@@ -314,7 +319,12 @@ def image(figure: Figure) -> str:
     """A figure as an element of the page."""
     stream = BytesIO()
     figure.savefig(stream, format="png")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    return embedded(stream.getvalue())
+
+
+def embedded(png: bytes) -> str:
+    """A picture as an element of the page."""
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def note(text: str) -> str:

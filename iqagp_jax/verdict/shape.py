@@ -17,7 +17,7 @@ from iqagp_jax.system.system import System
 from iqagp_jax.units import KCAL_MOL
 from iqagp_jax.validation import atom_labels
 from iqagp_jax.verdict.parts import Grade, Part
-from iqagp_jax.verdict.truth import FALSE_BASIN, Spread, two_figures
+from iqagp_jax.verdict.truth import FALSE_BASIN, Spread, columns, two_figures
 
 LENGTHS = np.linspace(0.6, 2.0, 15)
 """Of scanned bonds, in units of the one at rest."""
@@ -35,6 +35,9 @@ REACH = 40.0
 """Energies so far above the minimum are within reach, kcal/mol.
 
 At 1000 K such a barrier is crossed some 10 exp(-E / kT) times per ps, once in 50 microseconds."""
+
+SCANNED = 5000
+"""Geometries of scans that a cheap reference labels at most: all, of molecules of some 80 atoms."""
 
 KINDS = {"bond": "Å", "bend": "°", "torsion": "°", "atom": "Å"}
 """What is scanned, and in which unit."""
@@ -100,10 +103,10 @@ class Scanned:
 
     def as_dict(self) -> dict[str, Any]:
         """A row of ``robustness.json``, in which a depth without end is None beside its place."""
-        spread = {f"de_{key}": getattr(self.de, key, None) for key in ("median", "p95", "max")}
         counted = ("kind", "scans", "geometries", "without_label", "within_reach")
         depth = None if self.deepest is None or np.isinf(self.deepest) else self.deepest
-        return {**{name: getattr(self, name) for name in counted}, **spread, "deepest": depth, "where": self.where}
+        told = {name: getattr(self, name) for name in counted}
+        return {**told, **columns("de", self.de), "deepest": depth, "where": self.where}
 
 
 @dataclass(frozen=True)

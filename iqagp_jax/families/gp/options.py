@@ -11,7 +11,7 @@ from iqagp_jax.families.gp.features import FEATURES
 from iqagp_jax.families.gp.joint import TARGETS
 from iqagp_jax.families.gp.kernels import NAMES as KERNELS
 from iqagp_jax.families.gp.search import Search
-from iqagp_jax.families.options import as_in, check, is_share, option
+from iqagp_jax.families.options import as_in, check, is_share, names_of, option
 
 SOLVERS = ("cholesky", "cg")
 
@@ -46,11 +46,6 @@ def shares_of(text: str) -> float | dict[str, float]:
         return dict(pairs)
     except ValueError:
         raise ValueError(f"expected --noise as 1e-8 or energy=1e-8,forces=1e-6, found {text!r}") from None
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """Names with commas between."""
-    return tuple(name.strip() for name in text.split(","))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from iqagp_jax.families.gp.means import CORE, REPULSIONS
 from iqagp_jax.families.so3krates.neighbours import NearPairs, all_pairs, overflowed
 from iqagp_jax.families.so3krates.network import ELEMENTS, Network, Pairs, smooth
 from iqagp_jax.machine.precision import Array
-from iqagp_jax.potential import Bound, MadeBy, OfOneMolecule, Uncertainty
+from iqagp_jax.potential import Bound, MadeBy, OfOneMolecule, Uncertainty, check_state
 from iqagp_jax.system.elements import check_species, shortened
 from iqagp_jax.system.system import System
 
@@ -80,12 +80,7 @@ class SO3krates:
                 f"expected atoms among the elements {' '.join(self.elements)} that the model learned, found {' '.join(other)}"
                 f" in {shortened(system.species)}; take a model that learned them"
             )
-        level = self.made_by.level
-        if (level.charge, level.spin) != (system.charge, system.spin):
-            raise ValueError(
-                f"expected charge {level.charge} and {level.spin} unpaired electrons, as the potential learned, found"
-                f" {system.charge} and {system.spin}; take a potential of that state"
-            )
+        check_state(self.made_by.level, system)
 
     def bind(self, system: System, dtype: Any = np.float64) -> Bound:
         """With all pairs of a small system without walls, else with a neighbour list; ``dtype`` is that of the network."""

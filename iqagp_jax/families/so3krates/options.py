@@ -7,7 +7,7 @@ import numpy as np
 
 from iqagp_jax.data.dataset import Dataset
 from iqagp_jax.families.gp.means import REPULSIONS
-from iqagp_jax.families.options import check, option
+from iqagp_jax.families.options import check, names_of, option
 from iqagp_jax.families.so3krates.model import NO_REPULSION
 from iqagp_jax.families.so3krates.network import RADIAL_BASES
 from iqagp_jax.machine.progress import in_seconds
@@ -21,11 +21,6 @@ def numbers_of(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise ValueError(f"expected --degrees as 1,2, found {text!r}") from None
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """Names with commas between."""
-    return tuple(name.strip() for name in text.split(","))
 
 
 @dataclass(frozen=True)
